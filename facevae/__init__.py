@@ -1,0 +1,1 @@
+"""Faces over one VAE: train, reconstruct, sample, morph, arith."""

@@ -1,0 +1,246 @@
+"""One `.safetensors` file is one model; another is a run's state, from which it goes on.
+
+A model file holds weights, configuration, framing, prior, attribute directions and provenance,
+and is read without executing anything. Metadata are JSON strings; tensors are `vae.*`, `prior.*`,
+`directions` (A, D) and `latents.mean`, `latents.spread` (D,).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from facevae.attributes import Attribute
+from facevae.config import ModelConfig, PriorConfig
+from facevae.errors import FacevaeError, ModelError
+from facevae.files import replacing
+from facevae.model import VAE
+from facevae.prior import NormalPrior, Prior, build_prior
+
+FORMAT = 1  # raised when a reader of the old format could not read the new one
+_KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
+
+
+@dataclass
+class Bundle:
+    """All that inference needs. `framing` maps `left_eye` and `right_eye` (as seen in the picture)
+    to [x, y] in units of the model's square, or is None where it is not known.
+    """
+
+    config: ModelConfig
+    vae: VAE
+    prior: Prior
+    prior_config: PriorConfig
+    latent_mean: Tensor
+    latent_spread: Tensor
+    framing: dict[str, list[float]] | None = None
+    attributes: list[Attribute] = field(default_factory=list)
+    directions: Tensor | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def untrained(cls, config: ModelConfig) -> "Bundle":
+        """Fresh weights with the prior N(0, I)."""
+        zeros, ones = torch.zeros(config.latent_dim), torch.ones(config.latent_dim)
+        return cls(config, VAE(config).eval(), NormalPrior(), PriorConfig(), zeros, ones)
+
+    def to(self, device: torch.device) -> "Bundle":
+        """The same model on `device`, in place."""
+        self.vae.to(device)
+        self.prior.to(device)
+        self.latent_mean = self.latent_mean.to(device)
+        self.latent_spread = self.latent_spread.to(device)
+        self.directions = None if self.directions is None else self.directions.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.latent_mean.device
+
+
+def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
+    """Write the model atomically; `half` stores float16, half the bytes, faces alike to 1/255."""
+    tensors = {
+        **{f"vae.{name}": t for name, t in bundle.vae.state_dict().items()},
+        **{f"prior.{name}": t for name, t in bundle.prior.state_dict().items()},
+        "latents.mean": bundle.latent_mean,
+        "latents.spread": bundle.latent_spread,
+    }
+    if bundle.directions is not None:
+        tensors["directions"] = bundle.directions
+    metadata = {
+        "format": FORMAT,
+        "config": bundle.config.to_dict(),
+        "prior": bundle.prior_config.to_dict(),
+        "framing": bundle.framing,
+        "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
+        "provenance": bundle.provenance,
+    }
+    stored = {
+        name: t.detach().to("cpu", torch.float16 if half and t.is_floating_point() else t.dtype)
+        for name, t in tensors.items()
+    }
+    _write(path, stored, metadata)
+
+
+def load(path: Path) -> Bundle:
+    """Read a model, on the CPU and in float32. Raises `ModelError` for anything but a sound one.
+
+    Memory stays near the file's size: the shapes that the configuration calls for are compared
+    with those in the file before anything is allocated.
+    """
+    with _opened(path) as file:
+        metadata = _metadata(path, file.metadata())
+        try:
+            config = ModelConfig.from_dict(metadata["config"])
+            prior_config = PriorConfig.from_dict(metadata["prior"])
+            attributes = [Attribute(**values) for values in metadata["attributes"]]
+            framing = _check_framing(metadata["framing"])
+            if not isinstance(metadata["provenance"], dict):
+                raise TypeError("provenance is no object")  # noqa: TRY301 - one place names the file
+        except (FacevaeError, TypeError, ValueError) as error:
+            msg = f"{path}: its metadata are not sound ({error}); get or train it again"
+            raise ModelError(msg) from error
+        with torch.device("meta"):
+            vae, prior = VAE(config), build_prior(prior_config, config.latent_dim)
+        expected: dict[str, tuple[int, ...]] = {
+            **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
+            **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
+            "latents.mean": (config.latent_dim,),
+            "latents.spread": (config.latent_dim,),
+        }
+        if attributes:
+            expected["directions"] = (len(attributes), config.latent_dim)
+        tensors = _read_expected(path, file, expected)
+    _assign(vae, tensors, "vae.")
+    # buffers that are not stored are computed anew, off the meta device
+    prior = build_prior(prior_config, config.latent_dim)
+    _assign(prior, tensors, "prior.")
+    return Bundle(
+        config,
+        vae.eval(),
+        prior.eval(),
+        prior_config,
+        tensors["latents.mean"],
+        tensors["latents.spread"],
+        framing,
+        attributes,
+        tensors.get("directions"),
+        metadata["provenance"],
+    )
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a run's state atomically."""
+    stored = {name: t.detach().cpu() for name, t in tensors.items()}
+    _write(path, stored, {"format": FORMAT, **metadata})
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The inverse of `save_state`. Raises `ModelError`."""
+    with _opened(path) as file:
+        metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    # clones, since safetensors refuses tensors that share memory
+    cloned = {name: t.contiguous().clone() for name, t in tensors.items()}
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    with replacing(path) as temporary:
+        save_file(cloned, temporary, metadata=texts)
+
+
+class _opened:  # noqa: N801 - used as a function
+    """`safe_open` whose errors are one line that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:  # noqa: ANN401 - safetensors has no type for it
+        if not self.path.is_file():
+            msg = f"{self.path}: no such model file"
+            raise ModelError(msg)
+        with self.path.open("rb") as file:
+            start = file.read(2)
+        if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            msg = f"{self.path}: a pickle (.pt, .pth, .ckpt), which can run code; facevae never loads one"
+            raise ModelError(msg)
+        try:
+            self._file = safe_open(self.path, framework="pt")
+            return self._file.__enter__()
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self._file.__exit__(kind, error, trace)
+        if isinstance(error, SafetensorError | ValueError | RuntimeError | OverflowError):
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ModelError:
+        return ModelError(f"{self.path}: not a sound safetensors file ({error})")
+
+
+def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
+    texts = texts or {}
+    if "format" not in texts or "config" not in texts:
+        msg = f"{path}: a safetensors file, but not a facevae model; train one with `facevae train`"
+        raise ModelError(msg)
+    try:
+        metadata = {key: json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError) as error:
+        msg = f"{path}: its metadata are not JSON ({error})"
+        raise ModelError(msg) from error
+    if metadata["format"] != FORMAT:
+        msg = f"{path}: bundle format {metadata['format']}, this facevae reads {FORMAT}; upgrade facevae"
+        raise ModelError(msg)
+    if missing := [key for key in _KEYS if key not in metadata]:
+        msg = f"{path}: no {', '.join(missing)} in its metadata"
+        raise ModelError(msg)
+    return metadata
+
+
+def _check_framing(framing: object) -> dict[str, list[float]] | None:
+    if framing is None:
+        return None
+    if not isinstance(framing, dict) or set(framing) != {"left_eye", "right_eye"}:
+        raise TypeError("framing needs left_eye and right_eye")
+    return {eye: [float(x), float(y)] for eye, (x, y) in framing.items()}
+
+
+def _read_expected(
+    path: Path, file: Any, expected: Mapping[str, tuple[int, ...]]  # noqa: ANN401
+) -> dict[str, Tensor]:
+    names = set(file.keys())
+    if problem := expected.keys() ^ names:
+        which = "missing" if problem - names else "not known"
+        msg = f"{path}: tensor {min(problem)} is {which}"
+        raise ModelError(msg)
+    tensors = {}
+    for name, shape in expected.items():
+        found = tuple(file.get_slice(name).get_shape())
+        if found != shape:
+            msg = f"{path}: tensor {name} has shape {found}, its configuration calls for {shape}"
+            raise ModelError(msg)
+        tensor = file.get_tensor(name)
+        if not tensor.is_floating_point():
+            tensors[name] = tensor
+            continue
+        tensors[name] = tensor.float()
+        if not tensors[name].isfinite().all():
+            msg = f"{path}: tensor {name} holds numbers that are not finite"
+            raise ModelError(msg)
+    return tensors
+
+
+def _assign(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    part = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    module.load_state_dict(part, assign=True)

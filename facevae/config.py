@@ -1,0 +1,175 @@
+"""What a model and a run are made of: frozen values, checked when made, and the presets."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from facevae.errors import UsageError
+
+Prior = Literal["flow", "gaussian", "normal"]
+SIZES = (32, 64, 128, 256)
+MAX_LATENT_DIM = 8192
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UsageError(message)
+
+
+def _is_count(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A frozen value that goes to and from JSON by its own field names."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self:
+        """The inverse of `to_dict`. Raises `UsageError` for missing, unknown or bad fields."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            msg = f"{cls.__name__} needs exactly the fields {', '.join(sorted(names))}"
+            raise UsageError(msg)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Record):
+    """The network. `size` is in pixels; `filters` are the encoder's channels, outermost first."""
+
+    size: int = 128
+    latent_dim: int = 200
+    filters: tuple[int, ...] = (32, 64, 64, 64)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built from."""
+        _require(self.size in SIZES, f"--size {self.size}: must be one of {SIZES}")
+        _require(
+            _is_count(self.latent_dim, 1, MAX_LATENT_DIM),
+            f"--latent-dim {self.latent_dim}: must be 1 to {MAX_LATENT_DIM}",
+        )
+        _require(
+            isinstance(self.filters, tuple)
+            and 1 <= len(self.filters) <= int(math.log2(self.size))
+            and all(_is_count(f, 1, 4096) for f in self.filters),
+            f"filters {self.filters}: needs 1 to {int(math.log2(self.size))} counts of 1 to 4096",
+        )
+        _require(
+            _is_real(self.dropout) and 0 <= self.dropout < 1,
+            f"--dropout {self.dropout}: must be at least 0 and less than 1",
+        )
+
+    @property
+    def num_pixels(self) -> int:
+        """Numbers in one image: 3 · size · size."""
+        return 3 * self.size * self.size
+
+
+@dataclass(frozen=True)
+class PriorConfig(_Record):
+    """What the latents are distributed like: `width` and `blocks` are a flow's, else 0."""
+
+    kind: Prior = "normal"
+    width: int = 0
+    blocks: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no prior can be built from."""
+        _require(self.kind in get_args(Prior), f"prior {self.kind}: must be one of {get_args(Prior)}")
+        low = int(self.kind == "flow")
+        _require(_is_count(self.width, low, 8192), f"prior width {self.width}: out of range")
+        _require(_is_count(self.blocks, low, 64), f"prior blocks {self.blocks}: out of range")
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Record):
+    """The training. `r_loss_factor` None is the calibrated likelihood (`--r-loss-factor auto`).
+
+    `ema_images` is the half-life of the averaged weights in images, 0 for none; `prior_epochs`
+    counts passes over the latents when a flow is fitted.
+    """
+
+    epochs: int = 30
+    batch_size: int = 150
+    learning_rate: float = 5e-4
+    r_loss_factor: float | None = None
+    prior: Prior = "flow"
+    prior_epochs: int = 100
+    prior_width: int = 768
+    prior_blocks: int = 4
+    ema_images: int = 50_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can be made of."""
+        for option, value, low in (
+            ("--epochs", self.epochs, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--prior-epochs", self.prior_epochs, 1),
+            ("prior_width", self.prior_width, 1),
+            ("prior_blocks", self.prior_blocks, 1),
+            ("--ema-images", self.ema_images, 0),
+            ("--seed", self.seed, 0),
+        ):
+            _require(_is_count(value, low, 2**62), f"{option} {value}: must be at least {low}")
+        _require(
+            _is_real(self.learning_rate) and self.learning_rate > 0,
+            f"--learning-rate {self.learning_rate}: must be more than 0",
+        )
+        _require(
+            self.r_loss_factor is None or (_is_real(self.r_loss_factor) and self.r_loss_factor > 0),
+            f"--r-loss-factor {self.r_loss_factor}: must be more than 0, or auto",
+        )
+        _require(
+            self.prior in get_args(Prior),
+            f"--prior {self.prior}: must be one of {', '.join(get_args(Prior))}",
+        )
+
+    @property
+    def prior_config(self) -> PriorConfig:
+        """The prior that this training ends with."""
+        if self.prior != "flow":
+            return PriorConfig(self.prior)
+        return PriorConfig("flow", self.prior_width, self.prior_blocks)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network and a training that belong together, and a line on what they are for."""
+
+    model: ModelConfig
+    train: TrainConfig
+    summary: str
+
+
+PRESETS = {
+    "base": Preset(
+        ModelConfig(),
+        TrainConfig(),
+        "the paper's network with a calibrated likelihood and a fitted flow prior",
+    ),
+    "paper": Preset(
+        ModelConfig(),
+        TrainConfig(r_loss_factor=10_000.0, prior="normal", ema_images=0),
+        "the paper as it stands: r_loss_factor 10,000 and the prior N(0, I)",
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name. Raises `UsageError`."""
+    if name not in PRESETS:
+        msg = f"--preset {name}: must be one of {', '.join(PRESETS)}"
+        raise UsageError(msg)
+    return PRESETS[name]

@@ -1,0 +1,97 @@
+"""What users see: results on stdout, talk and progress on stderr. The only module that uses rich."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+_SECONDS_A_LINE = 30.0
+
+
+class Console:
+    """Talks to the user; `quiet` leaves only warnings, errors and results, `as_json` one object."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self._rich = RichConsole(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = 0.0
+
+    def say(self, text: str) -> None:
+        """A line for people, on stderr."""
+        if not self.quiet:
+            self._rich.print(Text(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A line that `quiet` does not silence, on stderr."""
+        self._rich.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+    def error(self, text: str) -> None:
+        """The one line that a failed command ends with, on stderr."""
+        self.close()
+        self._rich.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+
+    def result(self, lines: Sequence[object], values: Mapping[str, Any]) -> None:
+        """The command's result on stdout: `lines`, or `values` as one JSON object."""
+        self.close()
+        if self.as_json:
+            sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.flush()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table on stdout; columns of numbers stand to the right."""
+        self.close()
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for i, column in enumerate(columns):
+            is_number = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+            table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(f"{v:,.4g}" if isinstance(v, float) else str(v)) for v in row))
+        RichConsole(highlight=False).print(table)
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:
+        """A bar on a terminal; elsewhere a line now and then."""
+        if self.quiet:
+            return
+        if not self._rich.is_terminal:
+            now = time.monotonic()
+            if now - self._last_line > _SECONDS_A_LINE or done == total:
+                self._last_line = now
+                self.say(f"{task}: {done:,} of {total:,}  {note}".rstrip())
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._rich,
+            )
+            self._progress.start()
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(task, note=note)
+        self._progress.update(self._tasks[task], completed=done, total=total, note=note)
+
+    def close(self) -> None:
+        """Take down the bars, so that what follows stands below them."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+            self._tasks = {}

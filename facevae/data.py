@@ -1,0 +1,367 @@
+"""A folder, files or tar shards of faces → a cache of pixels → batches."""
+
+import os
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from facevae.errors import DataError, ImageError
+from facevae.files import cache_folder, digest, locked, read_json, size_bytes, write_json
+from facevae.images import SUFFIXES, Pixels, from_pixels, load_square
+from facevae.runtime import free_bytes, generator
+
+Rows = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of its parts are done, and how many there are."""
+
+HELD_OUT_ONE_IN = 12
+_LAYOUT = 1  # of a cache folder; a change of how pixels are made or stored makes another key
+_PENDING, _READ, _SKIPPED = 0, 1, 2
+_ROW = np.dtype([("status", "u1"), ("digest", "S16")])
+_CHUNK = 64
+
+
+# ---------------------------------------------------------------- finding pictures
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: a file, or `size` bytes from `offset` in a tar shard."""
+
+    name: str
+    path: Path
+    offset: int | None = None
+    size: int = 0
+
+    @property
+    def stem(self) -> str:
+        """What labels and the held-out split know it by: its own name without a suffix."""
+        return PurePosixPath(self.name.replace("\\", "/")).stem
+
+    def open(self) -> BinaryIO:
+        """Its bytes, as an open file."""
+        if self.offset is None:
+            return self.path.open("rb")
+        with self.path.open("rb") as shard:
+            shard.seek(self.offset)
+            return BytesIO(shard.read(self.size))
+
+
+def find_files(sources: Iterable[Path]) -> list[Path]:
+    """Every picture and tar shard that the sources name: folders are searched, files are taken.
+
+    Hidden files and links that lead back into themselves are passed over. Raises `DataError`.
+    """
+    found: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            found += sorted(_walk(source, set()))
+        elif source.is_file():
+            found.append(source)
+        else:
+            msg = f"{source}: no such folder, picture or tar shard"
+            raise DataError(msg)
+    # a file that two sources name counts once
+    return list({os.path.abspath(path): path for path in found}.values())  # noqa: PTH100 - keeps links
+
+
+def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in visited:
+        return
+    visited.add(identity)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), visited)
+            elif Path(entry.name).suffix.lower() in SUFFIXES | {".tar"} and entry.is_file():
+                yield Path(entry.path)
+
+
+def list_pictures(files: Iterable[Path]) -> list[Picture]:
+    """The pictures in `files`, tar shards opened up, in an order that only names decide."""
+    pictures: list[Picture] = []
+    for path in files:
+        if path.suffix.lower() == ".tar":
+            pictures += _tar_members(path)
+        else:
+            pictures.append(Picture(str(path), path))
+    return sorted(pictures, key=lambda p: (p.stem, PurePosixPath(p.name).name, p.name))
+
+
+def _tar_members(path: Path) -> Iterator[Picture]:
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                name = PurePosixPath(member.name)
+                is_picture = name.suffix.lower() in SUFFIXES and not name.name.startswith(".")
+                if member.isfile() and is_picture:
+                    yield Picture(f"{path}:{member.name}", path, member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        msg = f"{path}: cannot be read as an uncompressed tar shard ({error})"
+        raise DataError(msg) from error
+
+
+# ---------------------------------------------------------------- the cache
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Converted faces: `pixels` (N, size, size, 3) is mapped from the cache, not loaded."""
+
+    pixels: Pixels
+    stems: list[str]
+    train: Rows
+    held_out: Rows
+    skipped: list[str]
+    fingerprint: str
+
+    @property
+    def size(self) -> int:
+        """Side of the faces in pixels."""
+        return int(self.pixels.shape[1])
+
+
+def is_held_out(stem: str) -> bool:
+    """Whether a face of this name never trains anything: one in twelve, wherever it is stored."""
+    return int(digest(stem)[:15], 16) % HELD_OUT_ONE_IN == 0
+
+
+def faces_cache(cache: Path | None = None) -> Path:
+    """The folder that holds converted data sets."""
+    return (cache or cache_folder()) / "faces"
+
+
+def load_faces(
+    sources: list[Path],
+    size: int,
+    *,
+    cache: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Faces:
+    """The faces in `sources` at `size` pixels, converted now or before.
+
+    Each picture's largest centred square is scaled to `size`. What cannot be read is left out and
+    listed in `skipped`. An interrupted conversion goes on where it stopped. Raises `DataError`
+    when there is nothing to train on.
+    """
+    files = find_files(sources)
+    if not files:
+        named = ", ".join(map(str, sources))
+        msg = f"{named}: no pictures in there; name a folder of PNG, JPEG or WebP files, or .tar shards"
+        raise DataError(msg)
+    folder = faces_cache(cache) / _cache_key(files, size)
+    index_path = folder / "index.json"
+    if not index_path.exists():
+        with locked(folder, "this cache"):
+            if not index_path.exists():
+                _convert(files, size, folder, progress)
+    index = read_json(index_path)
+    # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
+    pixels = np.load(folder / "pixels.npy", mmap_mode="c")
+    return _split(pixels, index)
+
+
+def _cache_key(files: list[Path], size: int) -> str:
+    parts = [f"{_LAYOUT} {size}"]
+    for path in files:
+        status = path.stat()
+        parts.append(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}")  # noqa: PTH100
+    return digest(*parts)[:20]
+
+
+def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> None:
+    """Fill `folder`: rows of pixels first, then their status, then the index that completes it."""
+    pictures = list_pictures(files)
+    if not pictures:
+        msg = f"{', '.join(map(str, files))}: no pictures in there"
+        raise DataError(msg)
+    pixels = _open_rows(folder / "pixels.npy", np.dtype(np.uint8), (len(pictures), size, size, 3))
+    rows = _open_rows(folder / "rows.npy", _ROW, (len(pictures),))
+    pending = np.flatnonzero(rows["status"] == _PENDING)
+    reasons: dict[int, str] = {}
+    done = len(pictures) - len(pending)
+    # A picture that was skipped before is tried again, so that its reason is known.
+    pending = np.concatenate([pending, np.flatnonzero(rows["status"] == _SKIPPED)])
+
+    def convert(chunk: Rows) -> list[tuple[int, int, bytes]]:
+        results = []
+        for row in chunk.tolist():
+            try:
+                with pictures[row].open() as file:
+                    pixels[row] = load_square(file, size, pictures[row].name)
+                status, mark = _READ, digest(pixels[row].tobytes())[:16].encode()
+            except (ImageError, OSError) as error:
+                reasons[row] = str(error)
+                status, mark = _SKIPPED, b""
+            results.append((row, status, mark))
+        return results
+
+    # Pillow decodes and scales outside the interpreter's lock: threads use every core.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        chunks = [pending[i : i + _CHUNK] for i in range(0, len(pending), _CHUNK)]
+        try:
+            for results in pool.map(convert, chunks):
+                for row, status, mark in results:
+                    rows[row] = (status, mark)
+                done = min(done + len(results), len(pictures))
+                progress("Converting", done, len(pictures))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    pixels.flush()
+    kept = rows["status"] == _READ
+    if not kept.any():
+        first = next(iter(reasons.values()))
+        msg = f"none of the {len(pictures)} pictures can be read; the first: {first}"
+        raise DataError(msg)
+    marks = sorted(
+        f"{p.stem} {m.decode()}"
+        for p, m, k in zip(pictures, rows["digest"], kept, strict=True)
+        if k
+    )
+    index = {
+        "sources": sorted({str(p.path if p.offset is not None else p.path.parent) for p in pictures}),
+        "size": size,
+        "created": time.time(),
+        "fingerprint": digest(*marks)[:16],
+        "stems": [p.stem for p in pictures],
+        "skipped": [reasons[row] for row in sorted(reasons)],
+        "skipped_rows": sorted(reasons),
+    }
+    write_json(folder / "index.json", index)
+
+
+def _open_rows(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A mapped array of zeros, or the one that an interrupted conversion left."""
+    if path.exists():
+        try:
+            array = np.load(path, mmap_mode="r+")
+            if array.dtype == dtype and array.shape == shape:
+                return array
+        except (ValueError, OSError, EOFError):
+            pass  # cut off while being made: it is made again
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _split(pixels: Pixels, index: dict[str, Any]) -> Faces:
+    stems: list[str] = index["stems"]
+    kept = np.setdiff1d(np.arange(len(stems)), index["skipped_rows"])
+    held = np.array([is_held_out(stems[row]) for row in kept])
+    if len(kept) == 1:
+        msg = "only one face can be read; training needs at least two, one of them held out"
+        raise DataError(msg)
+    if not held.any() or held.all():
+        # too few faces for chance: the one whose name hashes lowest is held out
+        lowest = min(range(len(kept)), key=lambda i: digest(stems[kept[i]]))
+        held = np.arange(len(kept)) == lowest
+    return Faces(
+        pixels, stems, kept[~held], kept[held], index["skipped"], str(index["fingerprint"])
+    )
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One converted data set in the cache; `sources` is empty while it is unfinished."""
+
+    key: str
+    folder: Path
+    sources: list[str]
+    size: int
+    num_faces: int
+    num_bytes: int
+    created: float
+
+
+def list_cache(cache: Path | None = None) -> list[CacheEntry]:
+    """The converted data sets in the cache, the oldest first."""
+    entries = []
+    root = faces_cache(cache)
+    for folder in root.iterdir() if root.is_dir() else ():
+        if not folder.is_dir():
+            continue
+        index = read_json(folder / "index.json") if (folder / "index.json").exists() else {}
+        entries.append(
+            CacheEntry(
+                folder.name,
+                folder,
+                index.get("sources", []),
+                index.get("size", 0),
+                len(index.get("stems", [])) - len(index.get("skipped", [])),
+                size_bytes(folder),
+                index.get("created", folder.stat().st_mtime),
+            )
+        )
+    return sorted(entries, key=lambda e: e.created)
+
+
+# ---------------------------------------------------------------- batches
+
+
+class Batches:
+    """An endless, start-indexed stream of training batches: batch `step` depends on nothing else.
+
+    The stream is one shuffled pass after another, cut into batches without regard to where a
+    pass ends. Faces live on a GPU as uint8 where they fit in half of its free memory.
+    """
+
+    def __init__(self, faces: Faces, batch_size: int, seed: int, device: torch.device) -> None:
+        self.size = min(batch_size, len(faces.train))
+        self.num_faces = len(faces.train)
+        self.seed, self.device = seed, device
+        self._rows = torch.from_numpy(faces.train)
+        self._pixels = torch.from_numpy(faces.pixels)
+        self._orders: dict[int, Tensor] = {}
+        if device.type == "cuda" and self._pixels.numel() < free_bytes(device) / 2:
+            self._pixels = self._pixels.to(device)
+
+    def __call__(self, step: int) -> Tensor:
+        """Batch number `step`: images (B, 3, size, size) on the device, half of them mirrored."""
+        positions = range(step * self.size, (step + 1) * self.size)
+        first, last = positions[0] // self.num_faces, positions[-1] // self.num_faces
+        stream = torch.cat([self._order(epoch) for epoch in range(first, last + 1)])
+        begin = positions[0] - first * self.num_faces
+        rows = stream[begin : begin + self.size]
+        pixels = self._pixels[rows.to(self._pixels.device)].to(self.device, non_blocking=True)
+        mirrored = torch.rand(self.size, generator=generator(self.seed, 1, step)) < 0.5
+        return mirror(from_pixels(pixels), mirrored.to(self.device))
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            draw = generator(self.seed, 0, epoch)
+            shuffled = self._rows[torch.randperm(self.num_faces, generator=draw)]
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = shuffled
+        return self._orders[epoch]
+
+
+def mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    """Flip left and right those images (B, 3, H, W) whose entry in `chosen` (B,) is true."""
+    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def batches_of(
+    faces: Faces, rows: Rows, device: torch.device, *, mirrored: bool = False, size: int = 128
+) -> Iterator[Tensor]:
+    """The faces at `rows` in order, as images (≤ size, 3, H, W) on `device`.
+
+    With `mirrored`, each batch is followed by its mirror images.
+    """
+    for start in range(0, len(rows), size):
+        images = from_pixels(torch.from_numpy(faces.pixels[rows[start : start + size]]).to(device))
+        yield images
+        if mirrored:
+            yield images.flip(-1)

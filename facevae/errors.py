@@ -1,0 +1,29 @@
+"""What a user can cause, and the exit code that each kind ends with."""
+
+
+class FacevaeError(Exception):
+    """An expected failure: one line that says what, where and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(FacevaeError):
+    """An option or argument that cannot be meant: refused before any work."""
+
+    exit_code = 2
+
+
+class ImageError(FacevaeError):
+    """An image that cannot be read."""
+
+
+class ModelError(FacevaeError):
+    """A model that cannot be found, or a file that is not a sound model."""
+
+
+class DataError(FacevaeError):
+    """Training data or labels that cannot be used."""
+
+
+class RunError(FacevaeError):
+    """A run folder that cannot be started, resumed or extended as asked."""

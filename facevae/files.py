@@ -1,0 +1,147 @@
+"""Files that appear whole or not at all, and that never replace another by accident."""
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from facevae.errors import FacevaeError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes `path`'s place atomically.
+
+    The temporary name keeps the suffix, so that writers that choose a format by it still do.
+    Missing parent folders are made. On failure `path` is as it was and nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Read a JSON file; a damaged one is a `FacevaeError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        msg = f"{path}: cannot be read as JSON ({error}); restore it or remove it"
+        raise FacevaeError(msg) from error
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of `name-1`, `name-2`, … beside it that does not exist yet."""
+    numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(1))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+def distinct_names(paths: list[str]) -> list[str]:
+    """A file stem for each path; equal stems from different places are told apart by a number.
+
+    >>> distinct_names(["a/face.png", "b/face.jpg", "c/other.png"])
+    ['face', 'face-2', 'other']
+    """
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        stem = Path(path).stem or "face"
+        candidates = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+        # compared without case, since some file systems hold a.png and A.png to be one file
+        name = next(c for c in candidates if c.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 of the parts as 64 hex digits; the parts' boundaries count."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` for this process alone; the system frees it when the process ends, however.
+
+    Raises `FacevaeError` at once when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+b") as handle:
+        try:
+            _lock(handle.fileno())
+        except OSError as error:
+            msg = f"{folder}: {what} is in use by another facevae; wait for it or stop it"
+            raise FacevaeError(msg) from error
+        yield
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def cache_folder() -> Path:
+    """Where facevae keeps what it can make again: `FACEVAE_CACHE`, or the platform's own place."""
+    if chosen := os.environ.get("FACEVAE_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "facevae"
+
+
+def size_bytes(folder: Path) -> int:
+    """The sum of the sizes of the files in `folder` and below."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total

@@ -1,0 +1,214 @@
+"""Pictures in and out: the only module that knows a pixel is 0…255.
+
+`pixels` are uint8 (…, H, W, 3) in sRGB; `images` are float32 (…, 3, H, W) in [0, 1].
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageCms, ImageOps
+from torch import Tensor
+
+from facevae.errors import ImageError, UsageError
+from facevae.files import replacing
+
+Pixels = npt.NDArray[np.uint8]
+
+# what training folders are searched for; a file named outright may be anything Pillow reads
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+)
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
+VIDEO_SUFFIXES = (".mp4",)
+
+_MATTE = (255, 255, 255)  # transparent parts show white, as on a page
+_SRGB = ImageCms.createProfile("sRGB")
+
+
+def from_pixels(pixels: Pixels | Tensor) -> Tensor:
+    """uint8 (…, H, W, 3) in 0…255 → float32 (…, 3, H, W) in [0, 1]."""
+    return torch.as_tensor(pixels).movedim(-1, -3).float() / 255
+
+
+def to_pixels(images: Tensor) -> Pixels:
+    """float (…, 3, H, W) in [0, 1] → uint8 (…, H, W, 3) in 0…255; what lies outside is clipped."""
+    levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_square(source: Path | BinaryIO, size: int, name: str | None = None) -> Pixels:
+    """The largest centred square of a picture, (size, size, 3), upright, in sRGB.
+
+    `source` is a path or an open binary file. Orientation tags, colour profiles, greyscale,
+    palettes, transparency, CMYK and 16-bit greys are honoured; of an animation the first frame
+    is taken. Raises `ImageError` with `name` (by default the path) for anything unreadable.
+    """
+    name = name or str(source)
+    with _readable(name), Image.open(source) as image:
+        # a JPEG is decoded at a fraction of its size where that still leaves enough pixels
+        image.draft("RGB", (2 * size, 2 * size))
+        rgb = _to_srgb(ImageOps.exif_transpose(image))
+        side = min(rgb.size)
+        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+        box = (left, top, left + side, top + side)
+        square = rgb.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+        return np.asarray(square)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into one `ImageError` that names the picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large or oddly tagged pictures, which are fine
+            yield
+    except FileNotFoundError as error:
+        msg = f"{name}: no such file"
+        raise ImageError(msg) from error
+    except IsADirectoryError as error:
+        msg = f"{name}: is a folder, not a picture"
+        raise ImageError(msg) from error
+    except Image.DecompressionBombError as error:
+        msg = f"{name}: too many pixels to be a photograph; scale it down first"
+        raise ImageError(msg) from error
+    except Exception as error:  # decoders raise nearly every kind there is on damaged files
+        known = isinstance(error, Image.UnidentifiedImageError)
+        reason = "not a picture that can be read" if known else f"damaged picture ({error})"
+        msg = f"{name}: {reason}"
+        raise ImageError(msg) from error
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Any mode Pillow knows → RGB as a screen shows it."""
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bit_grey(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        matte = Image.new("RGBA", layer.size, (*_MATTE, 255))
+        image = Image.alpha_composite(matte, layer)
+        return image.convert("RGB")
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
+                return converted if converted is not None else image.convert("RGB")
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a profile that cannot be used is as good as none
+    return image.convert("RGB")
+
+
+def _eight_bit_grey(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit or float grey → 8-bit grey, by the least full scale that holds its values."""
+    values = np.asarray(image, dtype=np.float64)
+    top = np.nanmax(values, initial=0)
+    if image.mode.startswith("I;16"):
+        scale = 65535.0
+    else:
+        scale = next((s for s in (1.0, 255.0, 65535.0) if top <= s), float(top))
+    levels = np.nan_to_num(values).clip(0, scale) * (255 / scale)
+    return Image.fromarray(levels.round().astype(np.uint8))
+
+
+# ---------------------------------------------------------------- arranging
+
+
+def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
+    """Pictures (N, H, W, 3) in rows from the top left, as near a square as N allows."""
+    count, height, width, _ = pixels.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    sheet = np.full(shape, _MATTE, dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
+
+
+# ---------------------------------------------------------------- writing
+
+
+def check_suffix(path: Path, suffixes: Sequence[str] = STILL_SUFFIXES) -> None:
+    """Raise `UsageError` unless `path` ends in one of `suffixes`."""
+    if path.suffix.lower() not in suffixes:
+        msg = f"{path}: cannot write '{path.suffix}'; use one of {', '.join(suffixes)}"
+        raise UsageError(msg)
+
+
+def save_picture(path: Path, pixels: Pixels) -> None:
+    """Write (H, W, 3) in the format that the suffix names, atomically. Raises `UsageError`."""
+    check_suffix(path)
+    options = {".webp": {"lossless": True}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}}
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, **options.get(path.suffix.lower(), {}))
+
+
+def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None:
+    """Write (N, H, W, 3) as an endless GIF, WebP or PNG animation or an MP4, atomically.
+
+    Raises `UsageError` for another suffix, or for `.mp4` without the `video` extra.
+    """
+    check_suffix(path, (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES))
+    suffix = path.suffix.lower()
+    with replacing(path) as temporary:
+        if suffix in VIDEO_SUFFIXES:
+            _encode_video(temporary, frames, frames_per_second)
+            return
+        pictures = [Image.fromarray(frame) for frame in frames]
+        options: dict[str, Any] = {"quality": 90} if suffix == ".webp" else {}
+        if suffix == ".gif":
+            # one palette for all frames, from all of them, so that colours do not flicker
+            palette = Image.fromarray(grid(frames)).quantize(256)
+            pictures = [p.quantize(palette=palette) for p in pictures]
+            options = {"optimize": False, "disposal": 1}
+        duration = round(1000 / frames_per_second)
+        pictures[0].save(
+            temporary,
+            save_all=True,
+            append_images=pictures[1:],
+            duration=duration,
+            loop=0,
+            **options,
+        )
+
+
+def require_video() -> None:
+    """Raise `UsageError` where MP4 cannot be written."""
+    try:
+        import av  # noqa: F401, PLC0415 - an extra, asked for only when used
+    except ImportError as error:
+        msg = "MP4 needs the extra 'video': pip install 'facevae[video]', or name a .gif or .webp"
+        raise UsageError(msg) from error
+
+
+def _encode_video(path: Path, frames: Pixels, frames_per_second: float) -> None:
+    require_video()
+    from fractions import Fraction  # noqa: PLC0415
+
+    import av  # noqa: PLC0415 - an extra
+
+    height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # 4:2:0 takes even sides
+    with av.open(str(path), "w", format="mp4") as container:
+        rate = Fraction(frames_per_second).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "18"}
+        for frame in frames:
+            picture = np.ascontiguousarray(frame[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,91 @@
+"""What one does with a trained VAE: posteriors, decoding, samples, paths and arithmetic."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from facevae.bundle import Bundle
+from facevae.model import VAE
+from facevae.prior import sample_latents
+from facevae.runtime import exact, face_noise
+
+PathKind = Literal["slerp", "lerp"]
+
+
+def posteriors(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Means and log-variances, each (N, D), of batches of images (B, 3, size, size) in [0, 1]."""
+    with exact():
+        pairs = [vae.encode(images) for images in batches]
+        means, logvars = zip(*pairs, strict=True)
+        return torch.cat(means), torch.cat(logvars)
+
+
+def decode(vae: VAE, latents: Tensor, chunk: int = 64) -> Tensor:
+    """Images (N, 3, size, size) in [0, 1], on the CPU, of latents (N, D)."""
+    with exact():
+        device = next(vae.parameters()).device
+        parts = [vae.decode(part.to(device)).cpu() for part in latents.split(chunk)]
+        size = vae.config.size
+        return torch.cat(parts) if parts else torch.empty(0, 3, size, size)
+
+
+def latents_of_seeds(bundle: Bundle, seeds: list[int], temperature: float = 1.0) -> Tensor:
+    """The latents (N, D) that these seeds name: row i depends on seed i alone."""
+    noise = face_noise(seeds, bundle.config.latent_dim).to(bundle.device)
+    with exact():
+        return sample_latents(bundle.prior, noise, temperature)
+
+
+def interpolate(
+    start: Tensor, end: Tensor, times: Tensor, kind: PathKind, centre: Tensor | None = None
+) -> Tensor:
+    """Latents (T, D) on the way from `start` to `end`, both (D,), at times (T,) from 0 to 1.
+
+    `lerp` goes straight. `slerp` turns around `centre`, the mean of all latents, and changes its
+    distance from it evenly, so that faces on the way are no closer to the average face than
+    faces are (White 2016, section 3). Times 0 and 1 give the ends exactly.
+    """
+    t = times[:, None].to(start)
+    straight = (1 - t) * start + t * end
+    if kind == "lerp":
+        return straight
+    centre = torch.zeros_like(start) if centre is None else centre
+    a, b = start - centre, end - centre
+    norm_a, norm_b = a.norm(), b.norm()
+    if norm_a == 0 or norm_b == 0:
+        return straight
+    cosine = (a / norm_a @ (b / norm_b)).clamp(-1, 1)
+    angle = cosine.arccos()
+    if angle.sin() < 1e-4:  # along one line there is no plane to turn in
+        return straight
+    turned = ((1 - t) * angle).sin() * (a / norm_a) + (t * angle).sin() * (b / norm_b)
+    curve = centre + turned / angle.sin() * ((1 - t) * norm_a + t * norm_b)
+    return torch.where(t == 0, start, torch.where(t == 1, end, curve))
+
+
+def morph(
+    bundle: Bundle, faces: Tensor, steps: int, kind: PathKind = "slerp", *, loop: bool = False
+) -> Tensor:
+    """Latents along the faces (F, D), F > 1: `steps` a leg, both its ends included, joints once.
+
+    With `loop` it ends one step short of where it began, on the way back through all faces.
+    """
+    if loop:
+        faces = torch.cat([faces, faces[:-1].flip(0)])
+    times = torch.linspace(0, 1, steps)
+    legs = [
+        interpolate(start, end, times, kind, bundle.latent_mean)[:-1]
+        for start, end in zip(faces[:-1], faces[1:], strict=True)
+    ]
+    last = faces[-1:]
+    return torch.cat(legs if loop else [*legs, last])
+
+
+def shift(latents: Tensor, direction: Tensor, alpha: Tensor | float) -> Tensor:
+    """w = w_new + α · η: latents (N, D), a direction (D,), α a number or (N, 1).
+
+    Panguluri & Kamarajugadda 2020, section 3.
+    """
+    return latents + alpha * direction

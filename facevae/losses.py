@@ -1,0 +1,61 @@
+"""The terms of the evidence lower bound, as pure functions, in nats an image."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# An 8-bit image is known to within half a level: the variance of that rounding is the least
+# error variance that a likelihood of its pixels can claim.
+MIN_MSE = 1 / (12 * 255**2)
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) ‖ N(0, I)) of each dimension, in nats: (B, D) from (B, D) and (B, D).
+
+    Kingma & Welling 2014, appendix B: ½ (μ² + σ² − log σ² − 1).
+    """
+    return 0.5 * (mean.square() + logvar.exp() - logvar - 1)
+
+
+def mean_squared_error(reconstructions: Tensor, images: Tensor) -> Tensor:
+    """Mean over pixels and channels of each image, (B,) from two (B, 3, H, W) in [0, 1]."""
+    return (reconstructions.float() - images.float()).square().flatten(1).mean(1)
+
+
+def weighted_reconstruction(mse: Tensor, r_loss_factor: float) -> Tensor:
+    """r_loss_factor × MSE, the mean over a batch: a scalar from (B,).
+
+    The reconstruction term of the paper. It is the negative log-likelihood of a Gaussian whose
+    variance is `dims / (2 × r_loss_factor)`, less a constant.
+    """
+    return r_loss_factor * mse.mean()
+
+
+def calibrated_reconstruction(mse: Tensor, dims: int) -> Tensor:
+    """dims/2 · log(MSE of the batch): a scalar from (B,), less a constant.
+
+    Rybkin, Daniilidis & Levine 2021 (σ-VAE), section 3.2: the Gaussian negative log-likelihood
+    with the variance that is best for this batch. Its gradient is that of
+    `weighted_reconstruction` with `calibrated_factor`.
+    """
+    return dims / 2 * mse.mean().clamp_min(MIN_MSE).log()
+
+
+def calibrated_factor(mse: float, dims: int) -> float:
+    """The r_loss_factor at which `weighted_reconstruction` has the calibrated gradient."""
+    return dims / (2 * max(mse, MIN_MSE))
+
+
+def implied_sigma(r_loss_factor: float, dims: int) -> float:
+    """The standard deviation, in units of [0, 1] pixels, that an r_loss_factor amounts to."""
+    return math.sqrt(dims / (2 * r_loss_factor))
+
+
+def flow_matching(velocity: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
+    """Mean squared error against the straight path's velocity: a scalar from three (B, D).
+
+    Lipman et al. 2023, equation 23 with σ_min = 0: the target at (1 − t)·noise + t·latents is
+    latents − noise.
+    """
+    return torch.nn.functional.mse_loss(velocity.float(), latents - noise)

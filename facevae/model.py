@@ -1,0 +1,101 @@
+"""The networks: an image to the posterior of its latent, and a latent to an image.
+
+Panguluri & Kamarajugadda 2020, section 3: four convolutions, each with batch norm and LeakyReLU,
+dense layers for mean and log-variance; a dense layer and four transposed convolutions. Filters
+and kernel are those of the lineage it builds on (Foster, Generative Deep Learning, chapter 3).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from facevae.config import ModelConfig
+
+SLOPE = 0.2  # of LeakyReLU; the paper names none
+LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
+
+
+class Encoder(nn.Module):
+    """images (B, 3, size, size) in [0, 1] → mean and log-variance, each (B, latent_dim)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in zip((3, *config.filters), config.filters, strict=False):
+            layers += [
+                nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1),
+                nn.BatchNorm2d(after),
+                nn.LeakyReLU(SLOPE),
+            ]
+            if config.dropout:
+                layers.append(nn.Dropout(config.dropout))
+        self.convolutions = nn.Sequential(*layers)
+        features = config.filters[-1] * (config.size >> len(config.filters)) ** 2
+        self.mean = nn.Linear(features, config.latent_dim)
+        self.logvar = nn.Linear(features, config.latent_dim)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.convolutions(images).flatten(1)
+        return self.mean(features), self.logvar(features)
+
+
+class Decoder(nn.Module):
+    """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        side = config.size >> len(config.filters)
+        self.shape = (config.filters[-1], side, side)
+        self.dense = nn.Linear(config.latent_dim, config.filters[-1] * side * side)
+        inward = config.filters[::-1]
+        layers: list[nn.Module] = []
+        for before, after in zip(inward, (*inward[1:], 3), strict=True):
+            layers.append(
+                nn.ConvTranspose2d(
+                    before, after, kernel_size=3, stride=2, padding=1, output_padding=1
+                )
+            )
+            layers += [nn.BatchNorm2d(after), nn.LeakyReLU(SLOPE)]
+            if config.dropout:
+                layers.append(nn.Dropout(config.dropout))
+        num_last = 3 if config.dropout else 2
+        self.convolutions = nn.Sequential(*layers[:-num_last], nn.Sigmoid())
+
+    def forward(self, latents: Tensor) -> Tensor:
+        features = self.dense(latents).unflatten(1, self.shape)
+        images: Tensor = self.convolutions(features)
+        return images
+
+
+class VAE(nn.Module):
+    """Encoder and decoder over one latent space."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, size, size) in [0, 1] → mean and log-variance, float32 (B, latent_dim)."""
+        mean, logvar = self.encoder(images)
+        return mean.float(), logvar.float().clamp(*LOGVAR_RANGE)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1]."""
+        images: Tensor = self.decoder(latents)
+        return images
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images, standard normal noise (B, latent_dim) → reconstructions, mean, log-variance."""
+        mean, logvar = self.encode(images)
+        return self.decode(sample_posterior(mean, logvar, noise)), mean, logvar
+
+
+def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """z = mean + σ · ε: (B, D) from three (B, D)."""
+    return mean + (0.5 * logvar).exp() * noise
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Trainable numbers in `module`."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

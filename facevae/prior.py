@@ -1,0 +1,129 @@
+"""What the latents are distributed like: N(0, I), a fitted Gaussian, or a fitted flow.
+
+Each prior is a map from standard normal noise to latents, so that a seed names a face.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from facevae.config import PriorConfig
+
+SAMPLING_STEPS = 25  # of Heun's method; twice as many change no pixel by more than a level or two
+
+
+class NormalPrior(nn.Module):
+    """N(0, I): the paper's prior."""
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """noise (B, D) → latents (B, D): the same."""
+        return noise
+
+
+class GaussianPrior(nn.Module):
+    """One Gaussian of full covariance."""
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(latent_dim))
+        self.register_buffer("factor", torch.eye(latent_dim))  # lower Cholesky factor
+
+    def fit(self, mean: Tensor, logvar: Tensor) -> None:
+        """Take the first two moments of the aggregate posterior of means, logvars (N, D)."""
+        centre = mean.double().mean(0)
+        deviation = mean.double() - centre
+        covariance = deviation.T @ deviation / len(mean) + logvar.double().exp().mean(0).diag()
+        self.mean.copy_(centre)
+        self.factor.copy_(torch.linalg.cholesky(covariance))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """noise (B, D) → latents (B, D)."""
+        return self.mean + noise @ self.factor.T
+
+    def whiten(self, latents: Tensor) -> Tensor:
+        """The inverse of `forward`: latents (B, D) → (B, D) of unit covariance."""
+        centred = (latents - self.mean).T
+        return torch.linalg.solve_triangular(self.factor, centred, upper=False).T
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, time_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inward = nn.Linear(width, width)
+        self.time = nn.Linear(time_width, width)
+        self.outward = nn.Linear(width, width)
+        nn.init.zeros_(self.outward.weight)  # each block begins as the identity
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        hidden = self.inward(self.norm(x)) + self.time(time)
+        out: Tensor = x + self.outward(nn.functional.silu(hidden))
+        return out
+
+
+class FlowPrior(nn.Module):
+    """Flow matching on whitened latents: a residual MLP gives the velocity at a point and time.
+
+    Lipman et al. 2023 (straight paths), with times drawn as in Esser et al. 2024, section 3.1.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, latent_dim: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.whitening = GaussianPrior(latent_dim)
+        time_width = 128
+        octaves = torch.linspace(0, math.log(1000), time_width // 2)
+        self.register_buffer("frequencies", octaves.exp(), persistent=False)
+        self.inward = nn.Linear(latent_dim, width)
+        self.blocks = nn.ModuleList(_Block(width, time_width) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.outward = nn.Linear(width, latent_dim)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def velocity(self, points: Tensor, times: Tensor) -> Tensor:
+        """Velocity (B, D) at whitened points (B, D) and times (B, 1) in [0, 1]."""
+        angles = times * self.frequencies
+        embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
+        hidden = self.inward(points)
+        for block in self.blocks:
+            hidden = block(hidden, embedded)
+        out: Tensor = self.outward(self.norm(hidden))
+        return out
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """noise (B, D) → latents (B, D), by Heun's method from time 0 to 1."""
+        points = noise
+        step = 1 / SAMPLING_STEPS
+        for i in range(SAMPLING_STEPS):
+            start = noise.new_full((len(noise), 1), i * step)
+            first = self.velocity(points, start)
+            second = self.velocity(points + step * first, start + step)
+            points = points + step / 2 * (first + second)
+        latents: Tensor = self.whitening(points)
+        return latents
+
+
+Prior = NormalPrior | GaussianPrior | FlowPrior
+
+
+def build_prior(config: PriorConfig, latent_dim: int) -> Prior:
+    """An unfitted prior over latents of `latent_dim` numbers."""
+    if config.kind == "normal":
+        return NormalPrior()
+    if config.kind == "gaussian":
+        return GaussianPrior(latent_dim)
+    return FlowPrior(latent_dim, config.width, config.blocks)
+
+
+def sample_latents(prior: Prior, noise: Tensor, temperature: float = 1.0) -> Tensor:
+    """Latents (B, D) for standard normal noise (B, D); less `temperature` is cleaner, more alike."""
+    latents: Tensor = prior(noise * temperature)
+    return latents
+

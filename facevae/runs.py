@@ -1,0 +1,99 @@
+"""A run's folder: whose it is, what was measured, and the states from which it goes on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from facevae.bundle import load_state, save_state
+from facevae.errors import ModelError, RunError
+from facevae.files import read_json, write_json, write_text
+from facevae.report import read_metrics
+
+
+class RunFolder:
+    """`model.safetensors`, `config.json`, `metrics.jsonl`, `pictures/` and `state/`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model.safetensors"
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.pictures = path / "pictures"
+        self.records: list[dict[str, Any]] = []
+
+    def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Make the folder this run's, or see that it is already.
+
+        `identity` is what two runs must have in common to be the same one; `about` is written
+        beside it for people. Raises `RunError` for another run's folder, with what differs.
+        """
+        identity = json.loads(json.dumps(identity))  # as it is read back: no tuples
+        if self.config.exists():
+            found = read_json(self.config)
+            known = found.get("identity", {}) if isinstance(found, dict) else {}
+            if differing := _differences(known, identity):
+                msg = (
+                    f"{self.path}: holds another run ({'; '.join(differing)}); "
+                    "name another folder with -o, or go back to that run's settings"
+                )
+                raise RunError(msg)
+        elif self.model.exists():
+            msg = f"{self.path}: holds a model, but no {self.config.name} to go on from; name another -o"
+            raise RunError(msg)
+        write_json(self.config, {**about, "identity": identity})
+
+    def recall(self, step: int) -> None:
+        """Keep the records up to `step`; what came after it is made again."""
+        self.records = [r for r in read_metrics(self.metrics) if r["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in self.records))
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Add a record to `metrics.jsonl`."""
+        self.records.append(dict(values))
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def save_state(self, name: str, state: Mapping[str, Tensor], step: int, key: str = "") -> None:
+        """Keep the state before step number `step` of a stage; the one before it is kept too."""
+        path = self._state(name)
+        if path.exists():
+            path.replace(self._earlier(name))
+        save_state(path, state, {"step": step, "key": key})
+
+    def load_state(self, name: str, key: str = "") -> tuple[dict[str, Tensor], int, str] | None:
+        """State, step and a warning (or '') of a stage that was begun with the same `key`.
+
+        A damaged state gives way to the one before it. None where there is neither.
+        """
+        warning = ""
+        for path in (self._state(name), self._earlier(name)):
+            if not path.exists():
+                continue
+            try:
+                state, metadata = load_state(path)
+            except ModelError as error:
+                warning = f"{error}; going on from the state before it"
+                continue
+            if metadata.get("key") == key:
+                return state, int(metadata["step"]), warning
+        return None
+
+    def _state(self, name: str) -> Path:
+        return self.path / "state" / f"{name}.safetensors"
+
+    def _earlier(self, name: str) -> Path:
+        return self.path / "state" / f"{name}-earlier.safetensors"
+
+
+def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key in sorted(known.keys() | wanted.keys()):
+        before, after = known.get(key), wanted.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after)
+        elif before != after:
+            found.append(f"{key} was {before}, now {after}")
+    return found

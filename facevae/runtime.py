@@ -1,0 +1,136 @@
+"""The machine: devices, precision, memory and random numbers."""
+
+import ctypes
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
+
+import numpy as np
+import torch
+
+from facevae.errors import UsageError
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises `UsageError` if not there."""
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        msg = f"--device {name}: must be auto, cpu, cuda, cuda:N or mps"
+        raise UsageError(msg) from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    present = {"cpu": device.index in (None, 0), "cuda": (device.index or 0) < count}
+    if not (present | {"mps": has_mps}).get(device.type, False):
+        msg = f"--device {name}: not on this machine; it has {', '.join(_present_devices(count))}"
+        raise UsageError(msg)
+    return device
+
+
+def _present_devices(num_gpus: int) -> list[str]:
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *(f"cuda:{i}" for i in range(num_gpus)), *mps]
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, with a GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def training_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which matrix work is in bfloat16 where `device` is fast at it."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = device.type == "cpu" and _cpu_has_bfloat16()
+    return torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
+
+
+def _cpu_has_bfloat16() -> bool:
+    # torch has no public question for this; a release without these answers runs in float32
+    probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """No gradients, and full float32, so that devices agree within 1/255."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: large activations are otherwise paged in anew at each step.
+
+    Does nothing where the C library has no `mallopt`.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # from glibc's malloc.h
+    mallopt(m_mmap_threshold, 2**31 - 1)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 2**26)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a CUDA device in bytes; 0 for any other."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held on a CUDA device so far in bytes; 0 for any other."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers that depend on `key` alone: (seed, what for, step), say."""
+    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(state >> 1)
+
+
+def face_noise(seeds: list[int], latent_dim: int) -> torch.Tensor:
+    """Standard normal noise (N, latent_dim), float32 on the CPU: row i depends on seed i alone."""
+    rows = [torch.randn(latent_dim, generator=generator(seed)) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, latent_dim)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Yield a question: the signal by which this process was asked to stop, or 0.
+
+    Inside, a first Ctrl-C or SIGTERM only sets the answer, so that work can be saved; a second
+    one acts at once. Elsewhere than in the main thread nothing is changed.
+    """
+    received = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        for known, handler in previous.items():
+            signal.signal(known, handler)
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,191 @@
+"""The stages of a training: what one step does to the weights, and the state to go on from.
+
+What a step does depends on its index and the weights alone, so that a run that goes on is the run
+that was never stopped.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from facevae import losses
+from facevae.config import TrainConfig
+from facevae.data import Batches
+from facevae.model import VAE, sample_posterior
+from facevae.prior import FlowPrior
+from facevae.runtime import generator, training_precision
+
+# what a generator's numbers are for, so that no two uses share them
+_POSTERIOR, _FLOW = 2, 3
+
+
+class Stage(Protocol):
+    """Something that is fitted a step at a time."""
+
+    num_steps: int
+
+    def step(self, index: int) -> Tensor:
+        """One update, number `index`; returns its loss terms, on the device."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+
+
+class NetworkStage:
+    """Fits encoder and decoder to the evidence lower bound."""
+
+    terms = ("reconstruction_nats", "kl_nats", "mse")
+
+    def __init__(self, vae: VAE, batches: Batches, config: TrainConfig) -> None:
+        """`vae` is trained in place; `averaged` holds the weights to be used."""
+        self.vae, self.batches, self.config = vae.train(), batches, config
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = copy.deepcopy(vae).eval() if config.ema_images else vae
+        self.num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.learning_rate, fused=True)
+
+    def step(self, index: int) -> Tensor:
+        """One update; returns the values of `terms`, (3,)."""
+        # Reconstruct
+        images = self.batches(index)
+        draw = generator(self.config.seed, _POSTERIOR, index, device=images.device)
+        shape = (len(images), self.vae.config.latent_dim)
+        noise = torch.randn(shape, generator=draw, device=images.device)
+        with training_precision(images.device):
+            reconstructions, mean, logvar = self.vae(images, noise)
+
+        # Weigh
+        mse = losses.mean_squared_error(reconstructions, images)
+        kl = losses.kl_divergence(mean, logvar).sum(1).mean()
+        if self.config.r_loss_factor is None:
+            reconstruction = losses.calibrated_reconstruction(mse, self.vae.config.num_pixels)
+        else:
+            reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
+
+        # Update
+        (reconstruction + kl).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.averaged is not self.vae:
+            _average(self.averaged, self.vae, self._decay(index))
+        return torch.stack([reconstruction, kl, mse.mean()]).detach()
+
+    def _decay(self, index: int) -> float:
+        """Of the averaged weights; early on their half-life is a tenth of what has been seen."""
+        seen = (index + 1) * self.batches.size
+        half_life = min(self.config.ema_images, 0.1 * seen)
+        return float(0.5 ** (self.batches.size / half_life))
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, their average, and the optimiser's moments."""
+        state = _prefixed("vae.", self.vae.state_dict()) | _optimizer_state(self.optimizer)
+        if self.averaged is not self.vae:
+            state |= _prefixed("averaged.", self.averaged.state_dict())
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.vae.load_state_dict(_part(state, "vae."))
+        if self.averaged is not self.vae:
+            self.averaged.load_state_dict(_part(state, "averaged."))
+        _restore_optimizer(self.optimizer, state)
+
+
+class PriorStage:
+    """Fits a flow to posteriors; `prior` holds the averaged weights, which are the ones to use."""
+
+    batch_size = 1024
+    learning_rate = 1e-3
+    ema_decay = 0.999
+
+    def __init__(
+        self, prior: FlowPrior, mean: Tensor, logvar: Tensor, *, epochs: int, seed: int
+    ) -> None:
+        """`mean` and `logvar` (N, D) stay on `prior`'s device; `epochs` counts passes over them."""
+        self.mean, self.logvar, self.seed = mean, logvar, seed
+        prior.whitening.fit(mean, logvar)
+        self.prior, self.raw = prior.eval(), copy.deepcopy(prior).train()
+        self.num_steps = math.ceil(epochs * len(mean) / self.batch_size)
+        self.optimizer = torch.optim.Adam(
+            self.raw.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), fused=True
+        )
+
+    def step(self, index: int) -> Tensor:
+        """One update; returns the flow-matching loss, (1,)."""
+        # Draw posterior samples, noise and times
+        device, count = self.mean.device, self.batch_size
+        draw = generator(self.seed, _FLOW, index, device=device)
+        rows = torch.randint(len(self.mean), (count,), generator=draw, device=device)
+        shape = (2, count, self.mean.shape[1])
+        posterior_noise, noise = torch.randn(shape, generator=draw, device=device)
+        latents = sample_posterior(self.mean[rows], self.logvar[rows], posterior_noise)
+        target = self.prior.whitening.whiten(latents)
+        times = torch.randn(count, 1, generator=draw, device=device).sigmoid()
+
+        # Match the velocity between them
+        with training_precision(device):
+            velocity = self.raw.velocity((1 - times) * noise + times * target, times)
+        loss = losses.flow_matching(velocity, noise, target)
+
+        # Update, warming up over 100 steps and falling to zero
+        loss.backward()  # type: ignore[no-untyped-call]
+        rate = min(1.0, (index + 1) / 100) * (1 - index / self.num_steps)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        _average(self.prior, self.raw, min(self.ema_decay, (index + 1) / (index + 10)))
+        return loss.detach().reshape(1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, their average, and the optimiser's moments."""
+        return (
+            _prefixed("raw.", self.raw.state_dict())
+            | _prefixed("averaged.", self.prior.state_dict())
+            | _optimizer_state(self.optimizer)
+        )
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.raw.load_state_dict(_part(state, "raw."))
+        self.prior.load_state_dict(_part(state, "averaged."))
+        _restore_optimizer(self.optimizer, state)
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, current: nn.Module, decay: float) -> None:
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update(list(averaged.parameters()), list(current.parameters()), None)
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    moments = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{i}.{key}": tensor
+        for i, values in moments.items()
+        for key, tensor in values.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _part(state, "optimizer.").items():
+        i, key = name.split(".")
+        moments.setdefault(int(i), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -1,0 +1,462 @@
+"""A run: faces in, a folder with a model out, whatever happens on the way."""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from facevae import losses, metrics, report
+from facevae.attributes import Labels, learn_directions
+from facevae.bundle import Bundle, load, save
+from facevae.config import ModelConfig, PriorConfig, TrainConfig
+from facevae.data import Batches, Faces, Rows, batches_of
+from facevae.errors import ModelError, RunError
+from facevae.files import digest, locked
+from facevae.images import grid, save_picture, to_pixels
+from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.model import VAE, sample_posterior
+from facevae.prior import FlowPrior, GaussianPrior, NormalPrior, build_prior
+from facevae.runs import RunFolder
+from facevae.runtime import exact, generator, stop_requests
+from facevae.stages import NetworkStage, PriorStage, Stage
+
+_STEPS_A_RECORD = 20
+_SECONDS_A_STATE = 300.0
+_NUM_PROBES = 1024  # training faces for batch-norm statistics and the priors of progress pictures
+_NUM_PICTURES = 16
+_M = TypeVar("_M", bound=nn.Module)
+
+
+class Listener(Protocol):
+    """What a run tells while it goes on."""
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` parts of `task`; `note` has figures in a few words."""
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        """An epoch's record, as in `metrics.jsonl`."""
+
+    def notice(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """The run was asked to stop, and its state is saved. Carries the signal's number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of. `terms` says what others may do with its weights."""
+
+    folder: Path
+    model: ModelConfig
+    train: TrainConfig
+    faces: Faces
+    device: torch.device
+    preset: str = ""
+    sources: list[str] = field(default_factory=list)
+    labels: Labels | None = None
+    init: Bundle | None = None
+    terms: str = ""
+    half: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run the same: all but the epochs, by which it may be extended."""
+        settings = self.train.to_dict()
+        del settings["epochs"]
+        init = _weights_digest(self.init.vae) if self.init else None
+        data = self.faces.fingerprint
+        return {"model": self.model.to_dict(), "train": settings, "data": data, "init": init}
+
+    def about(self) -> dict[str, Any]:
+        """What people want to know of a run beside its identity."""
+        return {
+            "facevae": version("facevae"),
+            "preset": self.preset,
+            "epochs": self.train.epochs,
+            "sources": self.sources,
+            "num_train": len(self.faces.train),
+            "num_held_out": len(self.faces.held_out),
+            "skipped": self.faces.skipped,
+        }
+
+
+def train(run: Run, listener: Listener) -> Bundle:
+    """Start, continue or extend the run in its folder; returns the finished model.
+
+    Raises `RunError` for a folder of another run, or figures that are no longer finite, and
+    `Stopped` after Ctrl-C or SIGTERM, with everything saved.
+    """
+    with locked(run.folder, "this run"), stop_requests() as stop_signal:
+        folder = RunFolder(run.folder)
+        folder.claim(run.identity(), run.about())
+        if bundle := _finished(run, folder, listener):
+            return bundle
+        vae = _fit_network(run, folder, listener, stop_signal)
+        bundle = _fit_prior(run, folder, listener, stop_signal, vae)
+        _finish(run, folder, bundle)
+        return bundle
+
+
+def _finished(run: Run, folder: RunFolder, listener: Listener) -> Bundle | None:
+    if not folder.model.exists():
+        return None
+    try:
+        bundle = load(folder.model)
+    except ModelError as error:
+        listener.notice(f"{error}; making it again")
+        return None
+    known = bundle.provenance
+    complete = known.get("complete") and known.get("epochs", 0) >= run.train.epochs
+    if not complete or known.get("labels") != (run.labels and run.labels.fingerprint):
+        return None
+    listener.notice(f"{folder.path}: finished already, after {known['epochs']} epochs")
+    return bundle
+
+
+# ---------------------------------------------------------------- the stages
+
+
+def _fit_network(
+    run: Run, folder: RunFolder, listener: Listener, stop_signal: Callable[[], int]
+) -> VAE:
+    """Fit encoder and decoder, with held-out figures and pictures at each epoch."""
+    # Build
+    vae = _seeded(run.train.seed, lambda: VAE(run.model))
+    if run.init:
+        vae.load_state_dict(run.init.vae.state_dict())
+    vae.to(run.device)
+    batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
+    stage = NetworkStage(vae, batches, run.train)
+
+    # Go on from where an earlier process stopped
+    first = _resume("network", stage, folder, listener)
+    folder.recall(first)
+    watch = _Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
+    sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
+
+    # Step
+    saving = _Saving("network", "", folder, stop_signal)
+    for index, terms in _steps(stage, first, saving):
+        sums += terms
+        num_steps += 1
+        images = (index + 1) * batches.size
+        is_last = index + 1 == stage.num_steps
+        is_epoch = is_last or images % batches.num_faces < batches.size
+        if num_steps == _STEPS_A_RECORD or is_epoch:
+            means = dict(zip(stage.terms, (sums / num_steps).tolist(), strict=True))
+            where = {"step": index + 1, "images": images, "seconds": watch.seconds()}
+            means |= _derived(run, means["mse"], means["kl_nats"])
+            _check_finite(folder, means)
+            folder.record({"event": "steps", **where, **means})
+            listener.progress("Training", index + 1, stage.num_steps, _note(folder.records))
+            sums.zero_()
+            num_steps = 0
+
+        # Measure what would be saved
+        if is_epoch:
+            averaged = _snapshot(run, stage)
+            figures = {"epoch": round(images / batches.num_faces, 3)} | _measure(run, averaged)
+            _check_finite(folder, figures)
+            progress = _progress_model(run, averaged, images)
+            save(progress, folder.model, half=run.half)
+            pictures = _draw_progress(run, folder, progress, round(images / batches.num_faces))
+            where["seconds"] = watch.seconds()
+            folder.record({"event": "epoch", **where, **means, **figures, **pictures})
+            folder.save_state("network", stage.state(), index + 1)
+            listener.epoch(folder.records[-1])
+    return _snapshot(run, stage)
+
+
+def _fit_prior(
+    run: Run, folder: RunFolder, listener: Listener, stop_signal: Callable[[], int], vae: VAE
+) -> Bundle:
+    """Fit the prior to the posteriors of the training faces and their mirror images."""
+    total = 2 * len(run.faces.train)
+    batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
+    watched = _watched(batches, total, lambda n: listener.progress("Encoding", n, total))
+    mean, logvar = posteriors(vae, watched)
+    config = run.train.prior_config
+    prior = _seeded(run.train.seed, lambda: build_prior(config, run.model.latent_dim))
+    prior.to(run.device)
+    if isinstance(prior, GaussianPrior):
+        prior.fit(mean, logvar)
+    elif isinstance(prior, FlowPrior):
+        epochs = run.train.prior_epochs
+        stage = PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed)
+        saving = _Saving("prior", _weights_digest(vae), folder, stop_signal)
+        first = _resume("prior", stage, folder, listener, saving.key)
+        for index, _ in _steps(stage, first, saving):
+            if index % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
+                listener.progress("Fitting the prior", index + 1, stage.num_steps)
+        saving.now(stage, stage.num_steps)
+    images = math.ceil(run.train.epochs * len(run.faces.train))
+    bundle = _bundle(run, vae, mean, images)
+    bundle.prior, bundle.prior_config = prior.eval(), config
+    _draw_latents(folder, mean, logvar)
+    return bundle
+
+
+def _finish(run: Run, folder: RunFolder, bundle: Bundle) -> None:
+    """Learn directions, measure what is saved, save it, and draw the run."""
+    if run.labels:
+        _learn(run, bundle, run.labels)
+    epochs = [r for r in folder.records if r["event"] == "epoch"]
+    figures = {key: epochs[-1][key] for key in _FIGURES} if epochs else {}
+    bundle.provenance |= {
+        "complete": True,
+        "figures": figures,
+        "labels": run.labels and run.labels.fingerprint,
+        "train_seconds": epochs[-1]["seconds"] if epochs else 0.0,
+    }
+    save(bundle, folder.model, half=run.half)
+    pixels = to_pixels(decode(bundle.vae, latents_of_seeds(bundle, list(range(64)))))
+    save_picture(folder.pictures / "samples.png", grid(pixels))
+    if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane can be shown whole
+        _draw_plane(folder, bundle)
+    if report.is_available():
+        report.draw_curves(folder.records, folder.pictures, folder.pictures / "curves.png")
+
+
+# ---------------------------------------------------------------- steps and states
+
+
+@dataclass
+class _Saving:
+    """When and where a stage's state is kept."""
+
+    name: str
+    key: str
+    folder: RunFolder
+    stop_signal: Callable[[], int]
+    last: float = field(default_factory=time.monotonic)
+
+    def now(self, stage: Stage, step: int) -> None:
+        self.folder.save_state(self.name, stage.state(), step, self.key)
+        self.last = time.monotonic()
+
+
+def _steps(stage: Stage, first: int, saving: _Saving) -> Iterator[tuple[int, Tensor]]:
+    """Take the steps from `first` on; between two, save the state when it is time or asked for."""
+    for index in range(first, stage.num_steps):
+        yield index, stage.step(index)
+        stop = saving.stop_signal()
+        if stop or time.monotonic() - saving.last > _SECONDS_A_STATE:
+            saving.now(stage, index + 1)
+        if stop:
+            raise Stopped(stop)
+
+
+def _resume(
+    name: str, stage: Stage, folder: RunFolder, listener: Listener, key: str = ""
+) -> int:
+    """Restore the stage's saved state, if there is one; returns the next step to take."""
+    saved = folder.load_state(name, key)
+    if saved is None:
+        return 0
+    state, step, warning = saved
+    if warning:
+        listener.notice(warning)
+    stage.restore(state)
+    if step < stage.num_steps:
+        listener.notice(f"{folder.path}: going on with the {name} after step {step}")
+    return step
+
+
+class _Watch:
+    """Seconds of work, over all the processes that a run took."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._begun = before, time.monotonic()
+
+    def seconds(self) -> float:
+        return round(self._before + time.monotonic() - self._begun, 3)
+
+
+def _watched(
+    batches: Iterator[Tensor], total: int, progress: Callable[[int], None]
+) -> Iterator[Tensor]:
+    done = 0
+    for images in batches:
+        yield images
+        done = min(done + len(images), total)
+        progress(done)
+
+
+def _seeded(seed: int, build: Callable[[], _M]) -> _M:
+    """Weights that depend on the seed alone; the process's own random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _weights_digest(module: nn.Module) -> str:
+    parts = (t.cpu().contiguous().numpy().tobytes() for t in module.state_dict().values())
+    return digest(*parts)[:16]
+
+
+def _check_finite(folder: RunFolder, figures: Mapping[str, float]) -> None:
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if bad:
+        msg = (
+            f"{folder.path}: {', '.join(bad)} is no longer finite; the state before is kept; "
+            "start anew in another folder with a lower --learning-rate"
+        )
+        raise RunError(msg)
+
+
+# ---------------------------------------------------------------- figures
+
+_FIGURES = ("psnr", "sharpness", "kl_nats", "kl_nats_per_dim", "active_units", "r_loss_factor", "sigma")
+
+
+def _derived(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
+    factor = run.train.r_loss_factor or losses.calibrated_factor(mse, run.model.num_pixels)
+    return {
+        "kl_nats_per_dim": kl_nats / run.model.latent_dim,
+        "r_loss_factor": factor,
+        "sigma": losses.implied_sigma(factor, run.model.num_pixels),
+    }
+
+
+def _note(records: list[dict[str, Any]]) -> str:
+    last = records[-1]
+    window = [r for r in records[-6:] if r["event"] == "steps"]
+    seconds = last["seconds"] - window[0]["seconds"]
+    speed = f"{(last['images'] - window[0]['images']) / seconds:,.0f} images/s" if seconds else ""
+    terms = f"reconstruction {last['reconstruction_nats']:,.0f} + KL {last['kl_nats']:,.0f} nats"
+    return f"{terms}  {speed}"
+
+
+def _measure(run: Run, vae: VAE) -> dict[str, float]:
+    """Held-out faces decoded from their posterior means, against themselves."""
+    psnrs, sharp, sharp_real, kls, means = [], [], [], [], []
+    with exact():
+        for images in batches_of(run.faces, run.faces.held_out, run.device):
+            mean, logvar = vae.encode(images)
+            reconstructions = vae.decode(mean)
+            psnrs.append(metrics.psnr(reconstructions, images))
+            sharp.append(metrics.sharpness(reconstructions))
+            sharp_real.append(metrics.sharpness(images))
+            kls.append(losses.kl_divergence(mean, logvar).sum(1))
+            means.append(mean)
+        mean = torch.cat(means)
+        ratio = torch.cat(sharp).mean() / torch.cat(sharp_real).mean().clamp_min(1e-12)
+        return {
+            "psnr": float(torch.cat(psnrs).mean()),
+            "sharpness": float(ratio),
+            "held_out_kl_nats": float(torch.cat(kls).mean()),
+            "active_units": metrics.active_units(mean) if len(mean) > 1 else run.model.latent_dim,
+        }
+
+
+def _probes(run: Run) -> Rows:
+    return run.faces.train[:: max(1, len(run.faces.train) // _NUM_PROBES)][:_NUM_PROBES]
+
+
+def _snapshot(run: Run, stage: NetworkStage) -> VAE:
+    """A copy of the weights to be used; averaged ones with batch-norm statistics of their own."""
+    vae = copy.deepcopy(stage.averaged).eval()
+    if stage.averaged is stage.vae:
+        return vae
+    norms = [m for m in vae.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches that follow
+        norm.train()
+    with exact():
+        for images in batches_of(run.faces, _probes(run), run.device):
+            vae.decode(vae.encode(images)[0])
+    for norm in norms:
+        norm.momentum = 0.1
+    return vae.eval()
+
+
+def _bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
+    spread = mean.std(0) if len(mean) > 1 else torch.ones_like(mean[0])
+    provenance = {
+        "facevae": version("facevae"),
+        "torch": torch.__version__,
+        "preset": run.preset,
+        "sources": run.sources,
+        "num_train": len(run.faces.train),
+        "num_held_out": len(run.faces.held_out),
+        "fingerprint": run.faces.fingerprint,
+        "terms": run.terms,
+        "epochs": run.train.epochs,
+        "images_seen": images,
+        "train": run.train.to_dict(),
+        "device": run.device.type,
+    }
+    return Bundle(
+        run.model, vae, NormalPrior(), PriorConfig(), mean.mean(0), spread, provenance=provenance
+    )
+
+
+def _progress_model(run: Run, vae: VAE, images: int) -> Bundle:
+    """A model to use meanwhile: with one Gaussian where a prior is to be fitted at the end."""
+    mean, logvar = posteriors(vae, batches_of(run.faces, _probes(run), run.device))
+    bundle = _bundle(run, vae, mean, images)
+    if run.train.prior != "normal":
+        prior = GaussianPrior(run.model.latent_dim).to(run.device)
+        prior.fit(mean, logvar)
+        bundle.prior, bundle.prior_config = prior, PriorConfig("gaussian")
+    return bundle
+
+
+def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
+    """Directions from the labelled faces; those held out only measure them."""
+    rows = torch.cat([torch.from_numpy(r) for r in (run.faces.train, run.faces.held_out)]).numpy()
+    values = labels.rows_for([run.faces.stems[row] for row in rows])
+    is_labelled = (values != 0).any(1)
+    is_held_out = (torch.arange(len(rows)) >= len(run.faces.train)).numpy()[is_labelled]
+    mean, _ = posteriors(bundle.vae, batches_of(run.faces, rows[is_labelled], run.device))
+    bundle.attributes, bundle.directions = learn_directions(
+        mean, values[is_labelled], labels.names, is_held_out
+    )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> dict[str, str]:
+    """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names."""
+    rows = run.faces.held_out
+    rows = rows[:: max(1, len(rows) // _NUM_PICTURES)][:_NUM_PICTURES]
+    images = next(batches_of(run.faces, rows, run.device))
+    mean, _ = posteriors(bundle.vae, [images])
+    pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
+    samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(_NUM_PICTURES))))
+    names = {kind: f"{kind}-{epoch:04d}.png" for kind in ("reconstructions", "samples")}
+    save_picture(folder.pictures / names["reconstructions"], grid(to_pixels(pairs), len(images)))
+    save_picture(folder.pictures / names["samples"], grid(to_pixels(samples)))
+    return names
+
+
+def _draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
+    if not report.is_available():
+        return
+    noise = torch.randn(mean.shape, generator=generator(0)).to(mean)
+    latents = sample_posterior(mean, logvar, noise)[:20_000].cpu()
+    report.draw_histograms(latents, folder.pictures / "latents.png")
+
+
+def _draw_plane(folder: RunFolder, bundle: Bundle) -> None:
+    """A two-dimensional latent space, decoded: two deviations either way, the second axis upward."""
+    offsets = torch.linspace(-2, 2, 15, device=bundle.device)
+    across, up = torch.meshgrid(offsets, offsets.flip(0), indexing="xy")
+    points = torch.stack([across, up], -1).flatten(0, 1)
+    plane = bundle.latent_mean + points * bundle.latent_spread
+    save_picture(folder.pictures / "plane.png", grid(to_pixels(decode(bundle.vae, plane))))
