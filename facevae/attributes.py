@@ -171,7 +171,10 @@ def _stem(name: str) -> str:
 
 
 def learn_directions(
-    latents: Tensor, values: npt.NDArray[np.int8], names: Sequence[str], held_out: npt.NDArray[np.bool_]
+    latents: Tensor,
+    values: npt.NDArray[np.int8],
+    names: Sequence[str],
+    held_out: npt.NDArray[np.bool_],
 ) -> tuple[list[Attribute], Tensor]:
     """Mean of positives minus mean of negatives, for all attributes in one pass.
 

@@ -7,7 +7,8 @@ and is read without executing anything. Metadata are JSON strings; tensors are `
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ from facevae.model import VAE
 from facevae.prior import NormalPrior, Prior, build_prior
 
 FORMAT = 1  # raised when a reader of the old format could not read the new one
+_PICKLES = (
+    b"PK",
+    b"\x80\x02",
+    b"\x80\x03",
+    b"\x80\x04",
+    b"\x80\x05",
+)  # zipped, and protocols 2 to 5
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -104,8 +112,7 @@ def load(path: Path) -> Bundle:
             prior_config = PriorConfig.from_dict(metadata["prior"])
             attributes = [Attribute(**values) for values in metadata["attributes"]]
             framing = _check_framing(metadata["framing"])
-            if not isinstance(metadata["provenance"], dict):
-                raise TypeError("provenance is no object")  # noqa: TRY301 - one place names the file
+            provenance = dict(metadata["provenance"])
         except (FacevaeError, TypeError, ValueError) as error:
             msg = f"{path}: its metadata are not sound ({error}); get or train it again"
             raise ModelError(msg) from error
@@ -134,7 +141,7 @@ def load(path: Path) -> Bundle:
         framing,
         attributes,
         tensors.get("directions"),
-        metadata["provenance"],
+        provenance,
     )
 
 
@@ -148,7 +155,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The inverse of `save_state`. Raises `ModelError`."""
     with _opened(path) as file:
         metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no dictionary
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -159,34 +166,23 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) 
         save_file(cloned, temporary, metadata=texts)
 
 
-class _opened:  # noqa: N801 - used as a function
-    """`safe_open` whose errors are one line that names the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Any:  # noqa: ANN401 - safetensors has no type for it
-        if not self.path.is_file():
-            msg = f"{self.path}: no such model file"
-            raise ModelError(msg)
-        with self.path.open("rb") as file:
-            start = file.read(2)
-        if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            msg = f"{self.path}: a pickle (.pt, .pth, .ckpt), which can run code; facevae never loads one"
-            raise ModelError(msg)
-        try:
-            self._file = safe_open(self.path, framework="pt")
-            return self._file.__enter__()
-        except (SafetensorError, OSError, ValueError) as error:
-            raise self._unreadable(error) from error
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self._file.__exit__(kind, error, trace)
-        if isinstance(error, SafetensorError | ValueError | RuntimeError | OverflowError):
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: Exception) -> ModelError:
-        return ModelError(f"{self.path}: not a sound safetensors file ({error})")
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """`safe_open`, with whatever goes wrong as one line that names the file."""
+    if not path.is_file():
+        msg = f"{path}: no such model file"
+        raise ModelError(msg)
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start.startswith(_PICKLES):
+        msg = f"{path}: a pickle (.pt, .pth, .ckpt), which can run code; facevae loads none"
+        raise ModelError(msg)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as error:
+        msg = f"{path}: not a sound safetensors file ({error})"
+        raise ModelError(msg) from error
 
 
 def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
@@ -217,10 +213,12 @@ def _check_framing(framing: object) -> dict[str, list[float]] | None:
 
 
 def _read_expected(
-    path: Path, file: Any, expected: Mapping[str, tuple[int, ...]]  # noqa: ANN401
+    path: Path,
+    file: Any,
+    expected: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
     names = set(file.keys())
-    if problem := expected.keys() ^ names:
+    if problem := set(expected) ^ names:
         which = "missing" if problem - names else "not known"
         msg = f"{path}: tensor {min(problem)} is {which}"
         raise ModelError(msg)

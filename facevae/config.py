@@ -10,9 +10,10 @@ from facevae.errors import UsageError
 Prior = Literal["flow", "gaussian", "normal"]
 SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
+MAX_SEED = 2**63 - 1
 
 
-def _require(holds: bool, message: str) -> None:
+def _require(holds: object, message: str) -> None:
     if not holds:
         raise UsageError(message)
 
@@ -86,7 +87,9 @@ class PriorConfig(_Record):
 
     def __post_init__(self) -> None:
         """Refuse what no prior can be built from."""
-        _require(self.kind in get_args(Prior), f"prior {self.kind}: must be one of {get_args(Prior)}")
+        _require(
+            self.kind in get_args(Prior), f"prior {self.kind}: must be one of {get_args(Prior)}"
+        )
         low = int(self.kind == "flow")
         _require(_is_count(self.width, low, 8192), f"prior width {self.width}: out of range")
         _require(_is_count(self.blocks, low, 64), f"prior blocks {self.blocks}: out of range")
@@ -122,7 +125,7 @@ class TrainConfig(_Record):
             ("--ema-images", self.ema_images, 0),
             ("--seed", self.seed, 0),
         ):
-            _require(_is_count(value, low, 2**62), f"{option} {value}: must be at least {low}")
+            _require(_is_count(value, low, MAX_SEED), f"{option} {value}: must be at least {low}")
         _require(
             _is_real(self.learning_rate) and self.learning_rate > 0,
             f"--learning-rate {self.learning_rate}: must be more than 0",

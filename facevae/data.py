@@ -1,4 +1,4 @@
-"""A folder, files or tar shards of faces → a cache of pixels → batches."""
+"""A folder, files or tar shards of faces → a cache of pixels."""
 
 import os
 import tarfile
@@ -12,13 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from facevae.errors import DataError, ImageError
 from facevae.files import cache_folder, digest, locked, read_json, size_bytes, write_json
-from facevae.images import SUFFIXES, Pixels, from_pixels, load_square
-from facevae.runtime import free_bytes, generator
+from facevae.images import SUFFIXES, Pixels, load_square
 
 Rows = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
@@ -26,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 HELD_OUT_ONE_IN = 12
 _LAYOUT = 1  # of a cache folder; a change of how pixels are made or stored makes another key
-_PENDING, _READ, _SKIPPED = 0, 1, 2
+_READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
 _CHUNK = 64
 
@@ -57,25 +54,27 @@ class Picture:
             return BytesIO(shard.read(self.size))
 
 
-def find_files(sources: Iterable[Path]) -> list[Path]:
-    """Every picture and tar shard that the sources name: folders are searched, files are taken.
+def find_files(
+    sources: Iterable[Path], suffixes: frozenset[str] = SUFFIXES | {".tar"}
+) -> list[Path]:
+    """Every file that the sources name: folders are searched for `suffixes`, files are taken.
 
     Hidden files and links that lead back into themselves are passed over. Raises `DataError`.
     """
     found: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found += sorted(_walk(source, set()))
+            found += sorted(_walk(source, suffixes, set()))
         elif source.is_file():
             found.append(source)
         else:
-            msg = f"{source}: no such folder, picture or tar shard"
+            msg = f"{source}: no such file or folder"
             raise DataError(msg)
     # a file that two sources name counts once
     return list({os.path.abspath(path): path for path in found}.values())  # noqa: PTH100 - keeps links
 
 
-def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]]) -> Iterator[Path]:
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in visited:
@@ -86,8 +85,8 @@ def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(Path(entry.path), visited)
-            elif Path(entry.name).suffix.lower() in SUFFIXES | {".tar"} and entry.is_file():
+                yield from _walk(Path(entry.path), suffixes, visited)
+            elif Path(entry.name).suffix.lower() in suffixes and entry.is_file():
                 yield Path(entry.path)
 
 
@@ -163,23 +162,29 @@ def load_faces(
         named = ", ".join(map(str, sources))
         msg = f"{named}: no pictures in there; name a folder of PNG, JPEG or WebP files, or .tar shards"
         raise DataError(msg)
-    folder = faces_cache(cache) / _cache_key(files, size)
-    index_path = folder / "index.json"
-    if not index_path.exists():
+    folder, is_done = converted(files, size, cache)
+    if not is_done:
         with locked(folder, "this cache"):
-            if not index_path.exists():
+            if not converted(files, size, cache)[1]:  # by another, while this one waited
                 _convert(files, size, folder, progress)
-    index = read_json(index_path)
+    index = read_json(folder / "index.json")
     # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
     pixels = np.load(folder / "pixels.npy", mmap_mode="c")
     return _split(pixels, index)
+
+
+def converted(files: list[Path], size: int, cache: Path | None = None) -> tuple[Path, bool]:
+    """Where these files at this size are kept, converted, and whether they are there yet."""
+    folder = faces_cache(cache) / _cache_key(files, size)
+    return folder, (folder / "index.json").exists()
 
 
 def _cache_key(files: list[Path], size: int) -> str:
     parts = [f"{_LAYOUT} {size}"]
     for path in files:
         status = path.stat()
-        parts.append(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}")  # noqa: PTH100
+        place = os.path.abspath(path)  # noqa: PTH100 - keeps links
+        parts.append(f"{place}\0{status.st_size}\0{status.st_mtime_ns}")
     return digest(*parts)[:20]
 
 
@@ -189,13 +194,11 @@ def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> 
     if not pictures:
         msg = f"{', '.join(map(str, files))}: no pictures in there"
         raise DataError(msg)
-    pixels = _open_rows(folder / "pixels.npy", np.dtype(np.uint8), (len(pictures), size, size, 3))
-    rows = _open_rows(folder / "rows.npy", _ROW, (len(pictures),))
-    pending = np.flatnonzero(rows["status"] == _PENDING)
-    reasons: dict[int, str] = {}
+    pixels, rows = _open_arrays(folder, len(pictures), size)
+    # what was skipped before is tried again, so that its reason is known
+    pending = np.flatnonzero(rows["status"] != _READ)
     done = len(pictures) - len(pending)
-    # A picture that was skipped before is tried again, so that its reason is known.
-    pending = np.concatenate([pending, np.flatnonzero(rows["status"] == _SKIPPED)])
+    reasons: dict[int, str] = {}
 
     def convert(chunk: Rows) -> list[tuple[int, int, bytes]]:
         results = []
@@ -217,7 +220,7 @@ def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> 
             for results in pool.map(convert, chunks):
                 for row, status, mark in results:
                     rows[row] = (status, mark)
-                done = min(done + len(results), len(pictures))
+                done += len(results)
                 progress("Converting", done, len(pictures))
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -234,7 +237,9 @@ def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> 
         if k
     )
     index = {
-        "sources": sorted({str(p.path if p.offset is not None else p.path.parent) for p in pictures}),
+        "sources": sorted(
+            {str(p.path if p.offset is not None else p.path.parent) for p in pictures}
+        ),
         "size": size,
         "created": time.time(),
         "fingerprint": digest(*marks)[:16],
@@ -245,16 +250,19 @@ def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> 
     write_json(folder / "index.json", index)
 
 
-def _open_rows(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """A mapped array of zeros, or the one that an interrupted conversion left."""
-    if path.exists():
-        try:
-            array = np.load(path, mmap_mode="r+")
-            if array.dtype == dtype and array.shape == shape:
-                return array
-        except (ValueError, OSError, EOFError):
-            pass  # cut off while being made: it is made again
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+def _open_arrays(folder: Path, count: int, size: int) -> "tuple[np.memmap, np.memmap]":
+    """Mapped pixels and rows: those that an interrupted conversion left, or new ones of zeros."""
+    paths = folder / "pixels.npy", folder / "rows.npy"
+    try:
+        pixels, rows = (np.lib.format.open_memmap(path, mode="r+") for path in paths)
+        if pixels.shape == (count, size, size, 3) and rows.dtype == _ROW:
+            return pixels, rows
+    except (ValueError, OSError, EOFError):
+        pass  # there are none, or they were cut off while being made
+    return (
+        np.lib.format.open_memmap(paths[0], "w+", np.dtype("u1"), (count, size, size, 3)),
+        np.lib.format.open_memmap(paths[1], "w+", _ROW, (count,)),
+    )
 
 
 def _split(pixels: Pixels, index: dict[str, Any]) -> Faces:
@@ -306,62 +314,3 @@ def list_cache(cache: Path | None = None) -> list[CacheEntry]:
             )
         )
     return sorted(entries, key=lambda e: e.created)
-
-
-# ---------------------------------------------------------------- batches
-
-
-class Batches:
-    """An endless, start-indexed stream of training batches: batch `step` depends on nothing else.
-
-    The stream is one shuffled pass after another, cut into batches without regard to where a
-    pass ends. Faces live on a GPU as uint8 where they fit in half of its free memory.
-    """
-
-    def __init__(self, faces: Faces, batch_size: int, seed: int, device: torch.device) -> None:
-        self.size = min(batch_size, len(faces.train))
-        self.num_faces = len(faces.train)
-        self.seed, self.device = seed, device
-        self._rows = torch.from_numpy(faces.train)
-        self._pixels = torch.from_numpy(faces.pixels)
-        self._orders: dict[int, Tensor] = {}
-        if device.type == "cuda" and self._pixels.numel() < free_bytes(device) / 2:
-            self._pixels = self._pixels.to(device)
-
-    def __call__(self, step: int) -> Tensor:
-        """Batch number `step`: images (B, 3, size, size) on the device, half of them mirrored."""
-        positions = range(step * self.size, (step + 1) * self.size)
-        first, last = positions[0] // self.num_faces, positions[-1] // self.num_faces
-        stream = torch.cat([self._order(epoch) for epoch in range(first, last + 1)])
-        begin = positions[0] - first * self.num_faces
-        rows = stream[begin : begin + self.size]
-        pixels = self._pixels[rows.to(self._pixels.device)].to(self.device, non_blocking=True)
-        mirrored = torch.rand(self.size, generator=generator(self.seed, 1, step)) < 0.5
-        return mirror(from_pixels(pixels), mirrored.to(self.device))
-
-    def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            draw = generator(self.seed, 0, epoch)
-            shuffled = self._rows[torch.randperm(self.num_faces, generator=draw)]
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = shuffled
-        return self._orders[epoch]
-
-
-def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Flip left and right those images (B, 3, H, W) whose entry in `chosen` (B,) is true."""
-    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
-
-
-def batches_of(
-    faces: Faces, rows: Rows, device: torch.device, *, mirrored: bool = False, size: int = 128
-) -> Iterator[Tensor]:
-    """The faces at `rows` in order, as images (≤ size, 3, H, W) on `device`.
-
-    With `mirrored`, each batch is followed by its mirror images.
-    """
-    for start in range(0, len(rows), size):
-        images = from_pixels(torch.from_numpy(faces.pixels[rows[start : start + size]]).to(device))
-        yield images
-        if mirrored:
-            yield images.flip(-1)

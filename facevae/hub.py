@@ -56,8 +56,8 @@ def _embedded() -> Path:
 
 
 def _download(name: str) -> Located:
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - 0.4 s that local models need not pay
-    from huggingface_hub.errors import (  # noqa: PLC0415 - the same
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,

@@ -6,16 +6,15 @@
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from facevae.errors import ImageError, UsageError
@@ -85,7 +84,7 @@ def _readable(name: str) -> Iterator[None]:
         msg = f"{name}: too many pixels to be a photograph; scale it down first"
         raise ImageError(msg) from error
     except Exception as error:  # decoders raise nearly every kind there is on damaged files
-        known = isinstance(error, Image.UnidentifiedImageError)
+        known = isinstance(error, UnidentifiedImageError)
         reason = "not a picture that can be read" if known else f"damaged picture ({error})"
         msg = f"{name}: {reason}"
         raise ImageError(msg) from error
@@ -140,6 +139,22 @@ def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
     return sheet
 
 
+def paired_grid(upper: Pixels, lower: Pixels, columns: int = 8) -> Pixels:
+    """Two sets of pictures (N, H, W, 3), each row of the one above its row of the other."""
+    columns = min(columns, len(upper))
+    rows = [
+        grid(np.concatenate([_row(part, start, columns) for part in (upper, lower)]), columns)
+        for start in range(0, len(upper), columns)
+    ]
+    return np.concatenate(rows)
+
+
+def _row(pixels: Pixels, start: int, columns: int) -> Pixels:
+    part = pixels[start : start + columns]
+    missing = np.full((columns - len(part), *part.shape[1:]), 255, np.uint8)
+    return np.concatenate([part, missing])
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -153,7 +168,11 @@ def check_suffix(path: Path, suffixes: Sequence[str] = STILL_SUFFIXES) -> None:
 def save_picture(path: Path, pixels: Pixels) -> None:
     """Write (H, W, 3) in the format that the suffix names, atomically. Raises `UsageError`."""
     check_suffix(path)
-    options = {".webp": {"lossless": True}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}}
+    options: dict[str, dict[str, Any]] = {
+        ".webp": {"lossless": True},
+        ".jpg": {"quality": 95},
+        ".jpeg": {"quality": 95},
+    }
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, **options.get(path.suffix.lower(), {}))
 
@@ -190,7 +209,7 @@ def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None
 def require_video() -> None:
     """Raise `UsageError` where MP4 cannot be written."""
     try:
-        import av  # noqa: F401, PLC0415 - an extra, asked for only when used
+        import av  # noqa: F401 - an extra, asked for only when used
     except ImportError as error:
         msg = "MP4 needs the extra 'video': pip install 'facevae[video]', or name a .gif or .webp"
         raise UsageError(msg) from error
@@ -198,9 +217,9 @@ def require_video() -> None:
 
 def _encode_video(path: Path, frames: Pixels, frames_per_second: float) -> None:
     require_video()
-    from fractions import Fraction  # noqa: PLC0415
+    from fractions import Fraction
 
-    import av  # noqa: PLC0415 - an extra
+    import av
 
     height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # 4:2:0 takes even sides
     with av.open(str(path), "w", format="mp4") as container:

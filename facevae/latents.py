@@ -1,15 +1,22 @@
 """What one does with a trained VAE: posteriors, decoding, samples, paths and arithmetic."""
 
 from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from facevae.bundle import Bundle
+from facevae.config import MAX_SEED
+from facevae.errors import UsageError
+from facevae.images import Pixels, from_pixels, load_square, to_pixels
 from facevae.model import VAE
 from facevae.prior import sample_latents
 from facevae.runtime import exact, face_noise
+
+_PARALLEL = 1e-4  # sine of an angle below which there is no plane to turn in
 
 PathKind = Literal["slerp", "lerp"]
 
@@ -38,6 +45,28 @@ def latents_of_seeds(bundle: Bundle, seeds: list[int], temperature: float = 1.0)
         return sample_latents(bundle.prior, noise, temperature)
 
 
+def encode_pixels(bundle: Bundle, pixels: Pixels) -> Tensor:
+    """Posterior means (N, D) of pictures (N, size, size, 3)."""
+    batches = (from_pixels(part).to(bundle.device) for part in torch.from_numpy(pixels).split(64))
+    return posteriors(bundle.vae, batches)[0]
+
+
+def read_face(bundle: Bundle, name: str) -> tuple[Pixels, Tensor]:
+    """The picture (size, size, 3) and latent (D,) of a photo, or of a sample named `seed:N`.
+
+    Raises `ImageError` for a photo that cannot be read, `UsageError` for a bad seed.
+    """
+    if name.startswith("seed:"):
+        number = name.removeprefix("seed:")
+        if not number.isdecimal() or int(number) > MAX_SEED:
+            msg = f"{name}: a seed is a whole number from 0, as in seed:7"
+            raise UsageError(msg)
+        latents = latents_of_seeds(bundle, [int(number)])
+        return to_pixels(decode(bundle.vae, latents))[0], latents[0]
+    pixels = load_square(Path(name).expanduser(), bundle.config.size)
+    return pixels, encode_pixels(bundle, pixels[None])[0]
+
+
 def interpolate(
     start: Tensor, end: Tensor, times: Tensor, kind: PathKind, centre: Tensor | None = None
 ) -> Tensor:
@@ -58,7 +87,7 @@ def interpolate(
         return straight
     cosine = (a / norm_a @ (b / norm_b)).clamp(-1, 1)
     angle = cosine.arccos()
-    if angle.sin() < 1e-4:  # along one line there is no plane to turn in
+    if angle.sin() < _PARALLEL:
         return straight
     turned = ((1 - t) * angle).sin() * (a / norm_a) + (t * angle).sin() * (b / norm_b)
     curve = centre + turned / angle.sin() * ((1 - t) * norm_a + t * norm_b)
@@ -77,7 +106,7 @@ def morph(
     times = torch.linspace(0, 1, steps)
     legs = [
         interpolate(start, end, times, kind, bundle.latent_mean)[:-1]
-        for start, end in zip(faces[:-1], faces[1:], strict=True)
+        for start, end in pairwise(faces)
     ]
     last = faces[-1:]
     return torch.cat(legs if loop else [*legs, last])
@@ -89,3 +118,15 @@ def shift(latents: Tensor, direction: Tensor, alpha: Tensor | float) -> Tensor:
     Panguluri & Kamarajugadda 2020, section 3.
     """
     return latents + alpha * direction
+
+
+def combine(latent: Tensor, plus: list[Tensor], minus: list[Tensor], centre: Tensor) -> Tensor:
+    """latent + Σ plus − Σ minus, all (D,), each taken as its difference from `centre`, the mean.
+
+    With as many faces added as taken away it is plain arithmetic; else the difference keeps the
+    result among faces.
+    """
+    for sign, faces in ((1, plus), (-1, minus)):
+        for face in faces:
+            latent = latent + sign * (face - centre)
+    return latent

@@ -5,7 +5,6 @@ dense layers for mean and log-variance; a dense layer and four transposed convol
 and kernel are those of the lineage it builds on (Foster, Generative Deep Learning, chapter 3).
 """
 
-import torch
 from torch import Tensor, nn
 
 from facevae.config import ModelConfig
@@ -34,6 +33,7 @@ class Encoder(nn.Module):
         self.logvar = nn.Linear(features, config.latent_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, not yet clamped."""
         features = self.convolutions(images).flatten(1)
         return self.mean(features), self.logvar(features)
 
@@ -61,6 +61,7 @@ class Decoder(nn.Module):
         self.convolutions = nn.Sequential(*layers[:-num_last], nn.Sigmoid())
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Images, through a sigmoid."""
         features = self.dense(latents).unflatten(1, self.shape)
         images: Tensor = self.convolutions(features)
         return images

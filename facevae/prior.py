@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facevae.config import PriorConfig
+from facevae.errors import UsageError
 
 SAMPLING_STEPS = 25  # of Heun's method; twice as many change no pixel by more than a level or two
 
@@ -42,12 +43,14 @@ class GaussianPrior(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         """noise (B, D) → latents (B, D)."""
-        return self.mean + noise @ self.factor.T
+        latents: Tensor = self.mean + noise @ self.factor.T
+        return latents
 
     def whiten(self, latents: Tensor) -> Tensor:
         """The inverse of `forward`: latents (B, D) → (B, D) of unit covariance."""
         centred = (latents - self.mean).T
-        return torch.linalg.solve_triangular(self.factor, centred, upper=False).T
+        white: Tensor = torch.linalg.solve_triangular(self.factor, centred, upper=False).T
+        return white
 
 
 class _Block(nn.Module):
@@ -127,3 +130,22 @@ def sample_latents(prior: Prior, noise: Tensor, temperature: float = 1.0) -> Ten
     latents: Tensor = prior(noise * temperature)
     return latents
 
+
+def other_prior(prior: Prior, kind: str) -> Prior:
+    """The prior of that kind that a fitted one holds within it. Raises `UsageError`.
+
+    N(0, I) is always at hand, and a flow holds the Gaussian by which it whitens.
+    """
+    if kind == "normal":
+        return NormalPrior()
+    if kind == "gaussian" and isinstance(prior, FlowPrior):
+        return prior.whitening
+    if kind == kind_of(prior):
+        return prior
+    msg = f"--prior {kind}: this model holds a {kind_of(prior)} prior, and knows no {kind} one"
+    raise UsageError(msg)
+
+
+def kind_of(prior: Prior) -> str:
+    """`normal`, `gaussian` or `flow`."""
+    return {NormalPrior: "normal", GaussianPrior: "gaussian", FlowPrior: "flow"}[type(prior)]

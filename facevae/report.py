@@ -18,7 +18,7 @@ NUM_THUMBNAILS = 8
 def is_available() -> bool:
     """Whether matplotlib is there to draw with."""
     try:
-        import matplotlib  # noqa: F401, ICN001, PLC0415 - an extra
+        import matplotlib as mpl  # noqa: F401 - an extra
     except ImportError:
         return False
     return True
@@ -59,7 +59,11 @@ def draw_curves(records: list[dict[str, Any]], pictures: Path, path: Path) -> No
         error.plot([r["images"] for r in steps], [r["mse"] for r in steps], color="tab:red")
         error.set(ylabel="mean squared error", yscale="log")
         quality.plot(
-            [r["images"] for r in epochs], [r["psnr"] for r in epochs], "o-", ms=3, color="tab:green"
+            [r["images"] for r in epochs],
+            [r["psnr"] for r in epochs],
+            "o-",
+            ms=3,
+            color="tab:green",
         )
         quality.set(ylabel="held-out PSNR, dB", xlabel="images seen")
         for ax in axes:
@@ -67,8 +71,8 @@ def draw_curves(records: list[dict[str, Any]], pictures: Path, path: Path) -> No
         _save(figure, path)
 
 
-def _pin_pictures(axes: Any, epochs: list[dict[str, Any]], pictures: Path, top: float) -> None:  # noqa: ANN401
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage  # noqa: PLC0415 - an extra
+def _pin_pictures(axes: Any, epochs: list[dict[str, Any]], pictures: Path, top: float) -> None:
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     there = [r for r in epochs if (pictures / r["samples"]).exists()]
     if not there:
@@ -106,16 +110,16 @@ def draw_histograms(latents: Tensor, path: Path) -> None:
         _save(figure, path)
 
 
-def _pyplot() -> Any:  # noqa: ANN401 - matplotlib has no types
-    import matplotlib as mpl  # noqa: PLC0415 - an extra
+def _pyplot() -> Any:
+    import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415 - an extra
+    from matplotlib import pyplot as plt
 
-    return pyplot
+    return plt
 
 
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - matplotlib has no types
+def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)

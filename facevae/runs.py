@@ -1,16 +1,59 @@
-"""A run's folder: whose it is, what was measured, and the states from which it goes on."""
+"""A run: what it is made of, and its folder with the states from which it goes on."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from facevae.bundle import load_state, save_state
+from facevae.attributes import Labels
+from facevae.bundle import Bundle, load_state, save_state
+from facevae.config import ModelConfig, TrainConfig
+from facevae.data import Faces
 from facevae.errors import ModelError, RunError
-from facevae.files import read_json, write_json, write_text
+from facevae.files import digest, read_json, write_json, write_text
 from facevae.report import read_metrics
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of. `terms` says what others may do with its weights."""
+
+    folder: Path
+    model: ModelConfig
+    train: TrainConfig
+    faces: Faces
+    device: torch.device
+    preset: str = ""
+    sources: list[str] = field(default_factory=list)
+    labels: Labels | None = None
+    init: Bundle | None = None
+    terms: str = ""
+    half: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a run the same: all but the epochs, by which it may be extended."""
+        settings = self.train.to_dict()
+        del settings["epochs"]
+        init = weights_digest(self.init.vae) if self.init else None
+        data = self.faces.fingerprint
+        return {"model": self.model.to_dict(), "train": settings, "data": data, "init": init}
+
+    def about(self) -> dict[str, Any]:
+        """What people want to know of a run beside its identity."""
+        return {
+            "facevae": version("facevae"),
+            "preset": self.preset,
+            "epochs": self.train.epochs,
+            "sources": self.sources,
+            "num_train": len(self.faces.train),
+            "num_held_out": len(self.faces.held_out),
+            "skipped": self.faces.skipped,
+        }
 
 
 class RunFolder:
@@ -97,3 +140,9 @@ def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         elif before != after:
             found.append(f"{key} was {before}, now {after}")
     return found
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A name for these very weights: 16 hex digits."""
+    parts = (t.cpu().contiguous().numpy().tobytes() for t in module.state_dict().values())
+    return digest(*parts)[:16]

@@ -53,7 +53,9 @@ def training_precision(device: torch.device) -> AbstractContextManager[object]:
 
 def _cpu_has_bfloat16() -> bool:
     # torch has no public question for this; a release without these answers runs in float32
-    probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+    probes = (
+        getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
+    )
     return any(probe() for probe in probes if probe is not None)
 
 
@@ -92,8 +94,15 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory held on a CUDA device so far in bytes; 0 for any other."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    """Most memory held so far, in bytes: of a CUDA device, else of this process (0 if unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:

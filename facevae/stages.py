@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from facevae import losses
+from facevae.batches import Batches
 from facevae.config import TrainConfig
-from facevae.data import Batches
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior
 from facevae.runtime import generator, training_precision
@@ -71,7 +71,7 @@ class NetworkStage:
             reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
 
         # Update
-        (reconstruction + kl).backward()  # type: ignore[no-untyped-call]
+        (reconstruction + kl).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.averaged is not self.vae:
@@ -136,7 +136,7 @@ class PriorStage:
         loss = losses.flow_matching(velocity, noise, target)
 
         # Update, warming up over 100 steps and falling to zero
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         rate = min(1.0, (index + 1) / 100) * (1 - index / self.num_steps)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
         self.optimizer.step()
@@ -161,7 +161,7 @@ class PriorStage:
 
 @torch.no_grad()
 def _average(averaged: nn.Module, current: nn.Module, decay: float) -> None:
-    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update = get_ema_multi_avg_fn(decay)
     update(list(averaged.parameters()), list(current.parameters()), None)
 
 

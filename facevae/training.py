@@ -1,37 +1,40 @@
 """A run: faces in, a folder with a model out, whatever happens on the way."""
 
-import copy
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from facevae import losses, metrics, report
+from facevae import losses, report
 from facevae.attributes import Labels, learn_directions
+from facevae.batches import Batches, batches_of
 from facevae.bundle import Bundle, load, save
-from facevae.config import ModelConfig, PriorConfig, TrainConfig
-from facevae.data import Batches, Faces, Rows, batches_of
 from facevae.errors import ModelError, RunError
-from facevae.files import digest, locked
+from facevae.files import locked
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
-from facevae.model import VAE, sample_posterior
-from facevae.prior import FlowPrior, GaussianPrior, NormalPrior, build_prior
-from facevae.runs import RunFolder
-from facevae.runtime import exact, generator, stop_requests
+from facevae.model import VAE
+from facevae.prior import FlowPrior, GaussianPrior, build_prior
+from facevae.runs import Run, RunFolder, weights_digest
+from facevae.runtime import stop_requests
+from facevae.snapshots import (
+    draw_latents,
+    draw_plane,
+    draw_progress,
+    measure,
+    new_bundle,
+    progress_model,
+    snapshot,
+)
 from facevae.stages import NetworkStage, PriorStage, Stage
 
 _STEPS_A_RECORD = 20
 _SECONDS_A_STATE = 300.0
-_NUM_PROBES = 1024  # training faces for batch-norm statistics and the priors of progress pictures
-_NUM_PICTURES = 16
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -48,49 +51,12 @@ class Listener(Protocol):
         """Something that the user should know."""
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+class Stopped(Exception):
     """The run was asked to stop, and its state is saved. Carries the signal's number."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run is made of. `terms` says what others may do with its weights."""
-
-    folder: Path
-    model: ModelConfig
-    train: TrainConfig
-    faces: Faces
-    device: torch.device
-    preset: str = ""
-    sources: list[str] = field(default_factory=list)
-    labels: Labels | None = None
-    init: Bundle | None = None
-    terms: str = ""
-    half: bool = False
-
-    def identity(self) -> dict[str, Any]:
-        """What makes a run the same: all but the epochs, by which it may be extended."""
-        settings = self.train.to_dict()
-        del settings["epochs"]
-        init = _weights_digest(self.init.vae) if self.init else None
-        data = self.faces.fingerprint
-        return {"model": self.model.to_dict(), "train": settings, "data": data, "init": init}
-
-    def about(self) -> dict[str, Any]:
-        """What people want to know of a run beside its identity."""
-        return {
-            "facevae": version("facevae"),
-            "preset": self.preset,
-            "epochs": self.train.epochs,
-            "sources": self.sources,
-            "num_train": len(self.faces.train),
-            "num_held_out": len(self.faces.held_out),
-            "skipped": self.faces.skipped,
-        }
 
 
 def train(run: Run, listener: Listener) -> Bundle:
@@ -167,17 +133,17 @@ def _fit_network(
 
         # Measure what would be saved
         if is_epoch:
-            averaged = _snapshot(run, stage)
-            figures = {"epoch": round(images / batches.num_faces, 3)} | _measure(run, averaged)
+            averaged = snapshot(run, stage)
+            figures = {"epoch": round(images / batches.num_faces, 3)} | measure(run, averaged)
             _check_finite(folder, figures)
-            progress = _progress_model(run, averaged, images)
+            progress = progress_model(run, averaged, images)
             save(progress, folder.model, half=run.half)
-            pictures = _draw_progress(run, folder, progress, round(images / batches.num_faces))
+            pictures = draw_progress(run, folder, progress, round(images / batches.num_faces))
             where["seconds"] = watch.seconds()
             folder.record({"event": "epoch", **where, **means, **figures, **pictures})
             folder.save_state("network", stage.state(), index + 1)
             listener.epoch(folder.records[-1])
-    return _snapshot(run, stage)
+    return snapshot(run, stage)
 
 
 def _fit_prior(
@@ -196,16 +162,16 @@ def _fit_prior(
     elif isinstance(prior, FlowPrior):
         epochs = run.train.prior_epochs
         stage = PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed)
-        saving = _Saving("prior", _weights_digest(vae), folder, stop_signal)
+        saving = _Saving("prior", weights_digest(vae), folder, stop_signal)
         first = _resume("prior", stage, folder, listener, saving.key)
         for index, _ in _steps(stage, first, saving):
             if index % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
                 listener.progress("Fitting the prior", index + 1, stage.num_steps)
         saving.now(stage, stage.num_steps)
     images = math.ceil(run.train.epochs * len(run.faces.train))
-    bundle = _bundle(run, vae, mean, images)
+    bundle = new_bundle(run, vae, mean, images)
     bundle.prior, bundle.prior_config = prior.eval(), config
-    _draw_latents(folder, mean, logvar)
+    draw_latents(folder, mean, logvar)
     return bundle
 
 
@@ -225,9 +191,50 @@ def _finish(run: Run, folder: RunFolder, bundle: Bundle) -> None:
     pixels = to_pixels(decode(bundle.vae, latents_of_seeds(bundle, list(range(64)))))
     save_picture(folder.pictures / "samples.png", grid(pixels))
     if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane can be shown whole
-        _draw_plane(folder, bundle)
+        draw_plane(folder, bundle)
     if report.is_available():
         report.draw_curves(folder.records, folder.pictures, folder.pictures / "curves.png")
+
+
+def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
+    """Directions from the labelled faces; those held out only measure them."""
+    rows = torch.cat([torch.from_numpy(r) for r in (run.faces.train, run.faces.held_out)]).numpy()
+    values = labels.rows_for([run.faces.stems[row] for row in rows])
+    is_labelled = (values != 0).any(1)
+    is_held_out = (torch.arange(len(rows)) >= len(run.faces.train)).numpy()[is_labelled]
+    mean, _ = posteriors(bundle.vae, batches_of(run.faces, rows[is_labelled], run.device))
+    bundle.attributes, bundle.directions = learn_directions(
+        mean, values[is_labelled], labels.names, is_held_out
+    )
+
+
+_FIGURES = (
+    "psnr",
+    "sharpness",
+    "kl_nats",
+    "kl_nats_per_dim",
+    "active_units",
+    "r_loss_factor",
+    "sigma",
+)
+
+
+def _derived(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
+    factor = run.train.r_loss_factor or losses.calibrated_factor(mse, run.model.num_pixels)
+    return {
+        "kl_nats_per_dim": kl_nats / run.model.latent_dim,
+        "r_loss_factor": factor,
+        "sigma": losses.implied_sigma(factor, run.model.num_pixels),
+    }
+
+
+def _note(records: list[dict[str, Any]]) -> str:
+    last = records[-1]
+    window = [r for r in records[-6:] if r["event"] == "steps"]
+    seconds = last["seconds"] - window[0]["seconds"]
+    speed = f"{(last['images'] - window[0]['images']) / seconds:,.0f} images/s" if seconds else ""
+    terms = f"reconstruction {last['reconstruction_nats']:,.0f} + KL {last['kl_nats']:,.0f} nats"
+    return f"{terms}  {speed}"
 
 
 # ---------------------------------------------------------------- steps and states
@@ -259,9 +266,7 @@ def _steps(stage: Stage, first: int, saving: _Saving) -> Iterator[tuple[int, Ten
             raise Stopped(stop)
 
 
-def _resume(
-    name: str, stage: Stage, folder: RunFolder, listener: Listener, key: str = ""
-) -> int:
+def _resume(name: str, stage: Stage, folder: RunFolder, listener: Listener, key: str = "") -> int:
     """Restore the stage's saved state, if there is one; returns the next step to take."""
     saved = folder.load_state(name, key)
     if saved is None:
@@ -302,11 +307,6 @@ def _seeded(seed: int, build: Callable[[], _M]) -> _M:
         return build()
 
 
-def _weights_digest(module: nn.Module) -> str:
-    parts = (t.cpu().contiguous().numpy().tobytes() for t in module.state_dict().values())
-    return digest(*parts)[:16]
-
-
 def _check_finite(folder: RunFolder, figures: Mapping[str, float]) -> None:
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if bad:
@@ -315,148 +315,3 @@ def _check_finite(folder: RunFolder, figures: Mapping[str, float]) -> None:
             "start anew in another folder with a lower --learning-rate"
         )
         raise RunError(msg)
-
-
-# ---------------------------------------------------------------- figures
-
-_FIGURES = ("psnr", "sharpness", "kl_nats", "kl_nats_per_dim", "active_units", "r_loss_factor", "sigma")
-
-
-def _derived(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
-    factor = run.train.r_loss_factor or losses.calibrated_factor(mse, run.model.num_pixels)
-    return {
-        "kl_nats_per_dim": kl_nats / run.model.latent_dim,
-        "r_loss_factor": factor,
-        "sigma": losses.implied_sigma(factor, run.model.num_pixels),
-    }
-
-
-def _note(records: list[dict[str, Any]]) -> str:
-    last = records[-1]
-    window = [r for r in records[-6:] if r["event"] == "steps"]
-    seconds = last["seconds"] - window[0]["seconds"]
-    speed = f"{(last['images'] - window[0]['images']) / seconds:,.0f} images/s" if seconds else ""
-    terms = f"reconstruction {last['reconstruction_nats']:,.0f} + KL {last['kl_nats']:,.0f} nats"
-    return f"{terms}  {speed}"
-
-
-def _measure(run: Run, vae: VAE) -> dict[str, float]:
-    """Held-out faces decoded from their posterior means, against themselves."""
-    psnrs, sharp, sharp_real, kls, means = [], [], [], [], []
-    with exact():
-        for images in batches_of(run.faces, run.faces.held_out, run.device):
-            mean, logvar = vae.encode(images)
-            reconstructions = vae.decode(mean)
-            psnrs.append(metrics.psnr(reconstructions, images))
-            sharp.append(metrics.sharpness(reconstructions))
-            sharp_real.append(metrics.sharpness(images))
-            kls.append(losses.kl_divergence(mean, logvar).sum(1))
-            means.append(mean)
-        mean = torch.cat(means)
-        ratio = torch.cat(sharp).mean() / torch.cat(sharp_real).mean().clamp_min(1e-12)
-        return {
-            "psnr": float(torch.cat(psnrs).mean()),
-            "sharpness": float(ratio),
-            "held_out_kl_nats": float(torch.cat(kls).mean()),
-            "active_units": metrics.active_units(mean) if len(mean) > 1 else run.model.latent_dim,
-        }
-
-
-def _probes(run: Run) -> Rows:
-    return run.faces.train[:: max(1, len(run.faces.train) // _NUM_PROBES)][:_NUM_PROBES]
-
-
-def _snapshot(run: Run, stage: NetworkStage) -> VAE:
-    """A copy of the weights to be used; averaged ones with batch-norm statistics of their own."""
-    vae = copy.deepcopy(stage.averaged).eval()
-    if stage.averaged is stage.vae:
-        return vae
-    norms = [m for m in vae.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over the batches that follow
-        norm.train()
-    with exact():
-        for images in batches_of(run.faces, _probes(run), run.device):
-            vae.decode(vae.encode(images)[0])
-    for norm in norms:
-        norm.momentum = 0.1
-    return vae.eval()
-
-
-def _bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
-    spread = mean.std(0) if len(mean) > 1 else torch.ones_like(mean[0])
-    provenance = {
-        "facevae": version("facevae"),
-        "torch": torch.__version__,
-        "preset": run.preset,
-        "sources": run.sources,
-        "num_train": len(run.faces.train),
-        "num_held_out": len(run.faces.held_out),
-        "fingerprint": run.faces.fingerprint,
-        "terms": run.terms,
-        "epochs": run.train.epochs,
-        "images_seen": images,
-        "train": run.train.to_dict(),
-        "device": run.device.type,
-    }
-    return Bundle(
-        run.model, vae, NormalPrior(), PriorConfig(), mean.mean(0), spread, provenance=provenance
-    )
-
-
-def _progress_model(run: Run, vae: VAE, images: int) -> Bundle:
-    """A model to use meanwhile: with one Gaussian where a prior is to be fitted at the end."""
-    mean, logvar = posteriors(vae, batches_of(run.faces, _probes(run), run.device))
-    bundle = _bundle(run, vae, mean, images)
-    if run.train.prior != "normal":
-        prior = GaussianPrior(run.model.latent_dim).to(run.device)
-        prior.fit(mean, logvar)
-        bundle.prior, bundle.prior_config = prior, PriorConfig("gaussian")
-    return bundle
-
-
-def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
-    """Directions from the labelled faces; those held out only measure them."""
-    rows = torch.cat([torch.from_numpy(r) for r in (run.faces.train, run.faces.held_out)]).numpy()
-    values = labels.rows_for([run.faces.stems[row] for row in rows])
-    is_labelled = (values != 0).any(1)
-    is_held_out = (torch.arange(len(rows)) >= len(run.faces.train)).numpy()[is_labelled]
-    mean, _ = posteriors(bundle.vae, batches_of(run.faces, rows[is_labelled], run.device))
-    bundle.attributes, bundle.directions = learn_directions(
-        mean, values[is_labelled], labels.names, is_held_out
-    )
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def _draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> dict[str, str]:
-    """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names."""
-    rows = run.faces.held_out
-    rows = rows[:: max(1, len(rows) // _NUM_PICTURES)][:_NUM_PICTURES]
-    images = next(batches_of(run.faces, rows, run.device))
-    mean, _ = posteriors(bundle.vae, [images])
-    pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
-    samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(_NUM_PICTURES))))
-    names = {kind: f"{kind}-{epoch:04d}.png" for kind in ("reconstructions", "samples")}
-    save_picture(folder.pictures / names["reconstructions"], grid(to_pixels(pairs), len(images)))
-    save_picture(folder.pictures / names["samples"], grid(to_pixels(samples)))
-    return names
-
-
-def _draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
-    if not report.is_available():
-        return
-    noise = torch.randn(mean.shape, generator=generator(0)).to(mean)
-    latents = sample_posterior(mean, logvar, noise)[:20_000].cpu()
-    report.draw_histograms(latents, folder.pictures / "latents.png")
-
-
-def _draw_plane(folder: RunFolder, bundle: Bundle) -> None:
-    """A two-dimensional latent space, decoded: two deviations either way, the second axis upward."""
-    offsets = torch.linspace(-2, 2, 15, device=bundle.device)
-    across, up = torch.meshgrid(offsets, offsets.flip(0), indexing="xy")
-    points = torch.stack([across, up], -1).flatten(0, 1)
-    plane = bundle.latent_mean + points * bundle.latent_spread
-    save_picture(folder.pictures / "plane.png", grid(to_pixels(decode(bundle.vae, plane))))

@@ -1,0 +1,72 @@
+"""Batches of converted faces, wherever they live."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from facevae.data import Faces, Rows
+from facevae.images import from_pixels
+from facevae.runtime import free_bytes, generator
+
+# what a generator's numbers are for, so that no two uses share them
+_ORDER, _MIRROR = 0, 1
+_MIRRORED_SHARE = 0.5
+_MIRRORED_SHARE = 0.5
+
+
+class Batches:
+    """An endless, start-indexed stream of training batches: batch `step` depends on nothing else.
+
+    The stream is one shuffled pass after another, cut into batches without regard to where a
+    pass ends. Faces live on a GPU as uint8 where they fit in half of its free memory.
+    """
+
+    def __init__(self, faces: Faces, batch_size: int, seed: int, device: torch.device) -> None:
+        self.size = min(batch_size, len(faces.train))
+        self.num_faces = len(faces.train)
+        self.seed, self.device = seed, device
+        self._rows = torch.from_numpy(faces.train)
+        self._pixels = torch.from_numpy(faces.pixels)
+        self._orders: dict[int, Tensor] = {}
+        if device.type == "cuda" and self._pixels.numel() < free_bytes(device) / 2:
+            self._pixels = self._pixels.to(device)
+
+    def __call__(self, step: int) -> Tensor:
+        """Batch number `step`: images (B, 3, size, size) on the device, half of them mirrored."""
+        positions = range(step * self.size, (step + 1) * self.size)
+        first, last = positions[0] // self.num_faces, positions[-1] // self.num_faces
+        stream = torch.cat([self._order(epoch) for epoch in range(first, last + 1)])
+        begin = positions[0] - first * self.num_faces
+        rows = stream[begin : begin + self.size]
+        pixels = self._pixels[rows.to(self._pixels.device)].to(self.device, non_blocking=True)
+        draw = generator(self.seed, _MIRROR, step)
+        mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
+        return mirror(from_pixels(pixels), mirrored.to(self.device))
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            draw = generator(self.seed, _ORDER, epoch)
+            shuffled = self._rows[torch.randperm(self.num_faces, generator=draw)]
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = shuffled
+        return self._orders[epoch]
+
+
+def mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    """Flip left and right those images (B, 3, H, W) whose entry in `chosen` (B,) is true."""
+    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def batches_of(
+    faces: Faces, rows: Rows, device: torch.device, *, mirrored: bool = False, size: int = 128
+) -> Iterator[Tensor]:
+    """The faces at `rows` in order, as images (≤ size, 3, H, W) on `device`.
+
+    With `mirrored`, each batch is followed by its mirror images.
+    """
+    for start in range(0, len(rows), size):
+        images = from_pixels(torch.from_numpy(faces.pixels[rows[start : start + size]]).to(device))
+        yield images
+        if mirrored:
+            yield images.flip(-1)

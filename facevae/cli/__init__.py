@@ -1,0 +1,77 @@
+"""The command line: each command checks, builds what it needs, calls the library, and reports.
+
+Nothing here imports torch, numpy or PIL before a command runs, so that help is instant.
+"""
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from facevae.cli.faces import arith, morph, reconstruct, sample
+from facevae.cli.models import cache, info
+from facevae.cli.train import train
+from facevae.console import Console
+from facevae.errors import FacevaeError
+
+app = typer.Typer(
+    name="facevae",
+    help="Faces over one VAE: train, reconstruct, sample, morph, arith.",
+    epilog="Start with: facevae sample -n 64 -o grid.png",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, reconstruct, sample, morph, arith, info, cache):
+    app.command()(command)
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("facevae"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda value: _version(wanted=value),
+            is_eager=True,
+            help="Print the version.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every expected failure ends here, as one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # file names need not be valid text
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except FacevaeError as error:
+        Console().error(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno is None or error.strerror is None:
+            raise
+        hint = "; free some space and run the command again" if error.errno == errno.ENOSPC else ""
+        where = f"{error.filename}: " if error.filename else ""
+        Console().error(f"{where}{error.strerror}{hint}")
+        sys.exit(1)

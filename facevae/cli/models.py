@@ -1,0 +1,138 @@
+"""`info` and `cache`."""
+
+import dataclasses
+import shutil
+import time
+from typing import Annotated, Any
+
+import typer
+
+from facevae.cli import options
+from facevae.console import Console
+from facevae.errors import UsageError
+
+
+def info(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            envvar="FACEVAE_MODEL",
+            help="default, a file, a folder, or user/repo[@revision].",
+        ),
+    ] = "default",
+    *,
+    json: options.Json = False,
+) -> None:
+    """Say what a model is: network, prior, attributes, where it comes from, and its terms.
+
+    Examples:
+
+      facevae info
+
+      facevae info runs/ffhq-base --json
+    """
+    from facevae.hub import load_model
+    from facevae.model import num_parameters
+
+    console = Console(as_json=json)
+    bundle, located = load_model(model)
+    values: dict[str, Any] = {
+        "model": {"name": located.name, "path": str(located.path)},
+        "num_bytes": located.path.stat().st_size,
+        "num_parameters": {
+            "vae": num_parameters(bundle.vae),
+            "prior": num_parameters(bundle.prior),
+        },
+        "config": bundle.config.to_dict(),
+        "prior": bundle.prior_config.to_dict(),
+        "framing": bundle.framing,
+        "provenance": bundle.provenance,
+        "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
+    }
+    if json:
+        console.result([], values)
+        return
+    rows = [(key, _text(value)) for key, value in values.items() if key != "attributes"]
+    console.table(f"{located.name}", ("", "value"), rows)
+    if bundle.attributes:
+        console.table(
+            "attributes, for `facevae arith --attr`",
+            ("name", "with it", "without", "held-out accuracy"),
+            [
+                (a.name, a.num_positives, a.num_negatives, _percent(a.accuracy))
+                for a in bundle.attributes
+            ],
+        )
+
+
+def cache(
+    *,
+    clear: Annotated[
+        list[str] | None,
+        typer.Option("--clear", metavar="KEY|all", help="Remove this entry, or all."),
+    ] = None,
+    cache_dir: options.CacheDir = None,
+    json: options.Json = False,
+) -> None:
+    """List the training data that were converted, or clear them.
+
+    Examples:
+
+      facevae cache
+
+      facevae cache --clear all
+    """
+    from facevae.data import list_cache
+    from facevae.files import locked
+
+    console = Console(as_json=json)
+    entries = list_cache(cache_dir)
+    wanted = set(clear or [])
+    if unknown := wanted - {"all"} - {entry.key for entry in entries}:
+        msg = f"--clear {min(unknown)}: no such entry; `facevae cache` lists them"
+        raise UsageError(msg)
+    cleared = [entry for entry in entries if "all" in wanted or entry.key in wanted]
+    for entry in cleared:
+        with locked(entry.folder, "this cache"):
+            pass  # nobody is converting into it
+        shutil.rmtree(entry.folder)
+    shown = cleared if wanted else entries
+    if json:
+        records = [dataclasses.asdict(e) | {"folder": str(e.folder)} for e in shown]
+        console.result([], {"cleared" if wanted else "entries": records})
+    elif wanted:
+        console.result([entry.folder for entry in cleared], {})
+    elif entries:
+        columns = ("key", "data", "px", "faces", "MB", "made")
+        console.table(
+            "converted training data",
+            columns,
+            [
+                (
+                    e.key,
+                    ", ".join(e.sources) or "unfinished",
+                    e.size,
+                    e.num_faces,
+                    round(e.num_bytes / 1e6),
+                    time.strftime("%Y-%m-%d %H:%M", time.localtime(e.created)),
+                )
+                for e in entries
+            ],
+        )
+    else:
+        console.say("nothing is converted yet")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_text(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return "" if value is None else str(value)
+
+
+def _percent(accuracy: float | None) -> str:
+    return "not measured" if accuracy is None else f"{accuracy:.0%}"

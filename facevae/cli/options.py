@@ -1,0 +1,116 @@
+"""Each option that commands share, declared once, and the little languages of their values."""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from facevae.config import MAX_SEED
+from facevae.errors import UsageError
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="FACEVAE_MODEL",
+        help="The model: 'default' (in the package), a file, a folder, or user/repo[@revision] on the Hub.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", envvar="FACEVAE_DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The first seed: one seed is one face.")]
+TrainSeed = Annotated[
+    int, typer.Option("--seed", min=0, help="Of weights, order, mirroring and noise.")
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Where to write; the suffix chooses the format, and a name without one is a folder.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of paths.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk, no progress: results only.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        envvar="FACEVAE_CACHE",
+        help="Where converted training data are kept (default: the user's cache folder).",
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", "-t", min=0, help="Below 1 for cleaner faces, above for more varied ones."
+    ),
+]
+FramesPerSecond = Annotated[
+    float, typer.Option("--fps", min=0.1, max=100, help="Pictures a second of an animation.")
+]
+Animate = Annotated[
+    bool | None,
+    typer.Option(
+        "--animate/--strip",
+        help="Moving pictures or side by side (default: by the suffix; .png is a strip).",
+    ),
+]
+
+MAX_PICTURES = 1_000_000
+MAX_SWEEP = 1000
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0,4,10-12` → [0, 4, 10, 11, 12]. Raises `UsageError`."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,19})\s*(?:-\s*(\d{1,19}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last > MAX_SEED or last - first >= MAX_PICTURES:
+            msg = f"--seeds {text}: '{part}' is no seed or range; write it as 0,4,10-19"
+            raise UsageError(msg)
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def parse_sweep(text: str) -> list[float]:
+    """`-3:3:7` (from, to, how many) → [-3, -2, …, 3]. Raises `UsageError`."""
+    start, stop, count = _sweep_parts(text) or (0.0, 0.0, 0)
+    if count < 2 or count > MAX_SWEEP:  # noqa: PLR2004 - both ends
+        msg = f"--sweep {text}: write it as from:to:count, with a count of 2 to {MAX_SWEEP}, like -3:3:7"
+        raise UsageError(msg)
+    return [start + (stop - start) * i / (count - 1) for i in range(count)]
+
+
+def _sweep_parts(text: str) -> tuple[float, float, int] | None:
+    try:
+        start, stop, count = text.split(":")
+        parts = finite("--sweep", float(start)), finite("--sweep", float(stop)), int(count)
+    except ValueError:
+        return None
+    return parts
+
+
+def finite(option: str, value: float) -> float:
+    """`value`, which `nan` and `inf` are not. Raises `UsageError`."""
+    if not math.isfinite(value):
+        msg = f"{option} {value}: must be a finite number"
+        raise UsageError(msg)
+    return value
+
+
+def parse_r_loss_factor(text: str | None) -> float | None:
+    """A number, or None for `auto`. Raises `UsageError`."""
+    if text is None or text.casefold() == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        msg = f"--r-loss-factor {text}: must be a number or auto"
+        raise UsageError(msg) from None

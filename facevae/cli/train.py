@@ -1,0 +1,302 @@
+"""`train`."""
+
+import dataclasses
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from facevae.cli import options
+from facevae.config import PRESETS, Preset, preset
+from facevae.console import Console
+from facevae.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from facevae.bundle import Bundle
+    from facevae.runs import Run
+
+_PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
+_INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
+
+
+def train(
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA…", help="Folders, pictures, or .tar shards of them."),
+    ],
+    *,
+    preset_name: Annotated[
+        str, typer.Option("--preset", help=f"What to train. {_PRESETS}.")
+    ] = "base",
+    size: Annotated[
+        int | None, typer.Option("--size", help="Side in pixels: 32, 64, 128 or 256.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the faces.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Faces a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.")] = None,
+    latent_dim: Annotated[
+        int | None, typer.Option("--latent-dim", help="Numbers that a face becomes.")
+    ] = None,
+    r_loss_factor: Annotated[
+        str | None,
+        typer.Option(
+            "--r-loss-factor",
+            metavar="FLOAT|auto",
+            help="The paper's weight on the mean squared error; auto calibrates it.",
+        ),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option("--dropout", help="After each activation, as in the lineage (.25)."),
+    ] = None,
+    prior: Annotated[
+        Literal["flow", "gaussian", "normal"] | None,
+        typer.Option(
+            "--prior", help="Fitted to the latents at the end; normal is the paper's N(0, I)."
+        ),
+    ] = None,
+    prior_epochs: Annotated[
+        int | None, typer.Option("--prior-epochs", help="Passes over the latents for a flow.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="A CelebA list or a CSV: learn attributes for `arith`."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="MODEL", help="Go on from another model's weights."),
+    ] = None,
+    terms: Annotated[
+        str,
+        typer.Option(
+            "--terms", help="What others may do with the weights, kept in the model file."
+        ),
+    ] = "",
+    half: Annotated[
+        bool, typer.Option("--half", help="Store the model at half precision: half the bytes.")
+    ] = False,
+    seed: options.TrainSeed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The run's folder (default: runs/<data>-<preset>)."),
+    ] = None,
+    cache_dir: options.CacheDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take in time, disk and memory.")
+    ] = False,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a model on a folder of faces. The same command again goes on where it stopped.
+
+    Examples:
+
+      facevae train ./ffhq
+
+      facevae train celeba/ --size 64 --epochs 10 --labels list_attr_celeba.txt -o runs/celeba
+    """
+    from facevae import runtime
+    from facevae.attributes import read_labels
+    from facevae.data import load_faces
+    from facevae.runs import Run
+    from facevae.training import Stopped
+    from facevae.training import train as train_run
+
+    # Check
+    console = Console(quiet=quiet, as_json=json)
+    started_from = _load_init(init)
+    chosen = _configure(
+        preset(preset_name),
+        started_from,
+        model={"size": size, "latent_dim": latent_dim, "dropout": dropout},
+        train={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "prior": prior,
+            "prior_epochs": prior_epochs,
+            "seed": seed,
+            **(
+                {"r_loss_factor": options.parse_r_loss_factor(r_loss_factor)}
+                if r_loss_factor
+                else {}
+            ),
+        },
+        calibrated=r_loss_factor is not None and r_loss_factor.casefold() == "auto",
+    )
+    target = runtime.select_device(device)
+    table = read_labels(labels) if labels else None
+    folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
+    if dry_run:
+        _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
+        return
+
+    # Prepare
+    runtime.keep_freed_memory()
+    faces = load_faces(data, chosen.model.size, cache=cache_dir, progress=console.progress)
+    run = Run(
+        folder,
+        chosen.model,
+        chosen.train,
+        faces,
+        target,
+        preset=preset_name,
+        sources=[path.name or str(path) for path in data],
+        labels=table,
+        init=started_from,
+        terms=terms,
+        half=half,
+    )
+    _describe(console, run)
+
+    # Run
+    try:
+        bundle = train_run(run, _Talk(console))
+    except Stopped as stopped:
+        console.close()
+        console.say(f"stopped and saved in {folder}; the same command goes on from here")
+        code = 130 if stopped.signal_number == signal.SIGINT else 128 + stopped.signal_number
+        raise typer.Exit(code) from stopped
+
+    # Report
+    console.close()
+    figures = bundle.provenance["figures"]
+    console.say(
+        f"held-out PSNR {figures['psnr']:.2f} dB, KL {figures['kl_nats']:,.0f} nats "
+        f"({figures['kl_nats_per_dim']:.2f} a dimension), r_loss_factor "
+        f"{figures['r_loss_factor']:,.0f} (σ = {figures['sigma']:.3f})"
+    )
+    console.say(f"try: facevae sample --model {folder} -o grid.png")
+    path = folder / "model.safetensors"
+    console.result(
+        [path],
+        {
+            "model": {"name": str(folder), "path": str(path)},
+            "outputs": [str(path)],
+            "epochs": bundle.provenance["epochs"],
+            "figures": figures,
+        },
+    )
+
+
+class _Talk:
+    """Tells a run's progress on the console."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = console.progress
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        self.console.say(
+            f"epoch {figures['epoch']:.0f}: reconstruction {figures['reconstruction_nats']:,.0f} + "
+            f"KL {figures['kl_nats']:,.0f} nats, held-out PSNR {figures['psnr']:.2f} dB"
+        )
+
+    def notice(self, text: str) -> None:
+        self.console.say(text)
+
+
+def _load_init(name: str | None) -> "Bundle | None":
+    from facevae.hub import load_model
+
+    return load_model(name)[0] if name else None
+
+
+def _configure(
+    chosen: Preset,
+    init: "Bundle | None",
+    *,
+    model: Mapping[str, Any],
+    train: Mapping[str, Any],
+    calibrated: bool,
+) -> Preset:
+    """The preset with what was asked for in its place. Raises `UsageError`."""
+    given = {key: value for key, value in model.items() if value is not None}
+    if init and (
+        wrong := [k for k, v in given.items() if k != "dropout" and v != getattr(init.config, k)]
+    ):
+        name = wrong[0].replace("_", "-")
+        msg = f"--{name} {given[wrong[0]]}: the --init model has {getattr(init.config, wrong[0])}"
+        raise UsageError(msg)
+    base = init.config if init else chosen.model
+    settings = {key: value for key, value in train.items() if value is not None}
+    if calibrated:
+        settings["r_loss_factor"] = None
+    return Preset(
+        dataclasses.replace(base, **given),
+        dataclasses.replace(chosen.train, **settings),
+        chosen.summary,
+    )
+
+
+def _data_name(data: list[Path]) -> str:
+    name = data[0].resolve().name
+    return re.sub(r"(-\d+)?\.tar$", "", name) or "faces"
+
+
+def _describe(console: Console, run: "Run") -> None:
+    from facevae import report
+    from facevae.runtime import describe
+
+    faces = run.faces
+    console.close()
+    console.say(
+        f"{len(faces.train):,} faces to train on, {len(faces.held_out):,} held out, at "
+        f"{faces.size} × {faces.size} px, on {describe(run.device)}; preset {run.preset}; "
+        f"run folder {run.folder}"
+    )
+    if faces.skipped:
+        shown = "; ".join(faces.skipped[:3])
+        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
+    if run.labels:
+        known = set(run.labels.stems)
+        count = sum(faces.stems[row] in known for row in (*faces.train, *faces.held_out))
+        console.say(f"{count:,} faces are labelled, with {len(run.labels.names)} attributes")
+        if run.labels.ignored:
+            console.warn(
+                f"labels that are not yes-or-no are left out: {', '.join(run.labels.ignored)}"
+            )
+        if not count:
+            console.warn("no label belongs to a face: the names differ")
+    if not report.is_available():
+        console.say(_INSTALL_PLOT)
+
+
+def _estimate(
+    console: Console,
+    data: list[Path],
+    chosen: Preset,
+    device: "torch.device",
+    *,
+    folder: Path,
+    cache_dir: Path | None,
+) -> None:
+    """What the run would take, measured on a few steps."""
+    from facevae.estimate import estimate
+
+    found = estimate(data, chosen.model, chosen.train, device, cache_dir)
+    disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
+    time = _duration(found.convert_seconds) if found.convert_seconds else "done before"
+    speed = f"{found.images_per_second:,.0f} images/s"
+    run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
+    lines = [
+        f"pictures:   {found.num_pictures:,}",
+        f"converting: {time}; {disk}",
+        f"training:   {_duration(found.train_seconds)} for {chosen.train.epochs} epochs at {speed}",
+        f"prior:      {_duration(found.prior_seconds)}",
+        f"memory:     about {gigabytes:,.1f} GB",
+        f"run folder: about {run_megabytes:,.0f} MB in {folder}",
+    ]
+    console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

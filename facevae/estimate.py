@@ -1,0 +1,114 @@
+"""What a run would take in time, disk and memory, measured on a few pictures and steps."""
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from facevae.batches import Batches
+from facevae.config import ModelConfig, TrainConfig
+from facevae.data import Faces, converted, find_files, list_pictures
+from facevae.errors import DataError, ImageError
+from facevae.images import load_square
+from facevae.model import VAE
+from facevae.prior import FlowPrior, build_prior
+from facevae.runtime import keep_freed_memory, peak_bytes
+from facevae.stages import NetworkStage, PriorStage, Stage
+
+_NUM_PICTURES = 64
+_NUM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, bytes and counts. `convert_seconds` is 0 where the cache holds the data already."""
+
+    num_pictures: int
+    cache: str
+    cache_bytes: int
+    convert_seconds: float
+    images_per_second: float
+    train_seconds: float
+    prior_seconds: float
+    memory_bytes: int
+    run_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of JSON values."""
+        return dataclasses.asdict(self)
+
+
+def estimate(
+    sources: list[Path],
+    model: ModelConfig,
+    train: TrainConfig,
+    device: torch.device,
+    cache: Path | None = None,
+) -> Estimate:
+    """Measure a few conversions and steps and scale them up. Raises `DataError` without pictures."""
+    files = find_files(sources)
+    pictures = list_pictures(files)
+    if not pictures:
+        msg = f"{', '.join(map(str, sources))}: no pictures in there"
+        raise DataError(msg)
+    folder, is_done = converted(files, model.size, cache)
+    begun = time.perf_counter()
+    some = pictures[:: max(1, len(pictures) // _NUM_PICTURES)][:_NUM_PICTURES]
+    for picture in () if is_done else some:
+        try:
+            with picture.open() as file:
+                load_square(file, model.size, picture.name)
+        except (ImageError, OSError):
+            continue  # the conversion itself will name it
+    one = (time.perf_counter() - begun) / len(some) / (os.cpu_count() or 1)
+
+    keep_freed_memory()
+    vae = VAE(model).to(device)
+    batch_size = min(train.batch_size, len(pictures))
+    noise = np.random.default_rng(0).integers(0, 256, (batch_size, model.size, model.size, 3))
+    rows = np.arange(batch_size)
+    faces = Faces(noise.astype(np.uint8), [""] * batch_size, rows, rows, [], "")
+    a_step = _seconds_a_step(
+        NetworkStage(vae, Batches(faces, batch_size, 0, device), train), device
+    )
+    # held-out figures and batch-norm statistics take about a twentieth more
+    train_seconds = 1.05 * a_step * train.epochs * len(pictures) / batch_size
+    prior_seconds, prior_bytes = 0.0, 0
+    prior = build_prior(train.prior_config, model.latent_dim).to(device)
+    if isinstance(prior, FlowPrior):
+        latents = torch.randn(1024, model.latent_dim, device=device)
+        stage = PriorStage(prior, latents, latents.zero_(), epochs=1, seed=0)
+        num_steps = train.prior_epochs * 2 * len(pictures) / stage.batch_size
+        prior_seconds = _seconds_a_step(stage, device) * num_steps
+        prior_bytes = sum(t.nbytes for t in stage.state().values())
+    state_bytes = 4 * sum(t.nbytes for t in vae.state_dict().values())
+    return Estimate(
+        len(pictures),
+        str(folder),
+        len(pictures) * model.num_pixels,
+        0.0 if is_done else one * len(pictures),
+        batch_size / a_step,
+        train_seconds,
+        prior_seconds,
+        peak_bytes(device) + 4 * len(pictures) * model.latent_dim * 4,
+        2 * (state_bytes + prior_bytes) + state_bytes // 4,
+    )
+
+
+def _seconds_a_step(stage: Stage, device: torch.device) -> float:
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.ones(1, device=device).cpu()  # waits for what was queued before it
+
+    stage.step(0)
+    finish()
+    begun = time.perf_counter()
+    for index in range(1, 1 + _NUM_STEPS):
+        stage.step(index)
+    finish()
+    return (time.perf_counter() - begun) / _NUM_STEPS

@@ -1,0 +1,91 @@
+"""Where results go: one picture, an animation, or a file each in a folder."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from facevae.errors import UsageError
+from facevae.files import distinct_names, unused
+from facevae.images import (
+    ANIMATION_SUFFIXES,
+    STILL_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Pixels,
+    check_suffix,
+    grid,
+    require_video,
+    save_animation,
+    save_picture,
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write, or a folder (`is_folder`) to write files into."""
+
+    path: Path
+    is_folder: bool
+
+    @property
+    def is_animation(self) -> bool:
+        """Whether the suffix means moving pictures rather than a strip."""
+        return self.path.suffix.lower() in (".gif", ".webp", *VIDEO_SUFFIXES)
+
+
+def choose_output(
+    named: str | None, default: str, *, animation: bool = False, inputs: Iterable[str] = ()
+) -> Output:
+    """Where `-o` points, or `default` under a name that replaces nothing.
+
+    A name without a suffix, with a trailing slash, or of a folder that exists is a folder. Raises
+    `UsageError` for a suffix that cannot be written, and where one of `inputs` would be replaced.
+    """
+    if named is None:
+        return Output(unused(Path(default)), is_folder=False)
+    path = Path(named).expanduser()
+    if named.endswith(("/", "\\")) or not path.suffix or path.is_dir():
+        if path.exists() and not path.is_dir():
+            msg = f"{path}: is a file, so nothing can be put into it; name another -o"
+            raise UsageError(msg)
+        return Output(path, is_folder=True)
+    moving = (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES)
+    check_suffix(path, tuple(dict.fromkeys((*STILL_SUFFIXES, *(moving if animation else ())))))
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        require_video()
+    _protect([path], inputs)
+    return Output(path, is_folder=False)
+
+
+def folder_paths(output: Output, names: Sequence[str], inputs: Iterable[str] = ()) -> list[Path]:
+    """A `.png` in the folder for each name; equal stems are told apart by a number.
+
+    Raises `UsageError` where one of `inputs` would be replaced.
+    """
+    paths = [output.path / f"{name}.png" for name in distinct_names(list(names))]
+    _protect(paths, inputs)
+    return paths
+
+
+def _protect(paths: Iterable[Path], inputs: Iterable[str]) -> None:
+    originals = {Path(name).resolve() for name in inputs}
+    for path in paths:
+        if path.resolve() in originals:
+            msg = f"{path}: is one of the inputs and would be replaced; name another -o"
+            raise UsageError(msg)
+
+
+def write_sequence(
+    output: Output, frames: Pixels, *, animate: bool, frames_per_second: float
+) -> list[Path]:
+    """Write frames (N, H, W, 3) as an animation, a strip, or a numbered file each in a folder."""
+    if output.is_folder:
+        digits = len(str(len(frames) - 1))
+        paths = folder_paths(output, [f"{i:0{digits}d}" for i in range(len(frames))])
+        for path, frame in zip(paths, frames, strict=True):
+            save_picture(path, frame)
+        return paths
+    if animate:
+        save_animation(output.path, frames, frames_per_second)
+    else:
+        save_picture(output.path, grid(frames, columns=len(frames)))
+    return [output.path]

@@ -1,0 +1,135 @@
+"""A run at a moment: the weights to be used, how good they are, and pictures of what they do."""
+
+import copy
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from facevae import losses, metrics, report
+from facevae.batches import batches_of
+from facevae.bundle import Bundle
+from facevae.config import PriorConfig
+from facevae.data import Rows
+from facevae.images import grid, save_picture, to_pixels
+from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.model import VAE, sample_posterior
+from facevae.prior import GaussianPrior, NormalPrior
+from facevae.runs import Run, RunFolder
+from facevae.runtime import exact, generator
+from facevae.stages import NetworkStage
+
+_NUM_PROBES = 1024  # training faces for batch-norm statistics and the priors of progress pictures
+_NUM_PICTURES = 16
+
+
+def measure(run: Run, vae: VAE) -> dict[str, float]:
+    """Held-out faces decoded from their posterior means, against themselves."""
+    psnrs, sharp, sharp_real, kls, means = [], [], [], [], []
+    with exact():
+        for images in batches_of(run.faces, run.faces.held_out, run.device):
+            mean, logvar = vae.encode(images)
+            reconstructions = vae.decode(mean)
+            psnrs.append(metrics.psnr(reconstructions, images))
+            sharp.append(metrics.sharpness(reconstructions))
+            sharp_real.append(metrics.sharpness(images))
+            kls.append(losses.kl_divergence(mean, logvar).sum(1))
+            means.append(mean)
+        mean = torch.cat(means)
+        ratio = torch.cat(sharp).mean() / torch.cat(sharp_real).mean().clamp_min(1e-12)
+        return {
+            "psnr": float(torch.cat(psnrs).mean()),
+            "sharpness": float(ratio),
+            "held_out_kl_nats": float(torch.cat(kls).mean()),
+            "active_units": metrics.active_units(mean) if len(mean) > 1 else run.model.latent_dim,
+        }
+
+
+def _probes(run: Run) -> Rows:
+    return run.faces.train[:: max(1, len(run.faces.train) // _NUM_PROBES)][:_NUM_PROBES]
+
+
+def snapshot(run: Run, stage: NetworkStage) -> VAE:
+    """A copy of the weights to be used; averaged ones with batch-norm statistics of their own."""
+    vae = copy.deepcopy(stage.averaged).eval()
+    if stage.averaged is stage.vae:
+        return vae
+    norms = [m for m in vae.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches that follow
+        norm.train()
+    with exact():
+        for images in batches_of(run.faces, _probes(run), run.device):
+            vae.decode(vae.encode(images)[0])
+    for norm in norms:
+        norm.momentum = 0.1
+    return vae.eval()
+
+
+def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
+    """A model with these weights and the prior N(0, I); `mean` are posterior means (N, D)."""
+    spread = mean.std(0) if len(mean) > 1 else torch.ones_like(mean[0])
+    provenance = {
+        "facevae": version("facevae"),
+        "torch": torch.__version__,
+        "preset": run.preset,
+        "sources": run.sources,
+        "num_train": len(run.faces.train),
+        "num_held_out": len(run.faces.held_out),
+        "fingerprint": run.faces.fingerprint,
+        "terms": run.terms,
+        "epochs": run.train.epochs,
+        "images_seen": images,
+        "train": run.train.to_dict(),
+        "device": run.device.type,
+    }
+    return Bundle(
+        run.model, vae, NormalPrior(), PriorConfig(), mean.mean(0), spread, provenance=provenance
+    )
+
+
+def progress_model(run: Run, vae: VAE, images: int) -> Bundle:
+    """A model to use meanwhile: with one Gaussian where a prior is to be fitted at the end."""
+    mean, logvar = posteriors(vae, batches_of(run.faces, _probes(run), run.device))
+    bundle = new_bundle(run, vae, mean, images)
+    if run.train.prior != "normal":
+        prior = GaussianPrior(run.model.latent_dim).to(run.device)
+        prior.fit(mean, logvar)
+        bundle.prior, bundle.prior_config = prior, PriorConfig("gaussian")
+    return bundle
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> dict[str, str]:
+    """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names."""
+    rows = run.faces.held_out
+    rows = rows[:: max(1, len(rows) // _NUM_PICTURES)][:_NUM_PICTURES]
+    images = next(batches_of(run.faces, rows, run.device))
+    mean, _ = posteriors(bundle.vae, [images])
+    pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
+    samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(_NUM_PICTURES))))
+    names = {kind: f"{kind}-{epoch:04d}.png" for kind in ("reconstructions", "samples")}
+    save_picture(folder.pictures / names["reconstructions"], grid(to_pixels(pairs), len(images)))
+    save_picture(folder.pictures / names["samples"], grid(to_pixels(samples)))
+    return names
+
+
+def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
+    """Histograms of samples of the posteriors (N, D), where there is matplotlib to draw them."""
+    if not report.is_available():
+        return
+    noise = torch.randn(mean.shape, generator=generator(0)).to(mean)
+    latents = sample_posterior(mean, logvar, noise)[:20_000].cpu()
+    report.draw_histograms(latents, folder.pictures / "latents.png")
+
+
+def draw_plane(folder: RunFolder, bundle: Bundle) -> None:
+    """A two-dimensional latent space, decoded: two deviations either way, the second axis upward."""
+    offsets = torch.linspace(-2, 2, 15, device=bundle.device)
+    across, up = torch.meshgrid(offsets, offsets.flip(0), indexing="xy")
+    points = torch.stack([across, up], -1).flatten(0, 1)
+    plane = bundle.latent_mean + points * bundle.latent_spread
+    save_picture(folder.pictures / "plane.png", grid(to_pixels(decode(bundle.vae, plane))))

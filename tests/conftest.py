@@ -1,0 +1,94 @@
+"""Faces to test with: drawn ones, which need nothing, and real ones where they are at hand."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parents[1]
+# pytest runs many processes at a time on few cores; none of them needs more than this
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def draw_face(seed: int, size: int = 48, *, glasses: bool = False) -> Image.Image:
+    """A face as a child draws one; the seed chooses skin, background, place and mouth."""
+    rng = np.random.default_rng(seed)
+    background, skin = (tuple(int(v) for v in rng.integers(0, 256, 3)) for _ in range(2))
+    picture = Image.new("RGB", (size, size), background)
+    pen = ImageDraw.Draw(picture)
+    unit = size / 48
+    x, y = (24 + rng.uniform(-3, 3)) * unit, (24 + rng.uniform(-3, 3)) * unit
+    pen.ellipse((x - 14 * unit, y - 18 * unit, x + 14 * unit, y + 18 * unit), fill=skin)
+    for side in (-1, 1):
+        eye = x + side * 6 * unit
+        pen.ellipse((eye - 2 * unit, y - 6 * unit, eye + 2 * unit, y - 2 * unit), fill="black")
+        if glasses:
+            box = (eye - 5 * unit, y - 9 * unit, eye + 5 * unit, y + unit)
+            pen.ellipse(box, outline="white", width=max(1, round(2 * unit)))
+    width = rng.uniform(3, 8) * unit
+    pen.rectangle((x - width, y + 8 * unit, x + width, y + 10 * unit), fill="darkred")
+    return picture
+
+
+@pytest.fixture
+def faces_folder(tmp_path: Path) -> Path:
+    """48 drawn faces, `000.png` …, the even ones with glasses."""
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for i in range(48):
+        draw_face(i, glasses=i % 2 == 0).save(folder / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture
+def labels_file(faces_folder: Path) -> Path:
+    """Labels of `faces_folder` as a CSV: who wears glasses."""
+    path = faces_folder.parent / "labels.csv"
+    rows = "".join(f"{i:03}.png,{int(i % 2 == 0)}\n" for i in range(48))
+    path.write_text("name,Eyeglasses\n" + rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_faces() -> Path:
+    """The project's real faces, unpacked; skips where they are not at hand."""
+    unpack = ROOT.parent / "shared" / "faces" / "unpack"
+    if not unpack.exists():
+        pytest.skip("no real faces at hand")
+    done = subprocess.run([unpack], capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def facevae(tmp_path: Path) -> Command:
+    """Run the command line as a user does, in a process of its own, in `tmp_path`."""
+
+    def run(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "facevae", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            timeout=300,
+            env={
+                **os.environ,
+                "FACEVAE_CACHE": str(tmp_path / "cache"),
+                "HF_HUB_OFFLINE": "1",
+                "COLUMNS": "100",
+                **environment,
+            },
+        )
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
