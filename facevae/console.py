@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -60,7 +60,8 @@ class Console:
         table = Table(title=title, title_justify="left", title_style="bold")
         for i, column in enumerate(columns):
             is_number = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
-            table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if is_number else "left"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
         for row in rows:
             table.add_row(*(Text(f"{v:,.4g}" if isinstance(v, float) else str(v)) for v in row))
         RichConsole(highlight=False).print(table)

@@ -25,7 +25,8 @@ HELD_OUT_ONE_IN = 12
 _LAYOUT = 1  # of a cache folder; a change of how pixels are made or stored makes another key
 _READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
-_CHUNK = 64
+_CHUNK = 64  # pictures a thread takes at a time
+_Mapped = np.memmap[Any, np.dtype[Any]]
 
 
 # ---------------------------------------------------------------- finding pictures
@@ -166,7 +167,7 @@ def load_faces(
     if not is_done:
         with locked(folder, "this cache"):
             if not converted(files, size, cache)[1]:  # by another, while this one waited
-                _convert(files, size, folder, progress)
+                _convert(files, sources, size, folder, progress)
     index = read_json(folder / "index.json")
     # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
     pixels = np.load(folder / "pixels.npy", mmap_mode="c")
@@ -188,14 +189,44 @@ def _cache_key(files: list[Path], size: int) -> str:
     return digest(*parts)[:20]
 
 
-def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> None:
+def _convert(
+    files: list[Path], sources: list[Path], size: int, folder: Path, progress: Progress
+) -> None:
     """Fill `folder`: rows of pixels first, then their status, then the index that completes it."""
     pictures = list_pictures(files)
     if not pictures:
         msg = f"{', '.join(map(str, files))}: no pictures in there"
         raise DataError(msg)
     pixels, rows = _open_arrays(folder, len(pictures), size)
-    # what was skipped before is tried again, so that its reason is known
+    reasons = _fill(pictures, pixels, rows, progress)
+    pixels.flush()
+    if len(reasons) == len(pictures):
+        msg = f"none of the {len(pictures)} pictures can be read; the first: {reasons[0]}"
+        raise DataError(msg)
+    kept = [row for row in range(len(pictures)) if row not in reasons]
+    marks = sorted(f"{pictures[row].stem} {rows['digest'][row].decode()}" for row in kept)
+    index = {
+        "sources": [os.path.abspath(source) for source in sources],  # noqa: PTH100 - keeps links
+        "size": size,
+        "created": time.time(),
+        "fingerprint": digest(*marks)[:16],
+        "stems": [picture.stem for picture in pictures],
+        "skipped_rows": sorted(reasons),
+        "skipped": [reasons[row] for row in sorted(reasons)],
+    }
+    write_json(folder / "index.json", index)
+
+
+def _fill(
+    pictures: list[Picture],
+    pixels: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.void],
+    progress: Progress,
+) -> dict[int, str]:
+    """Convert what is not converted yet; returns why rows were skipped.
+
+    What was skipped before is tried again, so that its reason is known.
+    """
     pending = np.flatnonzero(rows["status"] != _READ)
     done = len(pictures) - len(pending)
     reasons: dict[int, str] = {}
@@ -205,7 +236,7 @@ def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> 
         for row in chunk.tolist():
             try:
                 with pictures[row].open() as file:
-                    pixels[row] = load_square(file, size, pictures[row].name)
+                    pixels[row] = load_square(file, pixels.shape[1], pictures[row].name)
                 status, mark = _READ, digest(pixels[row].tobytes())[:16].encode()
             except (ImageError, OSError) as error:
                 reasons[row] = str(error)
@@ -213,7 +244,7 @@ def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> 
             results.append((row, status, mark))
         return results
 
-    # Pillow decodes and scales outside the interpreter's lock: threads use every core.
+    # Pillow decodes and scales outside the interpreter's lock: threads use every core
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = [pending[i : i + _CHUNK] for i in range(0, len(pending), _CHUNK)]
         try:
@@ -225,32 +256,10 @@ def _convert(files: list[Path], size: int, folder: Path, progress: Progress) -> 
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    pixels.flush()
-    kept = rows["status"] == _READ
-    if not kept.any():
-        first = next(iter(reasons.values()))
-        msg = f"none of the {len(pictures)} pictures can be read; the first: {first}"
-        raise DataError(msg)
-    marks = sorted(
-        f"{p.stem} {m.decode()}"
-        for p, m, k in zip(pictures, rows["digest"], kept, strict=True)
-        if k
-    )
-    index = {
-        "sources": sorted(
-            {str(p.path if p.offset is not None else p.path.parent) for p in pictures}
-        ),
-        "size": size,
-        "created": time.time(),
-        "fingerprint": digest(*marks)[:16],
-        "stems": [p.stem for p in pictures],
-        "skipped": [reasons[row] for row in sorted(reasons)],
-        "skipped_rows": sorted(reasons),
-    }
-    write_json(folder / "index.json", index)
+    return reasons
 
 
-def _open_arrays(folder: Path, count: int, size: int) -> "tuple[np.memmap, np.memmap]":
+def _open_arrays(folder: Path, count: int, size: int) -> tuple[_Mapped, _Mapped]:
     """Mapped pixels and rows: those that an interrupted conversion left, or new ones of zeros."""
     paths = folder / "pixels.npy", folder / "rows.npy"
     try:

@@ -65,7 +65,9 @@ def _download(name: str) -> Located:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils.logging import set_verbosity_error
 
+    set_verbosity_error()  # its retries and fallbacks; what fails in the end is said below
     repository, _, revision = name.partition("@")
     try:
         path = Path(hf_hub_download(repository, _FILE, revision=revision or None))

@@ -35,9 +35,10 @@ class GaussianPrior(nn.Module):
 
     def fit(self, mean: Tensor, logvar: Tensor) -> None:
         """Take the first two moments of the aggregate posterior of means, logvars (N, D)."""
-        centre = mean.double().mean(0)
-        deviation = mean.double() - centre
-        covariance = deviation.T @ deviation / len(mean) + logvar.double().exp().mean(0).diag()
+        mean, logvar = mean.cpu().double(), logvar.cpu().double()  # not every device has float64
+        centre = mean.mean(0)
+        deviation = mean - centre
+        covariance = deviation.T @ deviation / len(mean) + logvar.exp().mean(0).diag()
         self.mean.copy_(centre)
         self.factor.copy_(torch.linalg.cholesky(covariance))
 

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -59,6 +59,21 @@ class Stopped(Exception):
         self.signal_number = signal_number
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A run, where it is kept, who is told, and whether it was asked to stop."""
+
+    run: Run
+    folder: RunFolder
+    listener: Listener
+    stop_signal: Callable[[], int]
+
+    def check_stop(self) -> None:
+        """Raise `Stopped` if that was asked for; whoever calls this has nothing to save."""
+        if stop := self.stop_signal():
+            raise Stopped(stop)
+
+
 def train(run: Run, listener: Listener) -> Bundle:
     """Start, continue or extend the run in its folder; returns the finished model.
 
@@ -66,39 +81,45 @@ def train(run: Run, listener: Listener) -> Bundle:
     `Stopped` after Ctrl-C or SIGTERM, with everything saved.
     """
     with locked(run.folder, "this run"), stop_requests() as stop_signal:
-        folder = RunFolder(run.folder)
-        folder.claim(run.identity(), run.about())
-        if bundle := _finished(run, folder, listener):
-            return bundle
-        vae = _fit_network(run, folder, listener, stop_signal)
-        bundle = _fit_prior(run, folder, listener, stop_signal, vae)
-        _finish(run, folder, bundle)
+        work = _Work(run, RunFolder(run.folder), listener, stop_signal)
+        work.folder.claim(run.identity(), run.about())
+        earlier = _earlier_model(work)
+        if earlier and _is_enough(run, earlier):
+            epochs = earlier.provenance["epochs"]
+            listener.notice(f"{run.folder}: finished already, at epoch {epochs}; nothing to do")
+            return earlier
+        # a finished model stays in place until the longer run's takes it
+        vae = _fit_network(work, save_progress=earlier is None)
+        bundle = _fit_prior(work, vae)
+        _finish(work, bundle)
         return bundle
 
 
-def _finished(run: Run, folder: RunFolder, listener: Listener) -> Bundle | None:
-    if not folder.model.exists():
+def _earlier_model(work: _Work) -> Bundle | None:
+    """The finished model of this run, if there is one."""
+    if not work.folder.model.exists():
         return None
     try:
-        bundle = load(folder.model)
+        bundle = load(work.folder.model)
     except ModelError as error:
-        listener.notice(f"{error}; making it again")
+        work.listener.notice(f"{error}; making it again")
         return None
-    known = bundle.provenance
-    complete = known.get("complete") and known.get("epochs", 0) >= run.train.epochs
-    if not complete or known.get("labels") != (run.labels and run.labels.fingerprint):
-        return None
-    listener.notice(f"{folder.path}: finished already, after {known['epochs']} epochs")
-    return bundle
+    return bundle if bundle.provenance.get("complete") else None
+
+
+def _is_enough(run: Run, earlier: Bundle) -> bool:
+    labels = run.labels.fingerprint if run.labels else None
+    known = earlier.provenance
+    return known.get("epochs", 0) >= run.train.epochs and known.get("labels") == labels
 
 
 # ---------------------------------------------------------------- the stages
 
 
-def _fit_network(
-    run: Run, folder: RunFolder, listener: Listener, stop_signal: Callable[[], int]
-) -> VAE:
+def _fit_network(work: _Work, *, save_progress: bool) -> VAE:
     """Fit encoder and decoder, with held-out figures and pictures at each epoch."""
+    run, folder = work.run, work.folder
+
     # Build
     vae = _seeded(run.train.seed, lambda: VAE(run.model))
     if run.init:
@@ -108,14 +129,13 @@ def _fit_network(
     stage = NetworkStage(vae, batches, run.train)
 
     # Go on from where an earlier process stopped
-    first = _resume("network", stage, folder, listener)
+    first = _resume(work, "network", stage)
     folder.recall(first)
     watch = _Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
     sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
 
     # Step
-    saving = _Saving("network", "", folder, stop_signal)
-    for index, terms in _steps(stage, first, saving):
+    for index, terms in _steps(work, "network", stage, first):
         sums += terms
         num_steps += 1
         images = (index + 1) * batches.size
@@ -127,7 +147,8 @@ def _fit_network(
             means |= _derived(run, means["mse"], means["kl_nats"])
             _check_finite(folder, means)
             folder.record({"event": "steps", **where, **means})
-            listener.progress("Training", index + 1, stage.num_steps, _note(folder.records))
+            note = _note(folder.records)
+            work.listener.progress("Training", index + 1, stage.num_steps, note)
             sums.zero_()
             num_steps = 0
 
@@ -137,55 +158,52 @@ def _fit_network(
             figures = {"epoch": round(images / batches.num_faces, 3)} | measure(run, averaged)
             _check_finite(folder, figures)
             progress = progress_model(run, averaged, images)
-            save(progress, folder.model, half=run.half)
+            if save_progress:
+                save(progress, folder.model, half=run.half)
             pictures = draw_progress(run, folder, progress, round(images / batches.num_faces))
             where["seconds"] = watch.seconds()
             folder.record({"event": "epoch", **where, **means, **figures, **pictures})
             folder.save_state("network", stage.state(), index + 1)
-            listener.epoch(folder.records[-1])
+            work.listener.epoch(folder.records[-1])
     return snapshot(run, stage)
 
 
-def _fit_prior(
-    run: Run, folder: RunFolder, listener: Listener, stop_signal: Callable[[], int], vae: VAE
-) -> Bundle:
+def _fit_prior(work: _Work, vae: VAE) -> Bundle:
     """Fit the prior to the posteriors of the training faces and their mirror images."""
-    total = 2 * len(run.faces.train)
+    run = work.run
     batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
-    watched = _watched(batches, total, lambda n: listener.progress("Encoding", n, total))
-    mean, logvar = posteriors(vae, watched)
+    mean, logvar = posteriors(vae, _watched(work, batches, 2 * len(run.faces.train)))
     config = run.train.prior_config
     prior = _seeded(run.train.seed, lambda: build_prior(config, run.model.latent_dim))
     prior.to(run.device)
     if isinstance(prior, GaussianPrior):
         prior.fit(mean, logvar)
     elif isinstance(prior, FlowPrior):
+        key = weights_digest(vae)  # a flow that was fitted to other latents is of no use
         epochs = run.train.prior_epochs
         stage = PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed)
-        saving = _Saving("prior", weights_digest(vae), folder, stop_signal)
-        first = _resume("prior", stage, folder, listener, saving.key)
-        for index, _ in _steps(stage, first, saving):
+        first = _resume(work, "prior", stage, key)
+        for index, _ in _steps(work, "prior", stage, first, key):
             if index % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
-                listener.progress("Fitting the prior", index + 1, stage.num_steps)
-        saving.now(stage, stage.num_steps)
-    images = math.ceil(run.train.epochs * len(run.faces.train))
-    bundle = new_bundle(run, vae, mean, images)
+                work.listener.progress("Fitting the prior", index + 1, stage.num_steps)
+        work.folder.save_state("prior", stage.state(), stage.num_steps, key)
+    bundle = new_bundle(run, vae, mean, work.folder.records[-1]["images"])
     bundle.prior, bundle.prior_config = prior.eval(), config
-    draw_latents(folder, mean, logvar)
+    draw_latents(work.folder, mean, logvar)
     return bundle
 
 
-def _finish(run: Run, folder: RunFolder, bundle: Bundle) -> None:
-    """Learn directions, measure what is saved, save it, and draw the run."""
+def _finish(work: _Work, bundle: Bundle) -> None:
+    """Learn directions, save the model with what was measured of it, and draw the run."""
+    run, folder = work.run, work.folder
     if run.labels:
         _learn(run, bundle, run.labels)
-    epochs = [r for r in folder.records if r["event"] == "epoch"]
-    figures = {key: epochs[-1][key] for key in _FIGURES} if epochs else {}
+    last = folder.records[-1]  # the last step always ends with an epoch's record
     bundle.provenance |= {
         "complete": True,
-        "figures": figures,
-        "labels": run.labels and run.labels.fingerprint,
-        "train_seconds": epochs[-1]["seconds"] if epochs else 0.0,
+        "figures": {name: last[name] for name in _FIGURES},
+        "labels": run.labels.fingerprint if run.labels else None,
+        "train_seconds": last["seconds"],
     }
     save(bundle, folder.model, half=run.half)
     pixels = to_pixels(decode(bundle.vae, latents_of_seeds(bundle, list(range(64)))))
@@ -202,10 +220,12 @@ def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
     values = labels.rows_for([run.faces.stems[row] for row in rows])
     is_labelled = (values != 0).any(1)
     is_held_out = (torch.arange(len(rows)) >= len(run.faces.train)).numpy()[is_labelled]
+    if not is_labelled.any():
+        return
     mean, _ = posteriors(bundle.vae, batches_of(run.faces, rows[is_labelled], run.device))
-    bundle.attributes, bundle.directions = learn_directions(
-        mean, values[is_labelled], labels.names, is_held_out
-    )
+    attributes, directions = learn_directions(mean, values[is_labelled], labels.names, is_held_out)
+    if attributes:
+        bundle.attributes, bundle.directions = attributes, directions
 
 
 _FIGURES = (
@@ -240,43 +260,30 @@ def _note(records: list[dict[str, Any]]) -> str:
 # ---------------------------------------------------------------- steps and states
 
 
-@dataclass
-class _Saving:
-    """When and where a stage's state is kept."""
-
-    name: str
-    key: str
-    folder: RunFolder
-    stop_signal: Callable[[], int]
-    last: float = field(default_factory=time.monotonic)
-
-    def now(self, stage: Stage, step: int) -> None:
-        self.folder.save_state(self.name, stage.state(), step, self.key)
-        self.last = time.monotonic()
-
-
-def _steps(stage: Stage, first: int, saving: _Saving) -> Iterator[tuple[int, Tensor]]:
+def _steps(
+    work: _Work, name: str, stage: Stage, first: int, key: str = ""
+) -> Iterator[tuple[int, Tensor]]:
     """Take the steps from `first` on; between two, save the state when it is time or asked for."""
+    saved = time.monotonic()
     for index in range(first, stage.num_steps):
         yield index, stage.step(index)
-        stop = saving.stop_signal()
-        if stop or time.monotonic() - saving.last > _SECONDS_A_STATE:
-            saving.now(stage, index + 1)
-        if stop:
-            raise Stopped(stop)
+        if work.stop_signal() or time.monotonic() - saved > _SECONDS_A_STATE:
+            work.folder.save_state(name, stage.state(), index + 1, key)
+            saved = time.monotonic()
+        work.check_stop()
 
 
-def _resume(name: str, stage: Stage, folder: RunFolder, listener: Listener, key: str = "") -> int:
+def _resume(work: _Work, name: str, stage: Stage, key: str = "") -> int:
     """Restore the stage's saved state, if there is one; returns the next step to take."""
-    saved = folder.load_state(name, key)
+    saved = work.folder.load_state(name, key)
     if saved is None:
         return 0
     state, step, warning = saved
     if warning:
-        listener.notice(warning)
+        work.listener.notice(warning)
     stage.restore(state)
     if step < stage.num_steps:
-        listener.notice(f"{folder.path}: going on with the {name} after step {step}")
+        work.listener.notice(f"{work.folder.path}: going on with the {name} after step {step}")
     return step
 
 
@@ -290,14 +297,13 @@ class _Watch:
         return round(self._before + time.monotonic() - self._begun, 3)
 
 
-def _watched(
-    batches: Iterator[Tensor], total: int, progress: Callable[[int], None]
-) -> Iterator[Tensor]:
+def _watched(work: _Work, batches: Iterator[Tensor], total: int) -> Iterator[Tensor]:
     done = 0
     for images in batches:
         yield images
-        done = min(done + len(images), total)
-        progress(done)
+        done += len(images)
+        work.listener.progress("Encoding", done, total)
+        work.check_stop()
 
 
 def _seeded(seed: int, build: Callable[[], _M]) -> _M:

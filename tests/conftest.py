@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
-# pytest runs many processes at a time on few cores; none of them needs more than this
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# small tensors gain nothing from more threads, and other processes lose by them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def draw_face(seed: int, size: int = 48, *, glasses: bool = False) -> Image.Image:

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from facevae.cli.faces import arith, morph, reconstruct, sample
+from facevae.cli.edits import arith, morph
+from facevae.cli.faces import reconstruct, sample
 from facevae.cli.models import cache, info
 from facevae.cli.train import train
 from facevae.console import Console

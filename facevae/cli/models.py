@@ -126,7 +126,12 @@ def cache(
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {_text(item)}" for key, item in value.items())
+        lines = []
+        for key, item in value.items():
+            nested = isinstance(item, dict)
+            text = _text(item).replace("\n", "\n  ")
+            lines.append(f"{key}:\n  {text}" if nested else f"{key}: {text}")
+        return "\n".join(lines)
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
     if isinstance(value, float):

@@ -1,0 +1,288 @@
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from facevae.bundle import FORMAT, load, load_state, save, save_state
+from facevae.config import ModelConfig
+from facevae.errors import FacevaeError, ModelError
+from facevae.latents import decode, latents_of_seeds
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import CONFIG, differing, tensors_of, tiny_bundle
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(tiny_bundle(), path)
+    return path
+
+
+def parts_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), dict(file.metadata())
+
+
+def rewritten(path: Path, *, metadata=None, **values: object) -> None:
+    """Put JSON `values` into the metadata of the model at `path`, or other metadata altogether."""
+    tensors, texts = parts_of(path)
+    texts |= {key: json.dumps(value) for key, value in values.items()}
+    save_file(tensors, path, texts if metadata is None else metadata)
+
+
+def refusal(path: Path) -> str:
+    """The one line that refuses the model at `path`, without the name it begins with."""
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+# ---------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("kind", ["flow", "gaussian", "normal"])
+def test_a_model_comes_back_exactly_as_it_was_saved(tmp_path, kind):
+    bundle = tiny_bundle(kind=kind)
+    save(bundle, tmp_path / "a.safetensors")
+    found = load(tmp_path / "a.safetensors")
+    assert differing(tensors_of(bundle), tensors_of(found)) == []
+    for name in ("config", "prior_config", "framing", "attributes", "provenance"):
+        assert getattr(found, name) == getattr(bundle, name), name
+    assert latents_of_seeds(found, [1, 2]).equal(latents_of_seeds(bundle, [1, 2]))
+    assert not found.vae.training
+
+
+def test_a_model_without_attributes_and_framing_comes_back(tmp_path):
+    bundle = dataclasses.replace(tiny_bundle(), framing=None, attributes=[], directions=None)
+    save(bundle, tmp_path / "a.safetensors")
+    found = load(tmp_path / "a.safetensors")
+    assert (found.framing, found.attributes, found.directions) == (None, [], None)
+
+
+def test_half_precision_keeps_faces_within_one_level_at_half_the_bytes(tmp_path):
+    bundle = tiny_bundle(ModelConfig(32, 64, (32, 32)))
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    save(bundle, whole)
+    save(bundle, half, half=True)
+    found = load(half)
+    assert {t.dtype for n, t in tensors_of(found).items() if "num_batches" not in n} == {
+        torch.float32
+    }
+    pictures = [decode(b.vae, latents_of_seeds(b, list(range(16)))) for b in (bundle, found)]
+    assert pictures[0].std(0).mean() > 0.02, "the faces should differ for this to mean anything"
+    assert (pictures[0] - pictures[1]).abs().max() <= 1 / 255
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+
+
+def test_saving_replaces_the_old_model_and_leaves_nothing_beside_it(saved):
+    save(tiny_bundle(kind="normal"), saved)
+    assert load(saved).prior_config.kind == "normal"
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_state_comes_back_exactly_with_its_values(tmp_path):
+    path = tmp_path / "state.safetensors"
+    tensors = {"a": torch.randn(3, 2), "b.step": torch.tensor(7.0), "c": torch.arange(3)}
+    save_state(path, tensors, {"step": 12, "key": "x"})
+    found, metadata = load_state(path)
+    assert differing(tensors, found) == []
+    assert (metadata["step"], metadata["key"]) == (12, "x")
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_refused_as_one(tmp_path, zipped):
+    path = tmp_path / "model.pt"
+    weights = tiny_bundle().vae.state_dict()
+    torch.save(weights, path, _use_new_zipfile_serialization=zipped)
+    assert "pickle" in refusal(path)
+
+
+def test_a_sound_model_is_no_pickle_whatever_the_length_of_its_header(tmp_path):
+    # a safetensors file begins with its header's length, and 19,280 is spelt "PK"
+    bundle, path = tiny_bundle(), tmp_path / "model.safetensors"
+    bundle.provenance["note"] = ""
+    for _ in range(2):
+        save(bundle, path)
+        header = int.from_bytes(path.read_bytes()[:8], "little")
+        bundle.provenance["note"] += "x" * (int.from_bytes(b"PK", "little") - header)
+    assert path.read_bytes()[:2] == b"PK"
+    assert load(path).provenance == bundle.provenance
+
+
+def test_a_missing_tensor_is_named(saved):
+    tensors, texts = parts_of(saved)
+    del tensors["vae.encoder.mean.weight"]
+    save_file(tensors, saved, texts)
+    assert refusal(saved) == "tensor vae.encoder.mean.weight is missing"
+
+
+def test_a_surplus_tensor_is_named(saved):
+    tensors, texts = parts_of(saved)
+    save_file({**tensors, "vae.encoder.third": torch.zeros(2)}, saved, texts)
+    assert refusal(saved) == "tensor vae.encoder.third is not known"
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(saved):
+    tensors, texts = parts_of(saved)
+    tensors["latents.mean"] = torch.zeros(CONFIG.latent_dim + 1)
+    save_file(tensors, saved, texts)
+    text = refusal(saved)
+    assert "latents.mean" in text
+    assert f"({CONFIG.latent_dim + 1},)" in text
+    assert f"({CONFIG.latent_dim},)" in text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(saved, value):
+    tensors, texts = parts_of(saved)
+    tensors["vae.decoder.dense.bias"][3] = value
+    save_file(tensors, saved, texts)
+    text = refusal(saved)
+    assert "vae.decoder.dense.bias" in text
+    assert "finite" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused(saved, dtype):
+    tensors, texts = parts_of(saved)
+    tensors["vae.decoder.dense.bias"] = tensors["vae.decoder.dense.bias"].to(dtype)
+    save_file(tensors, saved, texts)
+    assert "vae.decoder.dense.bias" in refusal(saved)
+
+
+def test_another_format_number_says_to_upgrade(saved):
+    rewritten(saved, format=FORMAT + 1)
+    text = refusal(saved)
+    assert f"format {FORMAT + 1}" in text
+    assert "upgrade" in text
+
+
+def test_metadata_that_are_not_json_are_refused(saved):
+    tensors, texts = parts_of(saved)
+    save_file(tensors, saved, texts | {"config": "{size: 32"})
+    assert "not JSON" in refusal(saved)
+
+
+@pytest.mark.parametrize("key", ["prior", "framing", "attributes", "provenance"])
+def test_missing_metadata_are_named(saved, key):
+    texts = parts_of(saved)[1]
+    del texts[key]
+    rewritten(saved, metadata=texts)
+    assert key in refusal(saved)
+
+
+def sound(**changes: object) -> dict:
+    return {**CONFIG.to_dict(), **changes}
+
+
+ONE = {"name": "A", "scale": 1.0, "num_positives": 1, "num_negatives": 1, "accuracy": None}
+UNSOUND = {
+    "a field that is not known": {"config": sound(depth=3)},
+    "a missing field": {"config": {"size": 32}},
+    "a size that is no size": {"config": sound(size=33)},
+    "a size that is no whole number": {"config": sound(size=32.0)},
+    "a size that is a list": {"config": sound(size=[32])},
+    "a latent_dim in words": {"config": sound(latent_dim="8")},
+    "filters that are no list": {"config": sound(filters=8)},
+    "filters of nothing": {"config": sound(filters=[])},
+    "no dictionary": {"config": [1, 2]},
+    "a prior that is not known": {"prior": {"kind": "vamp", "width": 0, "blocks": 0}},
+    "a prior that is null": {"prior": None},
+    "attributes that are a number": {"attributes": 4},
+    "attributes of nothing": {"attributes": [{}] * 4},
+    "attributes without names": {"attributes": [{**ONE, "name": 5}] * 4},
+    "attributes with words for counts": {"attributes": [{**ONE, "num_positives": "x"}] * 4},
+    "attributes with words for figures": {"attributes": [{**ONE, "accuracy": "x"}] * 4},
+    "framing with one eye": {"framing": {"left_eye": [0.5, 0.5]}},
+    "framing without places": {"framing": {"left_eye": 1, "right_eye": 2}},
+    "provenance that is a number": {"provenance": 3},
+}
+
+
+@pytest.mark.parametrize("values", UNSOUND.values(), ids=UNSOUND.keys())
+def test_unsound_metadata_are_refused(saved, values):
+    rewritten(saved, **values)
+    refusal(saved)
+
+
+def test_a_plain_safetensors_file_is_no_facevae_model(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    assert "not a facevae model" in refusal(path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, -1])
+def test_a_truncated_file_is_refused(saved, kept):
+    saved.write_bytes(saved.read_bytes()[:kept])
+    assert "not a sound safetensors file" in refusal(saved)
+
+
+def test_random_bytes_are_refused(tmp_path):
+    path = tmp_path / "noise.safetensors"
+    path.write_bytes(random.Random(3).randbytes(5000))
+    refusal(path)
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path):
+    assert "no such" in refusal(tmp_path / "nothing.safetensors")
+    assert "no such" in refusal(tmp_path)
+
+
+def test_a_damaged_state_is_refused_by_name(tmp_path):
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.randn(100)}, {"step": 1, "key": ""})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ModelError, match="sound") as caught:
+        load_state(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_config_that_claims_huge_sizes_allocates_nothing(saved):
+    resource = pytest.importorskip("resource")
+    huge = ModelConfig(256, 8192, (4096,) * 4)
+    flow = {"kind": "flow", "width": 8192, "blocks": 64}
+    rewritten(saved, config=huge.to_dict(), prior=flow)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "tensor" in refusal(saved)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 200_000, "one of these tensors alone holds over 500 MB"  # kilobytes, or bytes
+
+
+def test_damage_anywhere_is_survived_or_refused_in_one_line(saved):
+    sound_bytes = saved.read_bytes()
+    header = 8 + int.from_bytes(sound_bytes[:8], "little")
+    draw = random.Random(0)
+    num_refused = 0
+    for round_ in range(300):
+        data = bytearray(sound_bytes)
+        # two of three in the header, where there is more to misunderstand
+        place = draw.randrange(header if round_ % 3 else len(data))
+        kind = draw.choice(("change", "cut", "insert", "repeat", "digit"))
+        if kind == "change":
+            data[place] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del data[place : place + draw.randint(1, 40)]
+        elif kind == "insert":
+            data[place:place] = draw.randbytes(draw.randint(1, 9))
+        elif kind == "repeat":
+            data[place:place] = data[place : place + 30]
+        else:
+            digits = [i for i in range(8, header) if data[i] in b"0123456789"]
+            data[draw.choice(digits)] = draw.choice(b"0123456789-.")
+        saved.write_bytes(data)
+        try:
+            load(saved)
+        except FacevaeError as error:
+            num_refused += 1
+            assert str(saved) in str(error)
+            assert "\n" not in str(error), (round_, kind, place)
+    assert num_refused > 150

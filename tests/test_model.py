@@ -1,0 +1,165 @@
+"""The networks are the paper's: their layers, their shapes, their number of weights."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from facevae.config import SIZES, ModelConfig
+from facevae.model import LOGVAR_RANGE, VAE, num_parameters, sample_posterior
+
+TINY = ModelConfig(size=32, latent_dim=5, filters=(4, 6))
+
+
+def build(config, seed=0):
+    torch.manual_seed(seed)
+    return VAE(config).eval()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_images_become_latents_and_latents_images_at_every_size(size):
+    vae = build(ModelConfig(size=size, latent_dim=7, filters=(4, 8, 8, 8)))
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        mean, logvar = vae.encode(images)
+        decoded = vae.decode(mean)
+    assert mean.shape == logvar.shape == (2, 7)
+    assert decoded.shape == images.shape
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+
+
+def test_images_stay_in_range_however_far_the_latents_lie():
+    decoded = build(TINY).decode(torch.randn(8, 5) * 1e4)
+    assert decoded.isfinite().all()
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+
+
+@pytest.mark.parametrize("halvings", [1, 5])
+def test_any_number_of_halvings_is_undone_by_as_many_doublings(halvings):
+    vae = build(ModelConfig(size=32, latent_dim=3, filters=tuple(range(4, 4 + halvings))))
+    images = torch.rand(2, 3, 32, 32)
+    assert vae(images, torch.zeros(2, 3))[0].shape == images.shape
+
+
+def test_the_default_network_has_as_many_weights_as_its_layers_say():
+    def convolution(before, after):
+        return before * after * 3 * 3 + after
+
+    def dense(before, after):
+        return before * after + after
+
+    def batch_norm(channels):
+        return 2 * channels
+
+    filters, latent_dim, side = (32, 64, 64, 64), 200, 128 // 2**4
+    features = filters[-1] * side * side
+    encoder = sum(map(convolution, (3, 32, 64, 64), filters)) + sum(map(batch_norm, filters))
+    heads = 2 * dense(features, latent_dim)
+    decoder = (
+        dense(latent_dim, features)
+        + sum(map(convolution, (64, 64, 64, 32), (64, 64, 32, 3)))
+        + sum(map(batch_norm, (64, 64, 32)))
+    )
+    assert encoder + heads + decoder == 2_649_299
+    assert num_parameters(VAE(ModelConfig())) == encoder + heads + decoder
+
+
+def test_weights_that_do_not_train_are_not_counted():
+    vae = VAE(TINY)
+    total = num_parameters(vae)
+    vae.encoder.mean.requires_grad_(requires_grad=False)
+    assert num_parameters(vae) == total - sum(p.numel() for p in vae.encoder.mean.parameters())
+
+
+def kinds(sequence):
+    return [type(layer) for layer in sequence]
+
+
+def test_the_encoder_is_four_times_convolution_batch_norm_and_leaky_relu():
+    layers = VAE(ModelConfig()).encoder.convolutions
+    assert kinds(layers) == [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU] * 4
+    assert all(c.kernel_size == (3, 3) and c.stride == (2, 2) for c in layers[::3])
+    assert [c.out_channels for c in layers[::3]] == [32, 64, 64, 64]
+
+
+def test_the_decoder_ends_in_a_transposed_convolution_and_a_sigmoid_without_batch_norm():
+    layers = VAE(ModelConfig()).decoder.convolutions
+    inner = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.LeakyReLU] * 3
+    assert kinds(layers) == [*inner, nn.ConvTranspose2d, nn.Sigmoid]
+
+
+def test_leaky_relu_leaks_a_fifth():
+    slopes = {m.negative_slope for m in VAE(TINY).modules() if isinstance(m, nn.LeakyReLU)}
+    assert slopes == {0.2}
+
+
+def test_there_is_no_dropout_unless_asked_for():
+    assert not [m for m in VAE(TINY).modules() if isinstance(m, nn.Dropout)]
+
+
+def test_dropout_follows_every_activation_but_the_last():
+    config = ModelConfig(size=32, latent_dim=5, filters=(4, 6), dropout=0.25)
+    vae = VAE(config)
+    block = [nn.BatchNorm2d, nn.LeakyReLU, nn.Dropout]
+    assert kinds(vae.encoder.convolutions) == [nn.Conv2d, *block] * 2
+    decoder = [nn.ConvTranspose2d, *block, nn.ConvTranspose2d, nn.Sigmoid]
+    assert kinds(vae.decoder.convolutions) == decoder
+    assert {m.p for m in vae.modules() if isinstance(m, nn.Dropout)} == {0.25}
+    assert num_parameters(vae) == num_parameters(VAE(TINY))
+
+
+def test_the_log_variance_is_clamped_and_the_mean_is_not():
+    vae = build(TINY)
+    with torch.no_grad():
+        for head in (vae.encoder.mean, vae.encoder.logvar):
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor([-1e6, -30.0, 1.5, 20.0, 1e6]))
+        mean, logvar = vae.encode(torch.rand(1, 3, 32, 32))
+    low, high = LOGVAR_RANGE
+    assert logvar.tolist() == [[low, -30.0, 1.5, 20.0, high]]
+    assert mean.tolist() == [[-1e6, -30.0, 1.5, 20.0, 1e6]]
+    assert logvar.exp().isfinite().all()
+    assert logvar.exp().gt(0).all()
+
+
+def test_posteriors_are_float32_in_any_precision():
+    vae = build(TINY)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        mean, logvar = vae.encode(torch.rand(2, 3, 32, 32))
+    assert mean.dtype == logvar.dtype == torch.float32
+
+
+def test_a_posterior_sample_is_mean_and_spread_times_noise():
+    mean, logvar = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, math.log(9.0)]])
+    got = sample_posterior(mean, logvar, torch.tensor([[2.0, -1.0]]))
+    assert got.tolist()[0] == pytest.approx([3.0, -5.0])
+
+
+def test_forward_is_encode_sample_decode():
+    vae = build(TINY)
+    images, noise = torch.rand(3, 3, 32, 32), torch.randn(3, 5)
+    with torch.no_grad():
+        reconstructions, mean, logvar = vae(images, noise)
+        spread = logvar.exp().sqrt()
+        torch.testing.assert_close(reconstructions, vae.decode(mean + spread * noise))
+        torch.testing.assert_close((mean, logvar), vae.encode(images))
+
+
+def test_every_weight_takes_part_in_a_training_step():
+    vae = VAE(TINY).train()
+    reconstructions, mean, logvar = vae(torch.rand(4, 3, 32, 32), torch.randn(4, 5))
+    (reconstructions.square().mean() + mean.square().mean() + logvar.mean()).backward()
+    without = [name for name, p in vae.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_in_use_a_face_does_not_depend_on_its_neighbours():
+    vae = build(TINY)
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        together = vae.decode(vae.encode(images)[0])
+        alone = torch.cat([vae.decode(vae.encode(one[None])[0]) for one in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,249 @@
+"""Priors are maps from noise to latents that follow what they were fitted to."""
+
+import pytest
+import torch
+
+from facevae.config import PriorConfig
+from facevae.errors import UsageError
+from facevae.prior import (
+    FlowPrior,
+    GaussianPrior,
+    NormalPrior,
+    build_prior,
+    kind_of,
+    other_prior,
+    sample_latents,
+)
+from facevae.runtime import face_noise
+from facevae.stages import PriorStage
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors as small as these lose time to a second thread, on a busy machine very much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def correlated(count, dims, seed=0):
+    mix = torch.randn(dims, dims, generator=draw(seed))
+    return torch.randn(count, dims, generator=draw(seed + 1)) @ mix + 3
+
+
+def stirred_flow(latent_dim, width=16, blocks=2, seed=0):
+    """A flow whose every weight matters: as after a training, without one."""
+    torch.manual_seed(seed)
+    flow = FlowPrior(latent_dim, width, blocks).eval()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw(seed)))
+    mean = correlated(50, latent_dim, seed)
+    flow.whitening.fit(mean, torch.full_like(mean, -1.0))
+    return flow
+
+
+def test_a_gaussian_takes_the_moments_of_the_aggregate_posterior():
+    mean = correlated(200, 4)
+    logvar = torch.randn(200, 4, generator=draw(5))
+    prior = GaussianPrior(4)
+    prior.fit(mean, logvar)
+    # by the law of total variance, written out a posterior at a time
+    centre = sum(mean.double()) / 200
+    covariance = sum(
+        torch.outer(m - centre, m - centre) + torch.diag(v.exp())
+        for m, v in zip(mean.double(), logvar.double(), strict=True)
+    )
+    torch.testing.assert_close(prior.mean.double(), centre, rtol=1e-5, atol=1e-5)
+    factor = prior.factor.double()
+    torch.testing.assert_close(factor @ factor.T, covariance / 200, rtol=1e-4, atol=1e-4)
+
+
+def test_gaussian_samples_have_the_fitted_moments():
+    mean = correlated(500, 3)
+    logvar = torch.zeros(500, 3)
+    prior = GaussianPrior(3)
+    prior.fit(mean, logvar)
+    samples = prior(torch.randn(100_000, 3, generator=draw(9)))
+    expected = mean.T.cov(correction=0) + torch.eye(3)
+    spread = expected.diag().sqrt()
+    assert ((samples.mean(0) - mean.mean(0)).abs() < 0.02 * spread).all()
+    tolerance = 0.03 * spread[:, None] * spread
+    assert ((samples.T.cov() - expected).abs() < tolerance).all()
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_gaussian_of_fewer_latents_than_dimensions_is_positive_definite(count):
+    mean = torch.randn(count, 40, generator=draw(0)) * 3
+    prior = GaussianPrior(40)
+    prior.fit(mean, torch.full((count, 40), -12.0))
+    assert prior.factor.isfinite().all()
+    assert prior.factor.diag().gt(0).all()
+    assert prior.factor.triu(1).eq(0).all()
+
+
+def test_whitening_is_the_inverse_of_sampling():
+    mean = correlated(300, 6)
+    prior = GaussianPrior(6)
+    prior.fit(mean, torch.zeros(300, 6))
+    noise = torch.randn(50, 6, generator=draw(2))
+    torch.testing.assert_close(prior.whiten(prior(noise)), noise, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prior(prior.whiten(mean)), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_whitened_posterior_samples_have_unit_covariance():
+    mean = correlated(100_000, 3)
+    logvar = torch.zeros(100_000, 3)
+    prior = GaussianPrior(3)
+    prior.fit(mean, logvar)
+    white = prior.whiten(mean + torch.randn(mean.shape, generator=draw(3)))
+    assert white.mean(0).abs().max() < 0.02
+    assert (white.T.cov() - torch.eye(3)).abs().max() < 0.03
+
+
+def test_an_unfitted_flow_is_its_whitening_gaussian():
+    flow = FlowPrior(4, width=16, blocks=2)
+    flow.whitening.fit(correlated(100, 4), torch.zeros(100, 4))
+    noise = torch.randn(10, 4, generator=draw(1))
+    torch.testing.assert_close(flow(noise), flow.whitening(noise))
+
+
+def test_a_flow_goes_where_its_velocity_points():
+    # with a constant velocity v, the path ends at noise + v, whatever the number of steps
+    flow = FlowPrior(3, width=8, blocks=1)
+    velocity = torch.tensor([0.5, -2.0, 0.0])
+    with torch.no_grad():
+        flow.outward.bias.copy_(velocity)
+    noise = torch.randn(5, 3, generator=draw(1))
+    torch.testing.assert_close(flow(noise), noise + velocity, rtol=1e-4, atol=1e-5)
+
+
+def test_the_steps_are_enough_for_a_smooth_flow():
+    flow = stirred_flow(4).double()
+    with torch.no_grad():
+        for block in flow.blocks:
+            fast = flow.frequencies.repeat(2) > 3
+            block.time.weight[:, fast] = 0
+        noise = torch.randn(20, 4, generator=draw(4)).double()
+        exact = flow.whitening(runge_kutta(flow, noise, steps=60))
+        moved = (exact - flow.whitening(noise)).abs().mean()
+        off = (flow(noise) - exact).abs().mean()
+    assert moved > 0.1
+    assert off < 1e-3 * moved
+
+
+def runge_kutta(flow, points, steps):
+    """The same path by the classic method of fourth order."""
+    h = 1 / steps
+    for i in range(steps):
+        t = points.new_full((len(points), 1), i * h)
+        k1 = flow.velocity(points, t)
+        k2 = flow.velocity(points + h / 2 * k1, t + h / 2)
+        k3 = flow.velocity(points + h / 2 * k2, t + h / 2)
+        k4 = flow.velocity(points + h * k3, t + h)
+        points = points + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return points
+
+
+def bimodal(count, seed):
+    """Two narrow modes at (±2, 0), half of the points each."""
+    sides = torch.randint(2, (count,), generator=draw(seed)) * 4.0 - 2
+    centres = torch.stack([sides, torch.zeros(count)], dim=1)
+    return centres + 0.3 * torch.randn(count, 2, generator=draw(seed + 1))
+
+
+def sliced_distance(a, b, directions=32):
+    """The mean over directions of the Wasserstein-1 distance of two sets of as many points."""
+    angles = torch.arange(directions) * torch.pi / directions
+    lines = torch.stack([angles.cos(), angles.sin()])
+    return ((a @ lines).sort(0).values - (b @ lines).sort(0).values).abs().mean().item()
+
+
+def test_a_flow_learns_two_modes_that_a_gaussian_cannot():
+    mean = bimodal(4096, seed=0)
+    torch.manual_seed(0)
+    stage = PriorStage(FlowPrior(2, 64, 2), mean, torch.full_like(mean, -6.0), epochs=100, seed=0)
+    for index in range(stage.num_steps):
+        stage.step(index)
+    noise = torch.randn(4096, 2, generator=draw(7))
+    with torch.no_grad():
+        flow, gaussian = stage.prior(noise), stage.prior.whitening(noise)
+    unseen = bimodal(4096, seed=100)
+
+    # hardly a point lies in the gap; a third of the Gaussian's do
+    def in_gap(points):
+        return (points[:, 0].abs() < 1).float().mean().item()
+
+    assert in_gap(unseen) < 0.01
+    assert in_gap(gaussian) > 0.25
+    assert in_gap(flow) < 0.1
+    assert 0.4 < (flow[:, 0] > 0).float().mean().item() < 0.6
+    assert sliced_distance(flow, unseen) < 0.5 * sliced_distance(gaussian, unseen)
+
+
+def test_a_seed_names_the_same_latent_in_any_batch():
+    prior = stirred_flow(6)
+    seeds = list(range(37))
+    with torch.no_grad():
+        together = sample_latents(prior, face_noise(seeds, 6))
+        alone = torch.cat([sample_latents(prior, face_noise([seed], 6)) for seed in seeds])
+        backward = sample_latents(prior, face_noise(seeds[::-1], 6)).flip(0)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together, backward, rtol=1e-4, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_temperature_scales_the_noise_down_to_the_mean():
+    prior = GaussianPrior(4)
+    mean = correlated(100, 4)
+    prior.fit(mean, torch.zeros(100, 4))
+    noise = torch.randn(6, 4, generator=draw(0))
+    coldest = sample_latents(prior, noise, temperature=0.0)
+    torch.testing.assert_close(coldest, prior.mean.expand(6, 4))
+    half = sample_latents(prior, noise, temperature=0.5)
+    whole = sample_latents(prior, noise)
+    torch.testing.assert_close(half, (whole + prior.mean) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "cls"),
+    [
+        (PriorConfig("normal"), NormalPrior),
+        (PriorConfig("gaussian"), GaussianPrior),
+        (PriorConfig("flow", 8, 1), FlowPrior),
+    ],
+)
+def test_each_kind_is_built_and_known_again(config, cls):
+    prior = build_prior(config, 3)
+    assert type(prior) is cls
+    assert kind_of(prior) == config.kind
+    noise = torch.randn(2, 3, generator=draw(0))
+    torch.testing.assert_close(sample_latents(prior, noise), noise)  # unfitted, each is N(0, I)
+
+
+def test_a_flow_holds_a_gaussian_and_all_hold_the_normal():
+    flow, gaussian, normal = FlowPrior(3, 8, 1), GaussianPrior(3), NormalPrior()
+    assert other_prior(flow, "flow") is flow
+    assert other_prior(flow, "gaussian") is flow.whitening
+    assert other_prior(gaussian, "gaussian") is gaussian
+    assert all(kind_of(other_prior(p, "normal")) == "normal" for p in (flow, gaussian, normal))
+
+
+@pytest.mark.parametrize(
+    ("prior", "kind"),
+    [
+        (GaussianPrior(3), "flow"),
+        (NormalPrior(), "flow"),
+        (NormalPrior(), "gaussian"),
+        (FlowPrior(3, 8, 1), "vamp"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else kind_of(value),
+)
+def test_a_prior_that_a_model_does_not_hold_is_refused(prior, kind):
+    with pytest.raises(UsageError, match=f"--prior {kind}: .*holds a {kind_of(prior)} prior"):
+        other_prior(prior, kind)

@@ -1,0 +1,63 @@
+"""The README's commands are run as they stand, and what it claims is looked up."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Command, draw_face
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = [line for line in LINES if line.startswith("facevae ")]
+# what makes a training short enough for a test; a later option takes the place of an earlier one
+SHORT = "--size 32 --epochs 1 --prior-epochs 1 --latent-dim 4 --batch-size 8"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with all that the README's commands name."""
+    for folder in ("ffhq", "celeba128", "photos"):
+        (tmp_path / folder).mkdir()
+        for i in range(16):
+            draw_face(i, glasses=i % 2 == 0).save(tmp_path / folder / f"{i:05}.png")
+    for i, name in enumerate(("face.png", "a.png", "b.png")):
+        draw_face(100 + i).save(tmp_path / name)
+    rows = [f"{i:05}.jpg {1 if i % 2 == 0 else -1}" for i in range(16)]
+    (tmp_path / "celeba128-list_attr.txt").write_text("\n".join(["16", "Eyeglasses", *rows]))
+    (tmp_path / "labels.csv").write_text("name,Eyeglasses\n00001.png,0\n00002.png,1\n")
+    shutil.copytree(ROOT / ".github", tmp_path / ".github")
+    return tmp_path
+
+
+def test_every_command_of_the_readme_runs(place: Path, facevae: Command) -> None:
+    assert len(COMMANDS) > 15
+    for line in COMMANDS:
+        _, *arguments = shlex.split(line)
+        if arguments[0] == "train":
+            arguments += shlex.split(SHORT)
+        done = facevae(*arguments, OMP_NUM_THREADS="2")
+        for path in done.stdout.splitlines() if "--dry-run" not in arguments else ():
+            assert (place / path).exists(), f"{line}: printed {path}, which is not there"
+
+
+def test_the_other_commands_of_the_readme_are_about_files_that_exist() -> None:
+    for line in LINES:
+        if line.startswith("python "):
+            assert (ROOT / line.split()[1]).is_file(), line
+
+
+def test_the_test_command_is_what_ci_calls() -> None:
+    command = next(line for line in LINES if "pytest" in line)
+    assert command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_picture_and_file_that_the_readme_shows_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_readme_has_no_gaps() -> None:
+    assert not re.search(r"@\w+@|TODO|\{\{", README)

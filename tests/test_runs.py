@@ -1,0 +1,151 @@
+import json
+
+import pytest
+import torch
+from facevae.config import ModelConfig
+from facevae.errors import RunError
+from facevae.model import VAE
+from facevae.runs import RunFolder, weights_digest
+from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
+
+IDENTITY = {"model": {"size": 32, "filters": (8, 8)}, "train": {"seed": 0}, "data": "abc"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_folder_is_claimed_once_and_then_known_again(folder):
+    folder.claim(IDENTITY, {"epochs": 3})
+    folder.claim(IDENTITY, {"epochs": 5})
+    kept = json.loads(folder.config.read_text())
+    assert kept["epochs"] == 5
+    assert kept["identity"]["model"]["filters"] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data": "xyz"}, "data was abc, now xyz"),
+        ({"train": {"seed": 1}}, "seed was 0, now 1"),
+        ({"model": {"size": 64, "filters": (8, 8)}}, "size was 32, now 64"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs_and_nothing_is_touched(folder, change, named):
+    folder.claim(IDENTITY, {"epochs": 3})
+    before = folder.config.read_bytes()
+    with pytest.raises(RunError) as caught:
+        folder.claim(IDENTITY | change, {"epochs": 3})
+    assert named in str(caught.value)
+    assert str(folder.path) in str(caught.value)
+    assert folder.config.read_bytes() == before
+
+
+def test_every_difference_is_named(folder):
+    folder.claim(IDENTITY, {})
+    with pytest.raises(RunError) as caught:
+        folder.claim(IDENTITY | {"data": "xyz", "train": {"seed": 1}}, {})
+    assert "data was" in str(caught.value)
+    assert "seed was" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"epochs": 3}', '{"identity": 5}'])
+def test_a_config_of_something_else_is_refused(folder, text):
+    folder.path.mkdir()
+    folder.config.write_text(text)
+    with pytest.raises(RunError, match="holds another run"):
+        folder.claim(IDENTITY, {})
+    assert folder.config.read_text() == text
+
+
+def test_a_model_that_no_run_made_is_not_replaced(folder):
+    folder.path.mkdir()
+    folder.model.write_bytes(b"mine")
+    with pytest.raises(RunError, match="holds a model"):
+        folder.claim(IDENTITY, {})
+    assert not folder.config.exists()
+
+
+def test_records_after_a_step_are_forgotten_and_a_cut_off_line_too(folder):
+    folder.path.mkdir()
+    for step in (20, 40, 43):
+        folder.record({"event": "steps", "step": step})
+    with folder.metrics.open("a") as file:
+        file.write('{"event": "st')
+    again = RunFolder(folder.path)
+    again.recall(40)
+    assert [r["step"] for r in again.records] == [20, 40]
+    lines = again.metrics.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [20, 40]
+
+
+# ---------------------------------------------------------------- states
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"weights": torch.full((200,), value)}
+
+
+def test_the_newest_state_is_the_one_to_go_on_from(folder):
+    assert folder.load_state("network") is None
+    for step in (1, 2, 3):
+        folder.save_state("network", state(step), step)
+    found, step, warning = folder.load_state("network")
+    assert (step, warning) == (3, "")
+    assert found["weights"].equal(state(3)["weights"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
+def test_a_damaged_state_gives_way_to_the_one_before_it_with_a_warning(folder, damage):
+    folder.save_state("network", state(1), 1)
+    folder.save_state("network", state(2), 2)
+    newest = folder.path / "state" / "network.safetensors"
+    data = newest.read_bytes()
+    spoilt = {"cut": data[:-100], "emptied": b"", "overwritten": b"\xff" * len(data)}
+    newest.write_bytes(spoilt[damage])
+    found, step, warning = folder.load_state("network")
+    assert (found["weights"][0], step) == (1, 1)
+    assert str(newest) in warning
+
+
+def test_a_state_of_the_same_name_from_other_weights_is_left_alone(folder):
+    folder.save_state("prior", state(1), 1, key="those")
+    assert folder.load_state("prior", key="these") is None
+    assert folder.load_state("prior", key="those")[1] == 1
+
+
+def test_stages_do_not_mix(folder):
+    folder.save_state("network", state(1), 7)
+    assert folder.load_state("prior") is None
+
+
+# ---------------------------------------------------------------- identity
+
+
+def test_a_digest_tells_weights_apart_to_the_last_bit():
+    vae = VAE(CONFIG)
+    before = weights_digest(vae)
+    assert weights_digest(vae) == before
+    with torch.no_grad():
+        vae.decoder.dense.bias[0] = torch.nextafter(vae.decoder.dense.bias[0], torch.tensor(9.0))
+    assert weights_digest(vae) != before
+
+
+def test_a_run_is_the_same_whatever_its_epochs_but_not_with_other_settings(tmp_path, faces_folder):
+    from dataclasses import replace
+
+    from facevae.data import load_faces
+
+    faces = load_faces([faces_folder], CONFIG.size, cache=tmp_path / "cache")
+    plain = tiny_run(tmp_path, faces).identity()
+    longer = tiny_run(tmp_path / "elsewhere", faces, train=replace(TRAIN, epochs=99))
+    assert longer.identity() == plain
+    for other in (
+        tiny_run(tmp_path, faces, train=replace(TRAIN, seed=6)),
+        tiny_run(tmp_path, faces, train=replace(TRAIN, learning_rate=1e-4)),
+        tiny_run(tmp_path, faces, train=replace(TRAIN, r_loss_factor=1e4)),
+        tiny_run(tmp_path, faces, model=ModelConfig(32, 9, (8, 8))),
+        tiny_run(tmp_path, faces, init=tiny_bundle()),
+    ):
+        assert other.identity() != plain

@@ -1,0 +1,147 @@
+"""Devices are checked, randomness depends on its key alone, and a stop can be asked for."""
+
+import itertools
+import signal
+import threading
+
+import pytest
+import torch
+
+from facevae import runtime
+from facevae.errors import UsageError
+
+
+def numbers(*key):
+    return torch.randn(4, generator=runtime.generator(*key)).tolist()
+
+
+def test_a_generator_depends_on_its_key_alone():
+    torch.manual_seed(1)
+    first = numbers(7, 0, 3)
+    torch.manual_seed(2)
+    numbers(8, 0, 3)
+    assert numbers(7, 0, 3) == first
+
+
+def test_generators_leave_the_global_one_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1).item()
+    torch.manual_seed(1)
+    numbers(5, 6)
+    runtime.face_noise([1, 2], 3)
+    assert torch.rand(1).item() == expected
+
+
+def test_every_part_of_a_key_counts():
+    keys = list(itertools.product((0, 1, 2**40), (0, 1, 2), (0, 1, 1000)))
+    assert len({tuple(numbers(*key)) for key in keys}) == len(keys)
+
+
+def test_no_two_uses_of_a_seed_share_their_numbers():
+    # the key of a face, of a pass's order, of a step's mirrors; and a seed of more than 32 bits
+    keys = [(5,), (5, 0), (5, 0, 0), (5, 1, 0), (5 + 2**32,), (5 + 2**32, 0, 0), (5 + 2**33, 0, 0)]
+    assert len({tuple(numbers(*key)) for key in keys}) == len(keys)
+
+
+def test_face_noise_depends_on_each_seed_alone():
+    together = runtime.face_noise([3, 1, 2**63 - 1, 3], 6)
+    assert together.shape == (4, 6)
+    assert together.dtype == torch.float32
+    assert together[0].equal(together[3])
+    assert not together[0].equal(together[1])
+    for row, seed in zip(together, [3, 1, 2**63 - 1], strict=False):
+        assert runtime.face_noise([seed], 6)[0].equal(row)
+    assert runtime.face_noise([], 6).shape == (0, 6)
+
+
+def test_face_noise_is_standard_normal():
+    noise = runtime.face_noise(list(range(400)), 50)
+    # 20,000 numbers: five standard errors of their mean and of their variance
+    assert abs(noise.mean().item()) < 5 / 20_000**0.5
+    assert abs(noise.var().item() - 1) < 5 * (2 / 20_000) ** 0.5
+
+
+def test_the_cpu_is_always_there():
+    assert runtime.select_device("cpu") == torch.device("cpu")
+    assert runtime.select_device("auto").type in ("cpu", "cuda", "mps")
+    assert runtime.describe(torch.device("cpu")) == "cpu"
+    assert runtime.free_bytes(torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:-1", "cuda:x", "CPU!"])
+def test_what_is_no_device_is_refused_with_what_may_be_named(name):
+    with pytest.raises(UsageError, match="must be auto, cpu, cuda, cuda:N or mps"):
+        runtime.select_device(name)
+
+
+@pytest.mark.parametrize("name", ["cpu:1", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_refused_with_what_is(name):
+    with pytest.raises(UsageError, match=f"--device {name}: not on this machine; it has cpu"):
+        runtime.select_device(name)
+
+
+def test_exact_asks_for_no_gradients_and_puts_everything_back():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        with runtime.exact():
+            assert not torch.is_grad_enabled()
+            assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
+        assert torch.is_grad_enabled()
+        assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (True, True)
+    finally:
+        matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_training_precision_is_left_at_its_end():
+    with runtime.training_precision(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype in (torch.bfloat16, torch.float32)
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_memory_held_so_far_is_known():
+    kept = torch.ones(2**20)
+    assert runtime.peak_bytes(torch.device("cpu")) > kept.numel() * 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_only_asks_to_stop(number):
+    before = signal.getsignal(number)
+    with runtime.stop_requests() as stop_signal:
+        assert stop_signal() == 0
+        signal.raise_signal(number)
+        assert stop_signal() == number
+    assert signal.getsignal(number) == before
+
+
+def interrupt_twice():
+    with runtime.stop_requests() as stop_signal:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop_signal() == signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_acts_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_twice()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_no_signal_is_touched():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with runtime.stop_requests() as stop_signal:
+            seen.extend([stop_signal(), signal.getsignal(signal.SIGTERM)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [0, before]

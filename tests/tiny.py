@@ -1,0 +1,96 @@
+"""Models and runs that are small enough to test with."""
+
+from pathlib import Path
+
+import torch
+from facevae.attributes import Attribute, Labels
+from facevae.bundle import Bundle
+from facevae.config import ModelConfig, PriorConfig, TrainConfig
+from facevae.data import Faces
+from facevae.model import VAE
+from facevae.prior import build_prior
+from facevae.runs import Run
+from torch import nn
+
+CONFIG = ModelConfig(size=32, latent_dim=8, filters=(8, 8))
+TRAIN = TrainConfig(
+    epochs=2, batch_size=16, prior_epochs=60, prior_width=16, prior_blocks=1, seed=5
+)
+ATTRIBUTES = ("Eyeglasses", "Smiling", "Male", "No_Beard")
+
+
+def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
+    """Untrained, but lively: its faces differ from each other, and so do its attributes."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        vae = VAE(config)
+        for module in vae.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight)
+        shape = PriorConfig("flow", 16, 1) if kind == "flow" else PriorConfig(kind)
+        prior = build_prior(shape, config.latent_dim)
+        for tensor in prior.parameters():
+            tensor.add_(0.2 * torch.randn_like(tensor))
+        directions = torch.randn(len(ATTRIBUTES), config.latent_dim)
+        mean = 0.1 * torch.randn(config.latent_dim)
+    attributes = [
+        Attribute(name, float(direction.norm()), 10 + i, 20 + i, None if i else 0.75)
+        for i, (name, direction) in enumerate(zip(ATTRIBUTES, directions, strict=True))
+    ]
+    return Bundle(
+        config,
+        vae.eval(),
+        prior.eval(),
+        shape,
+        mean,
+        torch.full((config.latent_dim,), 1.5),
+        {"left_eye": [0.4, 0.45], "right_eye": [0.6, 0.45]},
+        attributes,
+        directions,
+        {"terms": "for tests", "epochs": 3},
+    )
+
+
+class Ear:
+    """Remembers what a run tells."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.epochs: list[dict] = []
+        self.tasks: set[str] = set()
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:
+        assert 0 < done <= total, note
+        self.tasks.add(task)
+
+    def epoch(self, figures: dict) -> None:
+        self.epochs.append(dict(figures))
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def tiny_run(
+    folder: Path,
+    faces: Faces,
+    *,
+    model: ModelConfig = CONFIG,
+    train: TrainConfig = TRAIN,
+    labels: Labels | None = None,
+    init: Bundle | None = None,
+) -> Run:
+    device = torch.device("cpu")
+    return Run(folder, model, train, faces, device, labels=labels, init=init)
+
+
+def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
+    """All numbers of a model, by name."""
+    found = {f"vae.{k}": v for k, v in bundle.vae.state_dict().items()}
+    found |= {f"prior.{k}": v for k, v in bundle.prior.state_dict().items()}
+    found |= {"mean": bundle.latent_mean, "spread": bundle.latent_spread}
+    return found if bundle.directions is None else found | {"directions": bundle.directions}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not the same to the last bit."""
+    return [k for k in sorted(a.keys() | b.keys()) if k not in a or k not in b or not a[k].equal(b[k])]
