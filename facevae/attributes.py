@@ -14,6 +14,7 @@ from torch import Tensor
 
 from facevae.errors import DataError, UsageError
 from facevae.files import digest
+from facevae.images import SUFFIXES
 
 _YES = frozenset(("1", "1.0", "+1", "true", "yes", "y", "t"))
 _NO = frozenset(("0", "0.0", "-1", "-1.0", "false", "no", "n", "f"))
@@ -127,7 +128,7 @@ def _read_celeba(path: Path, lines: list[str]) -> Labels:
             raise DataError(msg)
         stems.append(_stem(name))
         rows.append([int(mark) for mark in marks])
-    return Labels(stems, names, np.array(rows, np.int8).reshape(-1, len(names)), [])
+    return Labels(stems, names, np.array(rows, np.int8).reshape(len(rows), len(names)), [])
 
 
 def _read_csv(path: Path, lines: list[str]) -> Labels:
@@ -157,7 +158,7 @@ def _read_csv(path: Path, lines: list[str]) -> Labels:
         else:
             names.append(name)
             columns.append(column)
-    values = np.array(columns, np.int8).reshape(len(names), -1).T
+    values = np.array(columns, np.int8).reshape(len(names), len(rows)).T
     return Labels([_stem(row[key]) for row in rows], names, values, ignored)
 
 
@@ -167,7 +168,8 @@ def _mark(cell: str) -> int | None:
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).stem
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def learn_directions(
@@ -226,9 +228,11 @@ def match_attribute(wanted: str, names: Sequence[str]) -> tuple[int, int]:
     for candidate, direction in ((_plain(wanted), 1), (key, sign)):
         if candidate in plain:
             return plain[candidate], direction
-    partial = [i for name, i in plain.items() if key and key in name]
-    if len(partial) == 1:
-        return partial[0], sign
+    partial: list[int] = []
+    for candidate, direction in ((key, sign), (_plain(wanted), 1)):
+        partial = [i for name, i in plain.items() if candidate and candidate in name]
+        if len(partial) == 1:
+            return partial[0], direction
     if not names:
         msg = f"--attr {wanted}: this model knows no attributes; train one with --labels"
         raise UsageError(msg)

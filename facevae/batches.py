@@ -12,7 +12,6 @@ from facevae.runtime import free_bytes, generator
 # what a generator's numbers are for, so that no two uses share them
 _ORDER, _MIRROR = 0, 1
 _MIRRORED_SHARE = 0.5
-_MIRRORED_SHARE = 0.5
 
 
 class Batches:

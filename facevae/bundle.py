@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from facevae.attributes import Attribute
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
+from facevae.faces import Framing
 from facevae.files import replacing
 from facevae.model import VAE
 from facevae.prior import NormalPrior, Prior, build_prior
@@ -38,9 +39,7 @@ _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 @dataclass
 class Bundle:
-    """All that inference needs. `framing` maps `left_eye` and `right_eye` (as seen in the picture)
-    to [x, y] in units of the model's square, or is None where it is not known.
-    """
+    """All that inference needs. `framing` is None where the training faces were not framed alike."""
 
     config: ModelConfig
     vae: VAE
@@ -48,7 +47,7 @@ class Bundle:
     prior_config: PriorConfig
     latent_mean: Tensor
     latent_spread: Tensor
-    framing: dict[str, list[float]] | None = None
+    framing: Framing | None = None
     attributes: list[Attribute] = field(default_factory=list)
     directions: Tensor | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +87,7 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
         "format": FORMAT,
         "config": bundle.config.to_dict(),
         "prior": bundle.prior_config.to_dict(),
-        "framing": bundle.framing,
+        "framing": bundle.framing.to_dict() if bundle.framing else None,
         "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
         "provenance": bundle.provenance,
     }
@@ -111,7 +110,7 @@ def load(path: Path) -> Bundle:
             config = ModelConfig.from_dict(metadata["config"])
             prior_config = PriorConfig.from_dict(metadata["prior"])
             attributes = [Attribute(**values) for values in metadata["attributes"]]
-            framing = _check_framing(metadata["framing"])
+            framing = metadata["framing"] and Framing.from_dict(metadata["framing"])
             provenance = dict(metadata["provenance"])
         except (FacevaeError, TypeError, ValueError) as error:
             msg = f"{path}: its metadata are not sound ({error}); get or train it again"
@@ -202,14 +201,6 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
         msg = f"{path}: no {', '.join(missing)} in its metadata"
         raise ModelError(msg)
     return metadata
-
-
-def _check_framing(framing: object) -> dict[str, list[float]] | None:
-    if framing is None:
-        return None
-    if not isinstance(framing, dict) or set(framing) != {"left_eye", "right_eye"}:
-        raise TypeError("framing needs left_eye and right_eye")
-    return {eye: [float(x), float(y)] for eye, (x, y) in framing.items()}
 
 
 def _read_expected(

@@ -55,7 +55,10 @@ class ModelConfig(_Record):
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
-        _require(self.size in SIZES, f"--size {self.size}: must be one of {SIZES}")
+        _require(
+            isinstance(self.size, int) and self.size in SIZES,
+            f"--size {self.size}: must be one of {SIZES}",
+        )
         _require(
             _is_count(self.latent_dim, 1, MAX_LATENT_DIM),
             f"--latent-dim {self.latent_dim}: must be 1 to {MAX_LATENT_DIM}",
@@ -90,9 +93,9 @@ class PriorConfig(_Record):
         _require(
             self.kind in get_args(Prior), f"prior {self.kind}: must be one of {get_args(Prior)}"
         )
-        low = int(self.kind == "flow")
-        _require(_is_count(self.width, low, 8192), f"prior width {self.width}: out of range")
-        _require(_is_count(self.blocks, low, 64), f"prior blocks {self.blocks}: out of range")
+        low, width, blocks = (1, 8192, 64) if self.kind == "flow" else (0, 0, 0)
+        _require(_is_count(self.width, low, width), f"prior width {self.width}: out of range")
+        _require(_is_count(self.blocks, low, blocks), f"prior blocks {self.blocks}: out of range")
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,6 @@ class TrainConfig(_Record):
             ("--epochs", self.epochs, 1),
             ("--batch-size", self.batch_size, 1),
             ("--prior-epochs", self.prior_epochs, 1),
-            ("prior_width", self.prior_width, 1),
-            ("prior_blocks", self.prior_blocks, 1),
             ("--ema-images", self.ema_images, 0),
             ("--seed", self.seed, 0),
         ):
@@ -138,6 +139,7 @@ class TrainConfig(_Record):
             self.prior in get_args(Prior),
             f"--prior {self.prior}: must be one of {', '.join(get_args(Prior))}",
         )
+        PriorConfig("flow", self.prior_width, self.prior_blocks)
 
     @property
     def prior_config(self) -> PriorConfig:

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its parts are done, and how many there are."""
 
 HELD_OUT_ONE_IN = 12
-_LAYOUT = 1  # of a cache folder; a change of how pixels are made or stored makes another key
+_LAYOUT = 2  # of a cache folder; a change of how pixels are made or stored makes another key
 _READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
 _CHUNK = 64  # pictures a thread takes at a time
@@ -36,19 +36,29 @@ _Mapped = np.memmap[Any, np.dtype[Any]]
 class Picture:
     """One picture: a file, or `size` bytes from `offset` in a tar shard."""
 
-    name: str
     path: Path
-    offset: int | None = None
+    member: str = ""
+    offset: int = 0
     size: int = 0
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people."""
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    @property
+    def own_name(self) -> str:
+        """Its name without folders."""
+        return PurePosixPath(self.member).name if self.member else self.path.name
 
     @property
     def stem(self) -> str:
         """What labels and the held-out split know it by: its own name without a suffix."""
-        return PurePosixPath(self.name.replace("\\", "/")).stem
+        return PurePosixPath(self.own_name).stem
 
     def open(self) -> BinaryIO:
         """Its bytes, as an open file."""
-        if self.offset is None:
+        if not self.member:
             return self.path.open("rb")
         with self.path.open("rb") as shard:
             shard.seek(self.offset)
@@ -85,10 +95,11 @@ def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]])
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), suffixes, visited)
-            elif Path(entry.name).suffix.lower() in suffixes and entry.is_file():
-                yield Path(entry.path)
+            path = Path(entry.path)
+            if path.is_dir():  # unlike the entry's own answer, no error for a link to itself
+                yield from _walk(path, suffixes, visited)
+            elif path.suffix.lower() in suffixes and path.is_file():
+                yield path
 
 
 def list_pictures(files: Iterable[Path]) -> list[Picture]:
@@ -98,8 +109,8 @@ def list_pictures(files: Iterable[Path]) -> list[Picture]:
         if path.suffix.lower() == ".tar":
             pictures += _tar_members(path)
         else:
-            pictures.append(Picture(str(path), path))
-    return sorted(pictures, key=lambda p: (p.stem, PurePosixPath(p.name).name, p.name))
+            pictures.append(Picture(path))
+    return sorted(pictures, key=lambda p: (p.stem, p.own_name, p.name))
 
 
 def _tar_members(path: Path) -> Iterator[Picture]:
@@ -109,7 +120,7 @@ def _tar_members(path: Path) -> Iterator[Picture]:
                 name = PurePosixPath(member.name)
                 is_picture = name.suffix.lower() in SUFFIXES and not name.name.startswith(".")
                 if member.isfile() and is_picture:
-                    yield Picture(f"{path}:{member.name}", path, member.offset_data, member.size)
+                    yield Picture(path, member.name, member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError) as error:
         msg = f"{path}: cannot be read as an uncompressed tar shard ({error})"
         raise DataError(msg) from error

@@ -45,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -60,7 +60,7 @@ def read_json(path: Path) -> Any:
 def unused(path: Path) -> Path:
     """`path`, or the first of `name-1`, `name-2`, … beside it that does not exist yet."""
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(1))
-    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+    return next(p for p in itertools.chain([path], numbered) if not os.path.lexists(p))
 
 
 def distinct_names(paths: list[str]) -> list[str]:

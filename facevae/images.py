@@ -5,7 +5,6 @@
 
 import io
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,29 +50,35 @@ def to_pixels(images: Tensor) -> Pixels:
 def load_square(source: Path | BinaryIO, size: int, name: str | None = None) -> Pixels:
     """The largest centred square of a picture, (size, size, 3), upright, in sRGB.
 
-    `source` is a path or an open binary file. Orientation tags, colour profiles, greyscale,
-    palettes, transparency, CMYK and 16-bit greys are honoured; of an animation the first frame
-    is taken. Raises `ImageError` with `name` (by default the path) for anything unreadable.
+    `source` is a path or an open binary file. Raises `ImageError` as `open_picture` does.
     """
-    name = name or str(source)
-    with _readable(name), Image.open(source) as image:
-        # a JPEG is decoded at a fraction of its size where that still leaves enough pixels
-        image.draft("RGB", (2 * size, 2 * size))
-        rgb = _to_srgb(ImageOps.exif_transpose(image))
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        box = (left, top, left + side, top + side)
-        square = rgb.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
-        return np.asarray(square)
+    rgb = open_picture(source, name, enough=2 * size)
+    side = min(rgb.size)
+    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+    square = rgb.crop((left, top, left + side, top + side))
+    return np.array(square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0))
+
+
+def open_picture(
+    source: Path | BinaryIO, name: str | None = None, *, enough: int | None = None
+) -> Image.Image:
+    """A picture upright, in RGB, in sRGB; a JPEG may come smaller if its sides reach `enough`.
+
+    Orientation tags, colour profiles, greyscale, palettes, transparency, CMYK and 16-bit greys
+    are honoured; of an animation the first frame is taken. Raises `ImageError` with `name` (by
+    default the path) for anything unreadable.
+    """
+    with _readable(name or str(source)), Image.open(source) as image:
+        if enough is not None:
+            image.draft("RGB", (enough, enough))
+        return _to_srgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises into one `ImageError` that names the picture."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large or oddly tagged pictures, which are fine
-            yield
+        yield
     except FileNotFoundError as error:
         msg = f"{name}: no such file"
         raise ImageError(msg) from error
@@ -94,20 +99,24 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     """Any mode Pillow knows → RGB as a screen shows it."""
     if image.mode.startswith(("I", "F")):
         image = _eight_bit_grey(image)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        matte = Image.new("RGBA", layer.size, (*_MATTE, 255))
-        image = Image.alpha_composite(matte, layer)
-        return image.convert("RGB")
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "CMYK"):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
-                return converted if converted is not None else image.convert("RGB")
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a profile that cannot be used is as good as none
+    rgb = image if image.mode in ("RGB", "CMYK") else image.convert("RGB")
+    rgb = _through_profile(rgb, profile) if profile else rgb.convert("RGB")
+    if alpha is not None:
+        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, _MATTE), alpha)
+    return rgb
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    """RGB or CMYK in the colours of an ICC profile → RGB in sRGB."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" not in ImageCms.getProfileDescription(source):
+            converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
+            return converted if converted is not None else image.convert("RGB")
+    except (ImageCms.PyCMSError, OSError):
+        pass  # a profile that cannot be used is as good as none
     return image.convert("RGB")
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from facevae.bundle import Bundle
 from facevae.config import MAX_SEED
 from facevae.errors import UsageError
-from facevae.images import Pixels, from_pixels, load_square, to_pixels
+from facevae.faces import load_face
+from facevae.images import Pixels, from_pixels, to_pixels
 from facevae.model import VAE
 from facevae.prior import sample_latents
 from facevae.runtime import exact, face_noise
@@ -51,19 +52,23 @@ def encode_pixels(bundle: Bundle, pixels: Pixels) -> Tensor:
     return posteriors(bundle.vae, batches)[0]
 
 
-def read_face(bundle: Bundle, name: str) -> tuple[Pixels, Tensor]:
+def read_face(
+    bundle: Bundle, name: str, *, align: bool = True, number: int = 1
+) -> tuple[Pixels, Tensor]:
     """The picture (size, size, 3) and latent (D,) of a photo, or of a sample named `seed:N`.
 
-    Raises `ImageError` for a photo that cannot be read, `UsageError` for a bad seed.
+    With `align`, face `number` of the photo, the largest being 1, is brought into the model's
+    framing. Raises `ImageError` for a photo that cannot be used, `UsageError` for a bad seed.
     """
     if name.startswith("seed:"):
-        number = name.removeprefix("seed:")
-        if not number.isdecimal() or int(number) > MAX_SEED:
+        seed = name.removeprefix("seed:")
+        if not seed.isdecimal() or int(seed) > MAX_SEED:
             msg = f"{name}: a seed is a whole number from 0, as in seed:7"
             raise UsageError(msg)
-        latents = latents_of_seeds(bundle, [int(number)])
+        latents = latents_of_seeds(bundle, [int(seed)])
         return to_pixels(decode(bundle.vae, latents))[0], latents[0]
-    pixels = load_square(Path(name).expanduser(), bundle.config.size)
+    framing = bundle.framing if align else None
+    pixels = load_face(Path(name).expanduser(), bundle.config.size, framing, number)
     return pixels, encode_pixels(bundle, pixels[None])[0]
 
 

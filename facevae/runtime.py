@@ -107,7 +107,8 @@ def peak_bytes(device: torch.device) -> int:
 
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Random numbers that depend on `key` alone: (seed, what for, step), say."""
-    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
+    state = int(sequence.generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(state >> 1)
 
 

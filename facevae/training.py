@@ -15,6 +15,7 @@ from facevae.attributes import Labels, learn_directions
 from facevae.batches import Batches, batches_of
 from facevae.bundle import Bundle, load, save
 from facevae.errors import ModelError, RunError
+from facevae.faces import Framing, measure_framing
 from facevae.files import locked
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
@@ -35,6 +36,7 @@ from facevae.stages import NetworkStage, PriorStage, Stage
 
 _STEPS_A_RECORD = 20
 _SECONDS_A_STATE = 300.0
+_NUM_FRAMED = 128  # faces by which the framing is measured
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -88,11 +90,25 @@ def train(run: Run, listener: Listener) -> Bundle:
             epochs = earlier.provenance["epochs"]
             listener.notice(f"{run.folder}: finished already, at epoch {epochs}; nothing to do")
             return earlier
+        framing = _measure_framing(work)
         # a finished model stays in place until the longer run's takes it
         vae = _fit_network(work, save_progress=earlier is None)
         bundle = _fit_prior(work, vae)
+        bundle.framing = framing
         _finish(work, bundle)
         return bundle
+
+
+def _measure_framing(work: _Work) -> Framing | None:
+    faces = work.run.faces
+    rows = faces.train[:: max(1, len(faces.train) // _NUM_FRAMED)][:_NUM_FRAMED]
+    framing = measure_framing(faces.pixels[rows])
+    if framing is None:
+        work.listener.notice(
+            "the faces are not framed alike, or none are found: the model will not align photos; "
+            "`facevae align DATA -o DIR` makes a training set that is"
+        )
+    return framing
 
 
 def _earlier_model(work: _Work) -> Bundle | None:

@@ -63,7 +63,9 @@ def test_a_table_is_on_stdout_with_every_cell(capsys):
     Console().table("Figures", ["name", "count", "psnr"], [["[a]", 1234, 20.12345], ["b", 7, 9.5]])
     out, err = capsys.readouterr()
     assert err == ""
-    rows = {line.split()[1]: line.replace("│", " ").split() for line in out.splitlines() if "│" in line}
+    rows = {
+        line.split()[1]: line.replace("│", " ").split() for line in out.splitlines() if "│" in line
+    }
     assert rows["[a]"] == ["[a]", "1234", "20.12"]
     assert rows["b"] == ["b", "7", "9.5"]
     assert "Figures" in out

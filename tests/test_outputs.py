@@ -2,10 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
+
 from facevae.errors import UsageError
 from facevae.images import ANIMATION_SUFFIXES, STILL_SUFFIXES
 from facevae.outputs import Output, choose_output, folder_paths, write_sequence
-from PIL import Image, ImageSequence
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_animations_may_be_named_where_there_can_be_any(suffix):
 @pytest.mark.parametrize("named", ["out", "out/"])
 def test_a_file_is_no_folder(named):
     Path("out").write_text("mine")
-    with pytest.raises(UsageError, match="^out: is a file"):
+    with pytest.raises(UsageError, match=r"^out: is a file"):
         choose_output(named, "grid.png")
 
 

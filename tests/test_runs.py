@@ -2,11 +2,12 @@ import json
 
 import pytest
 import torch
+from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
+
 from facevae.config import ModelConfig
 from facevae.errors import RunError
 from facevae.model import VAE
 from facevae.runs import RunFolder, weights_digest
-from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
 
 IDENTITY = {"model": {"size": 32, "filters": (8, 8)}, "train": {"seed": 0}, "data": "abc"}
 

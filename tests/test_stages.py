@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import CONFIG, TRAIN, differing
+
 from facevae import losses
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
@@ -17,17 +19,16 @@ from facevae.model import VAE
 from facevae.prior import FlowPrior
 from facevae.runtime import training_precision
 from facevae.stages import NetworkStage, PriorStage
-from tiny import CONFIG, TRAIN, differing
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def faces():
-    """40 faces to train on and 4 held out: smooth pictures, all different."""
+    """40 faces to train on and 4 held out: four fields of colour each, all different."""
     draw = np.random.default_rng(0)
-    coarse = draw.integers(0, 256, (44, 4, 4, 3), np.uint8)
-    pixels = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    coarse = draw.integers(0, 256, (44, 2, 2, 3), np.uint8)
+    pixels = coarse.repeat(16, axis=1).repeat(16, axis=2)
     stems = [f"{i:02}" for i in range(44)]
     return Faces(pixels, stems, np.arange(40), np.arange(40, 44), [], "")
 
@@ -42,9 +43,9 @@ def flow(_faces: Faces | None = None) -> PriorStage:
     torch.manual_seed(3)
     draw = torch.Generator().manual_seed(8)
     mean = torch.randn(300, CONFIG.latent_dim, generator=draw)
-    mean = mean.sign() + 0.2 * mean  # two lumps a dimension: nothing that a Gaussian is like
+    mean[:, 0] = mean[:, 0].sign()  # two lumps, unlike any Gaussian
     logvar = torch.full_like(mean, -3.0)
-    return PriorStage(FlowPrior(CONFIG.latent_dim, 24, 1), mean, logvar, epochs=24, seed=5)
+    return PriorStage(FlowPrior(CONFIG.latent_dim, 128, 1), mean, logvar, epochs=24, seed=5)
 
 
 @pytest.mark.parametrize("build", [network, flow])
@@ -126,16 +127,14 @@ def test_the_calibrated_step_is_the_weighted_step_with_the_factor_it_amounts_to(
     factor = losses.calibrated_factor(mse, CONFIG.num_pixels)
     fixed = network(faces, r_loss_factor=factor)
     fixed.step(0)
-    for (name, a), b in zip(
-        auto.vae.named_parameters(), fixed.vae.parameters(), strict=True
-    ):
+    for (name, a), b in zip(auto.vae.named_parameters(), fixed.vae.parameters(), strict=True):
         # Adam's first step is the sign of the gradient, so only a gradient near nought may differ
         assert ((a - b).abs() < 1e-5).float().mean() > 0.98, name
 
 
 def test_training_lowers_the_error(faces):
     stage = network(faces, learning_rate=3e-3)
-    errors = [stage.step(i)[2].item() for i in range(40)]
+    errors = [stage.step(i)[2].item() for i in range(150)]
     assert np.mean(errors[-5:]) < 0.6 * np.mean(errors[:5])
 
 
@@ -173,19 +172,19 @@ def test_mean_and_noise_of_the_first_step_are_those_of_the_seed(faces):
 def test_a_flow_becomes_like_the_latents_where_a_gaussian_cannot(faces):
     del faces
     stage = flow()
-    stage.num_steps = 250
-    losses_seen = [stage.step(i).item() for i in range(250)]
+    stage.num_steps = 700
+    losses_seen = [stage.step(i).item() for i in range(700)]
     assert np.mean(losses_seen[-20:]) < np.mean(losses_seen[:20])
     noise = torch.randn(400, CONFIG.latent_dim, generator=torch.Generator().manual_seed(1))
 
     def share_between(latents: torch.Tensor) -> float:
-        """How many coordinates lie in the gap that no latent is in."""
-        return float((latents.abs() < 0.4).float().mean())
+        """How many lie in the gap between the lumps."""
+        return float((latents[:, 0].abs() < 0.5).float().mean())
 
     with torch.no_grad():
         fitted, gaussian = stage.prior(noise), stage.prior.whitening(noise)
-    assert share_between(stage.mean) < 0.01
-    assert share_between(fitted) < 0.6 * share_between(gaussian)
+    assert share_between(stage.mean) == 0
+    assert share_between(fitted) < 0.5 * share_between(gaussian)
 
 
 def test_posteriors_of_batches_are_those_of_all(faces):

@@ -6,10 +6,12 @@ Nothing here imports torch, numpy or PIL before a command runs, so that help is 
 import errno
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 
+from facevae.cli.align import align
 from facevae.cli.edits import arith, morph
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.models import cache, info
@@ -26,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, reconstruct, sample, morph, arith, info, cache):
+for command in (train, reconstruct, sample, morph, arith, align, info, cache):
     app.command()(command)
 
 
@@ -60,6 +62,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # file names need not be valid text
             stream.reconfigure(errors="backslashreplace")
+    # Pillow's, of large or oddly tagged pictures, which are fine
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()
     except FacevaeError as error:

@@ -1,6 +1,7 @@
 """`morph` and `arith`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,6 +36,8 @@ def morph(
         typer.Option("--path", help="Turn around the average face, or go straight through."),
     ] = "slerp",
     loop: Annotated[bool, typer.Option("--loop", help="There and back again.")] = False,
+    align: options.Align = True,
+    face_number: options.FaceNumber = 1,
     animate: options.Animate = None,
     fps: options.FramesPerSecond = 12,
     model: options.Model = "default",
@@ -62,8 +65,8 @@ def morph(
     console = Console(quiet=quiet, as_json=json)
     target, moving = _sequence_output(output, "morph.png", animate, faces)
     bundle, used = open_model(console, model, device)
-    ends = torch.stack([read_face(bundle, name)[1] for name in faces])
-    latents = morph_latents(bundle, ends, steps, path, loop=loop)
+    ends = [read_face(bundle, name, align=align, number=face_number)[1] for name in faces]
+    latents = morph_latents(bundle, torch.stack(ends), steps, path, loop=loop)
     frames = to_pixels(decode(bundle.vae, latents))
     written = _write_frames(target, frames, moving=moving, fps=fps)
     finish(console, used, written, {"num_pictures": len(frames)})
@@ -97,6 +100,8 @@ def arith(
         bool, typer.Option("--compare", help="Put the original beside the edited face.")
     ] = False,
     output: options.Output = None,
+    align: options.Align = True,
+    face_number: options.FaceNumber = 1,
     animate: options.Animate = None,
     fps: options.FramesPerSecond = 12,
     model: options.Model = "default",
@@ -132,8 +137,9 @@ def arith(
     bundle, used = open_model(console, model, device)
     directions = [_direction(bundle, name) for name in attrs]
 
-    original, latent = read_face(bundle, face)
-    added, removed = ([read_face(bundle, name)[1] for name in part] for part in (plus, minus))
+    read = partial(read_face, bundle, align=align, number=face_number)
+    original, latent = read(face)
+    added, removed = ([read(name)[1] for name in part] for part in (plus, minus))
     latent = combine(latent, added, removed, bundle.latent_mean)
     edits = latent.repeat(len(alphas), 1)
     for i, direction in enumerate(directions):

@@ -1,6 +1,7 @@
 """`reconstruct` and `sample`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +25,8 @@ def reconstruct(
     ],
     *,
     output: options.Output = None,
+    align: options.Align = True,
+    face_number: options.FaceNumber = 1,
     model: options.Model = "default",
     device: options.Device = "auto",
     json: options.Json = False,
@@ -42,6 +45,7 @@ def reconstruct(
     import numpy as np
 
     from facevae.data import find_files
+    from facevae.faces import load_face
     from facevae.images import SUFFIXES, paired_grid, save_picture, to_pixels
     from facevae.latents import decode, encode_pixels
     from facevae.outputs import choose_output, folder_paths
@@ -59,7 +63,13 @@ def reconstruct(
     skipped: list[str] = []
     rows: list[tuple[Pixels, Pixels]] = []
     written: list[Path] = []
-    for places, originals in _read_chunks(files, set(images), bundle.config.size, skipped):
+    load = partial(
+        load_face,
+        size=bundle.config.size,
+        framing=bundle.framing if align else None,
+        number=face_number,
+    )
+    for places, originals in _read_chunks(files, set(images), load, skipped):
         pixels = to_pixels(decode(bundle.vae, encode_pixels(bundle, originals)))
         if target.is_folder:
             for place, picture in zip(places, pixels, strict=True):
@@ -148,18 +158,19 @@ def sample(
 
 
 def _read_chunks(
-    files: Sequence[Path], named: set[Path], size: int, skipped: list[str]
+    files: Sequence[Path],
+    named: set[Path],
+    load: "Callable[[Path], Pixels]",
+    skipped: list[str],
 ) -> "Iterator[tuple[list[int], Pixels]]":
     """Places and pixels of the pictures, some at a time; one found in a folder may be unreadable."""
     import numpy as np
-
-    from facevae.images import load_square
 
     places: list[int] = []
     pixels: list[Pixels] = []
     for place, path in enumerate(files):
         try:
-            pixels.append(load_square(path, size))
+            pixels.append(load(path))
             places.append(place)
         except ImageError as error:
             if path in named:

@@ -46,7 +46,7 @@ def info(
         },
         "config": bundle.config.to_dict(),
         "prior": bundle.prior_config.to_dict(),
-        "framing": bundle.framing,
+        "framing": bundle.framing.to_dict() if bundle.framing else None,
         "provenance": bundle.provenance,
         "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
     }

@@ -51,6 +51,13 @@ Temperature = Annotated[
         "--temperature", "-t", min=0, help="Below 1 for cleaner faces, above for more varied ones."
     ),
 ]
+Align = Annotated[
+    bool,
+    typer.Option("--align/--no-align", help="Find the face and frame it as the model's were."),
+]
+FaceNumber = Annotated[
+    int, typer.Option("--face", min=1, help="Which face of a photo, the largest being 1.")
+]
 FramesPerSecond = Annotated[
     float, typer.Option("--fps", min=0.1, max=100, help="Pictures a second of an animation.")
 ]

@@ -1,0 +1,541 @@
+"""`reconstruct`, `sample`, `morph` and `arith`: each in a process of its own, then every option.
+
+What an option does is shown through the same entry point within this process, which saves the
+seconds that importing torch takes each time.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import draw_face
+from PIL import Image
+from tiny import ATTRIBUTES, CONFIG, tiny_bundle
+
+from facevae.bundle import save
+from facevae.cli import main
+
+SIDE = CONFIG.size
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save(tiny_bundle(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path, monkeypatch):
+    """Four photos in the working directory, `a.png` … `d.png`."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate("abcd"):
+        draw_face(i, 50).save(f"{name}.png")
+    return [f"{name}.png" for name in "abcd"]
+
+
+@pytest.fixture
+def run(model, monkeypatch, capsys):
+    """Run a command on the tiny model through `main`; returns code, stdout and stderr."""
+    monkeypatch.setenv("FACEVAE_MODEL", str(model))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["facevae", *map(str, arguments)])
+        found = 0
+        try:
+            main()
+        except SystemExit as stop:
+            found = stop.code or 0
+        captured = capsys.readouterr()
+        assert found == code, captured.err
+        return SimpleNamespace(stdout=captured.out, stderr=captured.err)
+
+    return call
+
+
+def pixels_of(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def cells(path, side: int = SIDE) -> list[np.ndarray]:
+    """The pictures on a sheet, row by row."""
+    sheet = pixels_of(path)
+    rows, columns = sheet.shape[0] // side, sheet.shape[1] // side
+    assert sheet.shape == (rows * side, columns * side, 3)
+    return [
+        sheet[r * side : (r + 1) * side, c * side : (c + 1) * side]
+        for r in range(rows)
+        for c in range(columns)
+    ]
+
+
+def alike(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and abs(a - b).max() <= 1
+
+
+def entries() -> set[str]:
+    return {path.as_posix() for path in Path().rglob("*")}
+
+
+# ---------------------------------------------------------------- in processes of their own
+
+
+def test_sample_makes_a_grid_with_the_embedded_model(facevae):
+    done = facevae("sample", "-n", 4, "--seed", 3, FACEVAE_MODEL="")
+    assert done.stdout == "grid.png\n"
+    assert "model: default" in done.stderr
+    side = json.loads(facevae("info", "--json", FACEVAE_MODEL="").stdout)["config"]["size"]
+    found = cells("grid.png", side)
+    assert len(found) == 4
+    assert all(not alike(found[0], other) for other in found[1:])
+
+
+def test_reconstruct_shows_originals_above_reconstructions(facevae, model, photos):
+    done = facevae("reconstruct", *photos, "--model", model)
+    assert done.stdout == "reconstructions.png\n"
+    assert f"model: {model}" in done.stderr
+    found = cells("reconstructions.png")
+    assert len(found) == 8
+    for name, cell in zip(photos, found, strict=False):
+        with Image.open(name) as photo:
+            expected = np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+        assert abs(cell - expected.astype(int)).mean() < 3
+
+
+def test_morph_makes_a_strip_from_one_face_to_another(facevae, model):
+    done = facevae("morph", "a.png", "seed:4", "--steps", 5, "-m", model, "--quiet")
+    assert (done.stdout, done.stderr) == ("morph.png\n", "")
+    assert len(cells("morph.png")) == 5
+
+
+def test_arith_edits_a_face(facevae, model):
+    done = facevae("arith", "a.png", "--attr", "glasses", "--alpha", 2, "--json", "-m", model)
+    values = json.loads(done.stdout)
+    assert values["outputs"] == ["a-glasses.png"]
+    assert len(cells("a-glasses.png")) == 1
+    assert "model:" in done.stderr
+
+
+def test_a_failure_is_one_line_and_leaves_nothing(facevae, model):
+    before = entries()
+    done = facevae("reconstruct", "a.png", "nowhere.png", "-m", model, code=1)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: nowhere.png: ")
+    assert done.stderr.count("\n") == 1
+    assert entries() - {"cache"} == before
+
+
+# ---------------------------------------------------------------- what all have in common
+
+EACH = {
+    "reconstruct": ("reconstruct", "a.png", "b.png"),
+    "sample": ("sample", "-n", "2"),
+    "morph": ("morph", "a.png", "b.png", "--steps", "3"),
+    "arith": ("arith", "a.png", "--attr", "Smiling"),
+}
+DEFAULTS = {
+    "reconstruct": "reconstructions",
+    "sample": "grid",
+    "morph": "morph",
+    "arith": "a-Smiling",
+}
+
+
+@pytest.mark.parametrize("command", EACH)
+def test_a_default_name_never_replaces_a_file(run, command):
+    name = DEFAULTS[command]
+    Path(f"{name}.png").write_bytes(b"mine")
+    assert run(*EACH[command]).stdout == f"{name}-1.png\n"
+    assert run(*EACH[command]).stdout == f"{name}-2.png\n"
+    assert Path(f"{name}.png").read_bytes() == b"mine"
+    # the same command makes the same picture
+    assert Path(f"{name}-1.png").read_bytes() == Path(f"{name}-2.png").read_bytes()
+
+
+@pytest.mark.parametrize("command", EACH)
+def test_a_file_that_is_named_is_replaced_in_the_format_of_its_suffix(run, command):
+    for suffix, kind in ((".png", "PNG"), (".jpg", "JPEG"), (".webp", "WEBP"), (".bmp", "BMP")):
+        path = Path(f"deep/er/out{suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"old")
+        assert run(*EACH[command], "-o", path).stdout == f"{path}\n"
+        with Image.open(path) as picture:
+            assert picture.format == kind
+    assert {p.name for p in Path("deep/er").iterdir()} == {
+        f"out{s}" for s in (".png", ".jpg", ".webp", ".bmp")
+    }
+
+
+@pytest.mark.parametrize("command", EACH)
+@pytest.mark.parametrize("named", ["out", "new.d/", "old.d"])
+def test_a_folder_takes_a_file_for_each_picture(run, command, named):
+    Path("old.d").mkdir()
+    written = run(*EACH[command], "-o", named).stdout.splitlines()
+    expected = {"reconstruct": 2, "sample": 2, "morph": 3, "arith": 1}[command]
+    assert len(written) == expected
+    assert {Path(p) for p in written} == set(Path(named).iterdir())
+    for path in written:
+        assert pixels_of(path).shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("command", EACH)
+def test_results_are_on_stdout_and_talk_on_stderr(run, command, model):
+    done = run(*EACH[command], "--json")
+    values = json.loads(done.stdout)
+    assert values["model"] == {"name": str(model), "path": str(model)}
+    assert [Path(p).exists() for p in values["outputs"]] == [True]
+    assert f"model: {model}" in done.stderr
+    quiet = run(*EACH[command], "--quiet")
+    assert quiet.stderr == ""
+    assert Path(quiet.stdout.strip()).exists()
+
+
+@pytest.mark.parametrize("command", EACH)
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (("-o", "out.txt"), 2, "out.txt"),
+        (("-o", "taken"), 2, "is a file"),
+        (("--device", "abacus"), 2, "abacus"),
+        (("--device", "cuda:99"), 2, "cuda:99"),
+        (("--model", "nowhere"), 1, "nowhere"),
+        (("--model", "a.png"), 1, "a.png"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(run, command, more, code, said):
+    Path("taken").write_bytes(b"mine")
+    before = entries()
+    done = run(*EACH[command], *more, code=code)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert entries() == before
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "morph", "arith"])
+def test_an_input_is_never_replaced(run, command):
+    before = Path("a.png").read_bytes()
+    for named in ("a.png", "./a.png"):
+        done = run(*EACH[command], "-o", named, code=2)
+        assert "inputs" in done.stderr
+    assert Path("a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "morph", "arith"])
+def test_an_unreadable_photo_is_an_error_that_names_it(run, command):
+    Path("a.png").write_bytes(b"no picture")
+    before = entries()
+    done = run(*EACH[command], code=1)
+    assert done.stderr.splitlines()[-1].startswith("error: a.png: ")
+    assert entries() == before
+
+
+# ---------------------------------------------------------------- sample
+
+
+def test_cell_i_of_a_seed_is_the_face_of_seed_plus_i(run):
+    run("sample", "--seed", 3, "-n", 2, "-o", "from.png", "--columns", 2)
+    run("sample", "--seeds", "3,4", "-o", "list.png", "--columns", 2)
+    assert Path("from.png").read_bytes() == Path("list.png").read_bytes()
+    written = run("sample", "--seeds", "3-4", "-o", "faces").stdout.splitlines()
+    assert ["3" in Path(p).stem or "4" in Path(p).stem for p in written] == [True, True]
+    run("morph", "seed:3", "seed:4", "--steps", 2, "-o", "morph.png")
+    for found in (
+        [pixels_of(p) for p in written],
+        cells("morph.png"),
+    ):
+        for a, b in zip(cells("from.png"), found, strict=True):
+            assert alike(a, b)
+
+
+def test_a_face_does_not_depend_on_how_many_are_made_with_it(run):
+    run("sample", "-n", 71, "-o", "many.png")
+    run("sample", "--seeds", "70", "-o", "one.png")
+    assert alike(cells("many.png")[70], cells("one.png")[0])
+
+
+def test_a_grid_is_near_a_square_or_as_wide_as_asked(run):
+    run("sample", "-n", 5, "-o", "square.png")
+    run("sample", "-n", 5, "--columns", 5, "-o", "row.png")
+    assert pixels_of("square.png").shape[:2] == (2 * SIDE, 3 * SIDE)
+    assert pixels_of("row.png").shape[:2] == (SIDE, 5 * SIDE)
+    assert (cells("square.png")[5] == 255).all()
+
+
+def test_temperature_and_prior_change_the_faces_and_temperature_nought_makes_them_one(run):
+    base = ("sample", "-n", 3, "--columns", 3, "-o")
+    run(*base, "plain.png")
+    run(*base, "cool.png", "--temperature", 0.5)
+    run(*base, "cold.png", "--temperature", 0)
+    run(*base, "normal.png", "--prior", "normal")
+    run(*base, "own.png", "--prior", "flow")
+    assert Path("own.png").read_bytes() == Path("plain.png").read_bytes()
+    for other in ("cool.png", "cold.png", "normal.png"):
+        assert not alike(pixels_of("plain.png"), pixels_of(other))
+    first, *others = cells("cold.png")
+    assert all(alike(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--seeds", "4-2"),
+        ("--seeds", "x"),
+        ("--seeds", ""),
+        ("--seeds", "-3"),
+        ("-n", "0"),
+        ("--seed", "-1"),
+        ("--seed", str(2**70)),
+        ("--seed", str(2**63 - 1), "-n", "2"),
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--prior", "vamp"),
+        ("-n", "100000"),
+    ],
+)
+def test_samples_that_cannot_be_meant_are_refused(run, arguments):
+    before = entries()
+    done = run("sample", *arguments, code=2)
+    assert done.stdout == ""
+    assert entries() == before
+
+
+# ---------------------------------------------------------------- reconstruct
+
+
+def test_reconstructions_in_a_folder_bear_the_names_of_their_originals(run):
+    for folder in ("x", "y"):
+        Path(folder).mkdir()
+        draw_face(ord(folder), 50).save(f"{folder}/face.png")
+    written = run("reconstruct", "x/face.png", "y/face.png", "a.png", "-o", "out/").stdout.split()
+    stems = [Path(p).stem for p in written]
+    assert stems[0] == "face"
+    assert stems[2] == "a"
+    assert len(set(stems)) == 3
+    run("reconstruct", "x/face.png", "y/face.png", "a.png", "-o", "sheet.png")
+    for path, expected in zip(written, cells("sheet.png")[3:], strict=True):
+        assert alike(pixels_of(path), expected)
+
+
+def test_a_folder_is_searched_and_what_cannot_be_read_in_it_is_left_out_and_said(run):
+    Path("in/deep").mkdir(parents=True)
+    for i in range(3):
+        draw_face(i, 40).save(f"in/deep/{i}.jpg")
+    Path("in/broken.png").write_bytes(b"no picture")
+    Path("in/notes.txt").write_text("no picture either")
+    done = run("reconstruct", "in", "-o", "out", "--json")
+    values = json.loads(done.stdout)
+    assert [Path(p).name for p in values["outputs"]] == ["0.png", "1.png", "2.png"]
+    assert len(values["skipped"]) == 1
+    assert "broken.png" in values["skipped"][0]
+    assert "broken.png" in done.stderr
+
+
+def test_a_folder_of_nothing_readable_is_an_error(run):
+    Path("in").mkdir()
+    run("reconstruct", "in", code=1)
+    Path("in/broken.png").write_bytes(b"no picture")
+    done = run("reconstruct", "in", "-o", "out", code=1)
+    assert "error: " in done.stderr
+    assert not Path("out").exists()
+
+
+def test_more_photos_than_fit_at_a_time_are_all_reconstructed_alike(run):
+    Path("in").mkdir()
+    for i in range(70):
+        draw_face(i, SIDE).save(f"in/{i:02}.png")
+    run("reconstruct", "in", "-o", "all")
+    run("reconstruct", "in/68.png", "-o", "one")
+    assert len(list(Path("all").iterdir())) == 70
+    assert alike(pixels_of("all/68.png"), pixels_of("one/68.png"))
+
+
+# ---------------------------------------------------------------- morph
+
+
+def test_a_morph_begins_and_ends_at_the_reconstructions(run):
+    run("reconstruct", "a.png", "b.png", "-o", "out")
+    run("morph", "a.png", "b.png", "--steps", 4, "-o", "strip.png")
+    found = cells("strip.png")
+    assert alike(found[0], pixels_of("out/a.png"))
+    assert alike(found[-1], pixels_of("out/b.png"))
+    assert not alike(found[0], found[-1])
+
+
+def test_joints_of_a_morph_are_shown_once(run):
+    values = json.loads(run("morph", *["a.png", "b.png", "c.png"], "--steps", 4, "--json").stdout)
+    found = cells("morph.png")
+    assert values["num_pictures"] == len(found) == 7
+    run("morph", "b.png", "c.png", "--steps", 4, "-o", "leg.png")
+    assert all(alike(a, b) for a, b in zip(found[3:], cells("leg.png"), strict=True))
+
+
+def test_a_loop_comes_back(run):
+    run("morph", "a.png", "b.png", "--steps", 4, "--loop", "-o", "loop.png")
+    found = cells("loop.png")
+    assert len(found) == 6
+    assert all(alike(a, b) for a, b in zip(found[1:3], found[:3:-1], strict=True))
+
+
+def test_the_straight_path_is_another_with_the_same_ends(run):
+    run("morph", "a.png", "b.png", "--steps", 3, "-o", "slerp.png")
+    run("morph", "a.png", "b.png", "--steps", 3, "--path", "lerp", "-o", "lerp.png")
+    turned, straight = cells("slerp.png"), cells("lerp.png")
+    assert alike(turned[0], straight[0])
+    assert alike(turned[2], straight[2])
+    assert not alike(turned[1], straight[1])
+
+
+def test_the_suffix_chooses_between_strips_and_moving_pictures(run):
+    base = ("morph", "a.png", "b.png", "--steps", 6, "--fps", 20, "-o")
+    for name, more, count in (
+        ("m.gif", (), 6),
+        ("m.webp", (), 6),
+        ("s.png", (), 1),
+        ("m.png", ("--animate",), 6),
+        ("s.webp", ("--strip",), 1),
+    ):
+        run(*base, name, *more)
+        with Image.open(name) as picture:
+            assert getattr(picture, "n_frames", 1) == count, name
+            assert picture.size == ((SIDE, SIDE) if count > 1 else (6 * SIDE, SIDE))
+            if count > 1:
+                picture.seek(1)
+                picture.load()
+                assert picture.info["duration"] == pytest.approx(50, abs=1)
+    pytest.importorskip("av")
+    run(*base, "m.mp4")
+    assert b"ftyp" in Path("m.mp4").read_bytes()[:16]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a.png",),
+        ("a.png", "b.png", "--steps", "1"),
+        ("a.png", "seed:x"),
+        ("a.png", "seed:-1"),
+        ("a.png", "b.png", "--path", "crooked"),
+        ("a.png", "b.png", "-o", "m.jpg", "--animate"),
+        ("a.png", "b.png", "--fps", "0"),
+    ],
+)
+def test_morphs_that_cannot_be_meant_are_refused(run, arguments):
+    before = entries()
+    run("morph", *arguments, code=2)
+    assert entries() == before
+
+
+# ---------------------------------------------------------------- arith
+
+
+def test_alpha_nought_is_the_reconstruction(run):
+    run("reconstruct", "a.png", "-o", "out")
+    run("arith", "a.png", "--attr", "smile", "--alpha", 0, "-o", "same.png")
+    assert alike(pixels_of("same.png"), pixels_of("out/a.png"))
+
+
+def test_names_are_forgiving_and_opposite_words_turn_the_direction(run):
+    for i, name in enumerate(("glasses", "Eyeglasses", "eye glasses", "EYEGLASSES")):
+        run("arith", "a.png", "-a", name, "-o", f"{i}.png")
+        assert Path(f"{i}.png").read_bytes() == Path("0.png").read_bytes()
+    run("arith", "a.png", "-a", "male", "--alpha", -1, "-o", "minus.png")
+    run("arith", "a.png", "-a", "woman", "-o", "woman.png")
+    assert alike(pixels_of("minus.png"), pixels_of("woman.png"))
+
+
+def test_attributes_repeat_each_with_its_alpha_or_one_for_all(run):
+    run("arith", "a.png", "-a", "smile", "-a", "male", "--alpha", 2, "-o", "all.png")
+    run(
+        *("arith", "a.png", "-a", "smile", "-a", "male"),
+        *("--alpha", 2, "--alpha", 2, "-o", "each.png"),
+    )
+    run(
+        *("arith", "a.png", "-a", "smile", "-a", "male"),
+        *("--alpha", 2, "--alpha", 0, "-o", "first.png"),
+    )
+    run("arith", "a.png", "-a", "smile", "--alpha", 2, "-o", "one.png")
+    assert alike(pixels_of("all.png"), pixels_of("each.png"))
+    assert alike(pixels_of("first.png"), pixels_of("one.png"))
+    assert not alike(pixels_of("first.png"), pixels_of("all.png"))
+
+
+def test_a_sweep_is_a_strip_through_its_alphas(run):
+    done = run("arith", "a.png", "-a", "smile", "--sweep=-3:3:7", "-o", "sweep.png", "--json")
+    found = cells("sweep.png")
+    assert len(found) == 7
+    assert json.loads(done.stdout)["alphas"] == [[float(a)] for a in range(-3, 4)]
+    for place, alpha in ((0, -3), (3, 0), (5, 2)):
+        run("arith", "a.png", "-a", "smile", "--alpha", alpha, "-o", "one.png")
+        assert alike(found[place], pixels_of("one.png"))
+    run("arith", "a.png", "-a", "smile", "--sweep", "-3:3:7", "-o", "apart.png")
+    assert Path("apart.png").read_bytes() == Path("sweep.png").read_bytes()
+
+
+def test_compare_puts_the_original_beside_the_edit(run):
+    run("arith", "a.png", "-a", "smile", "-o", "alone.png")
+    run("arith", "a.png", "-a", "smile", "--compare", "-o", "both.png")
+    run("reconstruct", "a.png", "-o", "sheet.png")
+    original, edited = cells("both.png")
+    assert alike(original, cells("sheet.png")[0])
+    assert alike(edited, pixels_of("alone.png"))
+
+
+def test_faces_are_added_and_taken_away(run):
+    run("arith", "a.png", "--minus", "b.png", "--plus", "b.png", "-o", "same.png")
+    run("reconstruct", "a.png", "c.png", "-o", "out")
+    assert alike(pixels_of("same.png"), pixels_of("out/a.png"))
+    run("arith", "a.png", "--minus", "a.png", "--plus", "c.png", "-o", "c-again.png")
+    assert alike(pixels_of("c-again.png"), pixels_of("out/c.png"))
+    run("arith", "seed:1", "--minus", "seed:1", "--plus", "seed:2", "-o", "seeds.png")
+    run("sample", "--seeds", "2", "-o", "two.png")
+    assert alike(pixels_of("seeds.png"), pixels_of("two.png"))
+
+
+def test_an_attribute_that_is_not_known_lists_those_that_are_and_the_nearest(run):
+    before = entries()
+    done = run("arith", "a.png", "--attr", "smilin", code=0)
+    assert "Smiling" not in done.stderr, "a unique part will do"
+    Path(done.stdout.strip()).unlink()
+    done = run("arith", "a.png", "--attr", "eyeglases", code=2)
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: --attr eyeglases: ")
+    assert "did you mean Eyeglasses" in line
+    assert all(name in line for name in ATTRIBUTES)
+    assert entries() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--alpha", "2"),
+        ("-a", "smile", "--alpha", "nan"),
+        ("-a", "smile", "--alpha", "1", "--alpha", "2"),
+        ("-a", "smile", "--sweep", "1:2"),
+        ("-a", "smile", "--sweep", "0:1:1"),
+        ("-a", "smile", "--sweep", "0:1:3", "--alpha", "1"),
+        ("-a", "smile", "-a", "male", "--sweep", "0:1:3"),
+        ("-a", "smile", "-o", "a.mp3"),
+        ("-a", "smile", "-o", "b.png", "--plus", "b.png"),
+    ],
+)
+def test_arithmetic_that_cannot_be_meant_is_refused(run, arguments):
+    before = entries()
+    done = run("arith", "a.png", *arguments, code=2)
+    assert done.stdout == ""
+    assert entries() == before
+
+
+def test_an_attribute_may_hold_a_slash_without_leading_out_of_the_folder(run):
+    before = entries()
+    done = run("arith", "a.png", "-a", "eye/glasses")
+    assert entries() - before == {done.stdout.strip()}
+    assert os.sep not in done.stdout.strip()

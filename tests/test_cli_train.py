@@ -1,0 +1,334 @@
+"""`train`, in processes of its own: start, stop, go on, extend, refuse."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_face
+from PIL import Image
+from tiny import differing, tensors_of, tiny_bundle
+
+from facevae.bundle import load, save
+from facevae.config import ModelConfig
+from facevae.report import read_metrics
+
+TINY = ("--size", "32", "--latent-dim", "4", "--batch-size", "16")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with `faces/` and `labels.csv` to work in; plots cannot be drawn there."""
+    root = tmp_path_factory.mktemp("train")
+    (root / "faces").mkdir()
+    for i in range(40):
+        draw_face(i, 40, glasses=i % 2 == 0).save(root / "faces" / f"{i:03}.png")
+    rows = "".join(f"{i:03}.png,{int(i % 2 == 0)},{i}\n" for i in range(40))
+    (root / "labels.csv").write_text("name,Eyeglasses,Age\n" + rows)
+    # importing matplotlib takes seconds; where it is missing, all but the plots is the same
+    (root / "no-plots" / "matplotlib").mkdir(parents=True)
+    (root / "no-plots" / "matplotlib" / "__init__.py").write_text("raise ImportError\n")
+    return root
+
+
+def started(place: Path, *arguments: object, plots: bool = False) -> subprocess.Popen:
+    inherited = os.environ.get("PYTHONPATH", "")
+    path = (
+        inherited if plots else os.pathsep.join(filter(None, (str(place / "no-plots"), inherited)))
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "facevae", "train", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=place,
+        env={
+            **os.environ,
+            "FACEVAE_CACHE": str(place / "cache"),
+            "PYTHONPATH": path,
+            "COLUMNS": "100",
+        },
+    )
+
+
+def trained(place, *arguments, code: int = 0, plots: bool = False) -> subprocess.CompletedProcess:
+    with started(place, *arguments, plots=plots) as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return subprocess.CompletedProcess(process.args, code, out, err)
+
+
+@pytest.fixture(scope="module")
+def first(place):
+    """One whole training with labels and a flow, and all that it printed."""
+    return trained(
+        place,
+        *("faces", *TINY, "--epochs", 2, "--prior-epochs", 1),
+        *("--labels", "labels.csv", "--terms", "for tests", "--json"),
+        plots=True,
+    )
+
+
+# ---------------------------------------------------------------- start
+
+
+def test_a_run_leaves_a_model_its_figures_and_pictures_in_the_default_folder(place, first):
+    values = json.loads(first.stdout)
+    folder = place / "runs" / "faces-base"
+    assert values["model"]["path"] == "runs/faces-base/model.safetensors"
+    assert values["outputs"] == ["runs/faces-base/model.safetensors"]
+    assert values["epochs"] == 2
+    bundle = load(folder / "model.safetensors")
+    assert (bundle.config.size, bundle.config.latent_dim) == (32, 4)
+    assert bundle.prior_config.kind == "flow"
+    assert [a.name for a in bundle.attributes] == ["Eyeglasses"]
+    assert bundle.provenance["terms"] == "for tests"
+    assert bundle.provenance["figures"] == values["figures"]
+    assert json.loads((folder / "config.json").read_text())["num_train"] < 40
+    last = read_metrics(folder / "metrics.jsonl")[-1]
+    assert last["psnr"] == values["figures"]["psnr"]
+    names = {path.name for path in (folder / "pictures").iterdir()}
+    pytest.importorskip("matplotlib")
+    assert {"curves.png", "latents.png", "samples.png", last["samples"]} <= names
+
+
+def test_a_run_tells_its_faces_epochs_figures_and_what_to_try(first):
+    values = json.loads(first.stdout)
+    assert re.search(r"\d+ faces to train on, \d+ held out, at 32 × 32 px", first.stderr)
+    assert "epoch 2: " in first.stderr
+    assert f"held-out PSNR {values['figures']['psnr']:.2f} dB" in first.stderr
+    assert "40 faces are labelled" in first.stderr
+    assert re.search(r"left out: .*Age", first.stderr)
+    assert "facevae sample --model runs/faces-base" in first.stderr
+    assert "pip install" not in first.stderr
+
+
+def test_a_finished_run_says_so_whatever_is_free_to_differ(place, first):
+    assert first.returncode == 0
+    before = (place / "runs" / "faces-base" / "model.safetensors").read_bytes()
+    again = trained(
+        place,
+        *("faces", *TINY, "--epochs", 2, "--prior-epochs", 1, "--labels", "labels.csv"),
+        *("--device", "cpu", "--cache-dir", "another-cache"),
+    )
+    assert again.stdout == "runs/faces-base/model.safetensors\n"
+    assert "finished already" in again.stderr
+    assert again.stderr.count("pip install") == 1, "without matplotlib it says so, once"
+    assert (place / "runs" / "faces-base" / "model.safetensors").read_bytes() == before
+
+
+def test_another_configuration_in_the_folder_is_refused(place, first):
+    assert first.returncode == 0
+    refused = trained(place, *("faces", *TINY[:-1], 8, "--epochs", 2, "--prior-epochs", 1), code=1)
+    assert refused.stdout == ""
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("error: runs/faces-base: ")
+    assert "batch_size was 16, now 8" in last
+
+
+def test_the_trained_model_serves_the_other_commands(place, first, facevae, tmp_path):
+    assert first.returncode == 0
+    model = place / "runs" / "faces-base"
+    photo = place / "faces" / "001.png"
+    done = facevae("arith", photo, "--attr", "glasses", "-m", model, "-o", "edited.png")
+    assert done.stdout == "edited.png\n"
+    with Image.open(tmp_path / "edited.png") as picture:
+        assert picture.size == (32, 32)
+
+
+# ---------------------------------------------------------------- stop and go on
+
+
+def wait_for_steps(process: subprocess.Popen, metrics: Path) -> None:
+    """Until the run has taken steps that were not in `metrics` before."""
+    before, begun = metrics.stat().st_size if metrics.exists() else 0, time.monotonic()
+    while not metrics.exists() or metrics.stat().st_size <= before:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - begun < 120
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_run_stopped_terminated_and_killed_ends_as_one_that_never_was(place):
+    command = ("faces", *TINY, "--epochs", 30, "--prior", "gaussian", "-o")
+    folder = place / "stopped"
+    for number, code in (
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ):
+        with started(place, *command, "stopped") as process:
+            wait_for_steps(process, folder / "metrics.jsonl")
+            time.sleep(random.uniform(0, 0.3))
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert out == ""
+        assert "Traceback" not in err
+        if number != signal.SIGKILL:
+            assert err.splitlines()[-1].startswith("stopped and saved in stopped")
+        assert load(folder / "model.safetensors").provenance.get("complete") is None
+    done = trained(place, *command, "stopped")
+    assert "going on with the network after step" in done.stderr
+    trained(place, *command, "whole")
+
+    bundles = [load(place / name / "model.safetensors") for name in ("stopped", "whole")]
+    assert differing(*map(tensors_of, bundles)) == []
+    records = [read_metrics(place / name / "metrics.jsonl") for name in ("stopped", "whole")]
+    epochs = [[(r["step"], r["psnr"]) for r in part if r["event"] == "epoch"] for part in records]
+    assert epochs[0] == epochs[1]
+    places = [(r["event"], r["step"]) for r in records[0]]
+    assert len(places) == len(set(places))
+
+
+# ---------------------------------------------------------------- odd data
+
+
+def test_odd_pictures_are_trained_on_and_unreadable_ones_are_left_out_and_counted(place):
+    folder = place / "odd" / "deep" / "er"
+    folder.mkdir(parents=True)
+    face = draw_face(1, 60)
+    grey = np.asarray(face.convert("L")).astype(np.uint16) * 257
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by a quarter
+    Image.fromarray(grey).save(folder / "sixteen.png")
+    face.convert("CMYK").save(folder / "cmyk.jpg")
+    face.convert("P").save(folder / "palette.png")
+    face.convert("L").save(folder / "grey.JPG")
+    face.convert("RGBA").save(folder / "alpha.webp")
+    face.convert("1").save(folder / "bits.tif")
+    face.save(folder / "turned.jpg", exif=exif)
+    face.save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:-200])
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("not even a name of a picture")
+    done = trained(
+        place, *("odd", *TINY, "--epochs", 1, "--prior", "normal", "--preset", "paper"), "--quiet"
+    )
+    assert done.stdout == "runs/odd-paper/model.safetensors\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: 3 pictures cannot be read")
+    kept = json.loads((place / "runs" / "odd-paper" / "config.json").read_text())
+    assert kept["num_train"] + kept["num_held_out"] == 8
+    named = "\n".join(kept["skipped"])
+    assert len(kept["skipped"]) == 3
+    assert all(name in named for name in ("cut.png", "text.png", "empty.jpg"))
+
+
+# ---------------------------------------------------------------- refused, or only told
+
+
+def test_a_dry_run_tells_what_it_would_take_and_makes_nothing(place):
+    before = set(place.rglob("*"))
+    done = trained(place, "faces", *TINY, "--dry-run", "--json", "--cache-dir", "dry", "-o", "dry")
+    values = json.loads(done.stdout)
+    assert values["dry_run"] is True
+    assert values["num_pictures"] == 40
+    assert values["cache_bytes"] == 40 * 3 * 32 * 32
+    for key in ("convert_seconds", "train_seconds", "prior_seconds", "memory_bytes", "run_bytes"):
+        assert values[key] > 0
+    assert set(place.rglob("*")) == before
+
+
+SCRIPT = """
+import contextlib, io, json, sys
+from facevae.cli import main
+found = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["facevae", "train", *arguments, "-o", "never"]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def refusals(place: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit code and stderr of each command, which must leave nothing, all in one process."""
+    before = set(place.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=place,
+        env={**os.environ, "FACEVAE_CACHE": str(place / "refused"), "COLUMNS": "100"},
+    )
+    assert set(place.rglob("*")) == before
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [out for code, out, _ in found if out and code] == []
+    return [(code, err) for code, _, err in found]
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(place):
+    (place / "void").mkdir()
+    save(tiny_bundle(), place / "tiny.safetensors")
+    expected = {
+        ("nowhere",): (1, "nowhere: no such file"),
+        ("void",): (1, "no pictures"),
+        ("faces", "--labels", "nowhere.csv"): (1, "nowhere.csv"),
+        ("faces", "--preset", "vast"): (2, "--preset vast"),
+        ("faces", "--init", "nowhere"): (1, "nowhere: no such model"),
+        ("faces", "--init", "tiny.safetensors", "--size", "64"): (2, "the --init model has 32"),
+    }
+    found = refusals(place, [list(arguments) for arguments in expected])
+    for (code, err), (expected_code, said) in zip(found, expected.values(), strict=True):
+        assert code == expected_code, err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert said in err
+
+
+def test_settings_that_cannot_be_meant_are_usage_errors(place):
+    bad = [
+        ["--size", "100"],
+        ["--size", "512"],
+        ["--epochs", "0"],
+        ["--batch-size", "0"],
+        ["--learning-rate", "0"],
+        ["--learning-rate", "nan"],
+        ["--latent-dim", "0"],
+        ["--latent-dim", "1000000"],
+        ["--r-loss-factor", "much"],
+        ["--r-loss-factor", "-1"],
+        ["--r-loss-factor", ""],
+        ["--dropout", "1"],
+        ["--prior", "vamp"],
+        ["--prior-epochs", "0"],
+        ["--seed", "-1"],
+        ["--device", "abacus"],
+    ]
+    # a dry run, so that one that slips through does not train
+    found = refusals(place, [["faces", *TINY, "--dry-run", *arguments] for arguments in bad])
+    slipped = [arguments for arguments, (code, _) in zip(bad, found, strict=True) if code != 2]
+    assert slipped == []
+    for arguments, (_, err) in zip(bad, found, strict=True):
+        assert arguments[0] in err
+        assert "Traceback" not in err
+
+
+def test_init_takes_the_network_of_the_model_it_goes_on_from(place):
+    init = tiny_bundle(ModelConfig(32, 6, (8, 16)))
+    save(init, place / "init.safetensors")
+    trained(
+        place,
+        *("faces", "--init", "init.safetensors", "--learning-rate", "1e-30", "--epochs", 1),
+        *("--batch-size", 16, "--prior", "normal", "--preset", "paper", "-o", "gone-on", "--half"),
+    )
+    bundle = load(place / "gone-on" / "model.safetensors")
+    assert bundle.config == init.config
+    expected = init.vae.encoder.mean.weight.half().float()
+    assert bundle.vae.encoder.mean.weight.equal(expected)

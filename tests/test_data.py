@@ -1,0 +1,433 @@
+"""A data set is the same wherever it is stored, converted once, and split by names alone."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facevae import data
+from facevae.errors import DataError
+
+
+def save_noise(path, seed, size=24):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def pack(shard, folder):
+    with tarfile.open(shard, "w") as tar:
+        # in an order of its own, to show that it does not matter
+        for file in sorted(folder.rglob("*"), reverse=True):
+            if file.is_file():
+                tar.add(file, file.relative_to(folder))
+
+
+def add_member(tar, name, content=b"", **fields):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for field, value in fields.items():
+        setattr(member, field, value)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def png_bytes(seed):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def load(tmp_path, *sources, size=32, progress=lambda *_: None):
+    return data.load_faces(list(sources), size, cache=tmp_path / "cache", progress=progress)
+
+
+def names_of(files, folder):
+    return sorted(str(file.relative_to(folder)) for file in files)
+
+
+# ---------------------------------------------------------------- finding pictures
+
+
+def test_folders_are_searched_at_any_depth_for_pictures_alone(tmp_path):
+    folder = tmp_path / "faces"
+    wanted = ["a.png", "B.JPG", "deep/er/c.webp", "Zoë/顔 1.jpeg", "shard.tar"]
+    unwanted = ["notes.txt", "a.png.bak", ".hidden.png", ".git/d.png", "png"]
+    for name in wanted + unwanted:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "folder.png").mkdir()
+    assert names_of(data.find_files([folder]), folder) == sorted(wanted)
+
+
+def test_a_file_that_is_named_outright_is_taken_whatever_its_name(tmp_path):
+    path = tmp_path / "face"
+    path.touch()
+    assert data.find_files([path]) == [path]
+
+
+def test_what_two_sources_name_counts_once(tmp_path):
+    save_noise(tmp_path / "deep" / "a.png", 0)
+    sources = [
+        tmp_path,
+        tmp_path / "deep",
+        tmp_path / "deep" / "a.png",
+        tmp_path / "deep" / ".." / "deep",
+    ]
+    assert len(data.find_files(sources)) == 1
+
+
+def test_a_link_that_leads_back_is_followed_once(tmp_path):
+    save_noise(tmp_path / "faces" / "a.png", 0)
+    (tmp_path / "faces" / "back").symlink_to(tmp_path / "faces", target_is_directory=True)
+    assert len(data.find_files([tmp_path / "faces"])) == 1
+
+
+def test_links_that_lead_nowhere_are_passed_over(tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "missing.png")
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    assert names_of(data.find_files([tmp_path]), tmp_path) == ["a.png"]
+
+
+def test_a_link_to_a_picture_elsewhere_is_a_picture(tmp_path):
+    save_noise(tmp_path / "store" / "a.png", 0)
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "b.png").symlink_to(tmp_path / "store" / "a.png")
+    (tmp_path / "faces" / "more").symlink_to(tmp_path / "store")
+    found = names_of(data.find_files([tmp_path / "faces"]), tmp_path / "faces")
+    assert found == ["b.png", "more/a.png"]
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        data.find_files([tmp_path / "nowhere"])
+
+
+def test_the_order_of_pictures_does_not_depend_on_that_of_files(tmp_path):
+    files = [tmp_path / name for name in ("b/1.png", "a/2.png", "a/1.png", "c/0.jpg")]
+    listed = [str(p.path.relative_to(tmp_path)) for p in data.list_pictures(files)]
+    assert listed == ["c/0.jpg", "a/1.png", "b/1.png", "a/2.png"]
+    assert data.list_pictures(files[::-1]) == data.list_pictures(files)
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_pixels_are_those_of_the_pictures(tmp_path):
+    folder = tmp_path / "faces"
+    pixels = {f"{i:03}": save_noise(folder / f"{i:03}.png", i, size=32) for i in range(20)}
+    faces = load(tmp_path, folder)
+    assert faces.size == 32
+    assert faces.skipped == []
+    for row in [*faces.train, *faces.held_out]:
+        np.testing.assert_array_equal(faces.pixels[row], pixels[faces.stems[row]])
+    assert sorted(faces.stems) == sorted(pixels)
+
+
+@pytest.mark.parametrize("places", [("left/deep", "right"), (".", ".")], ids=["deep", "flat"])
+def test_a_folder_and_a_shard_of_the_same_files_are_the_same_data(tmp_path, places):
+    folder, shards = tmp_path / "faces", tmp_path / "shards"
+    for i in range(30):
+        save_noise(folder / places[i % 2] / f"{i:03} ë.png", i)
+    (folder / places[0] / "broken.png").write_text("no picture")
+    shards.mkdir()
+    pack(shards / "faces.tar", folder)
+    from_folder, from_shard = load(tmp_path, folder), load(tmp_path, shards)
+    assert from_folder.fingerprint == from_shard.fingerprint
+    assert from_folder.stems == from_shard.stems
+    assert from_folder.train.tolist() == from_shard.train.tolist()
+    assert from_folder.held_out.tolist() == from_shard.held_out.tolist()
+    np.testing.assert_array_equal(from_folder.pixels, from_shard.pixels)
+    assert len(from_folder.skipped) == len(from_shard.skipped) == 1
+
+
+def test_the_fingerprint_is_of_names_and_pixels(tmp_path):
+    def fingerprint(folder, seeds):
+        for name, seed in seeds.items():
+            save_noise(tmp_path / folder / f"{name}.png", seed)
+        return load(tmp_path, tmp_path / folder).fingerprint
+
+    first = fingerprint("first", {"a": 0, "b": 1})
+    assert fingerprint("same", {"a": 0, "b": 1}) == first
+    others = [
+        fingerprint("pixels", {"a": 0, "b": 2}),
+        fingerprint("names", {"a": 0, "c": 1}),
+        fingerprint("exchanged", {"a": 1, "b": 0}),
+        fingerprint("more", {"a": 0, "b": 1, "c": 2}),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_unicode_names_are_names(tmp_path):
+    folder = tmp_path / "faces"
+    names = ["Zoë", "顔", "with space", "a.b.c", "100%", "quote'd"]
+    for i, name in enumerate(names):
+        save_noise(folder / f"{name}.png", i)
+    assert sorted(load(tmp_path, folder).stems) == sorted(names)
+
+
+def test_names_that_are_no_unicode_are_names_too(tmp_path):
+    folder = tmp_path / "faces"
+    for i in range(2):
+        save_noise(folder / f"{i}.png", i)
+    try:
+        (folder / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    expected = sorted(["1", os.fsdecode(b"caf\xe9")])
+    assert sorted(load(tmp_path, folder).stems) == expected
+    assert sorted(load(tmp_path, folder).stems) == expected  # and from the cache
+
+
+def test_unreadable_files_are_skipped_and_listed(tmp_path):
+    folder = tmp_path / "faces"
+    for i in range(12):
+        save_noise(folder / f"{i:03}.png", i)
+    (folder / "005.png").write_bytes((folder / "005.png").read_bytes()[:200])
+    (folder / "zero.jpg").touch()
+    faces = load(tmp_path, folder)
+    rows = {*faces.train.tolist(), *faces.held_out.tolist()}
+    assert len(rows) == 11
+    assert {"005", "zero"}.isdisjoint(faces.stems[row] for row in rows)
+    assert [reason.partition(":")[0] for reason in faces.skipped] == [
+        str(folder / "005.png"),
+        str(folder / "zero.jpg"),
+    ]
+    assert load(tmp_path, folder).skipped == faces.skipped
+
+
+def test_with_no_readable_picture_the_first_reason_is_given(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("text")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"none of the 2 pictures can be read.*a\.png: "):
+            load(tmp_path, tmp_path)
+
+
+def test_one_face_is_not_enough(tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    (tmp_path / "b.png").write_text("text")
+    for _ in range(2):
+        with pytest.raises(DataError, match="only one face"):
+            load(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["folder", "shard"])
+def test_a_source_without_pictures_says_so(tmp_path, content):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "notes.txt").touch()
+    if content == "shard":
+        pack(tmp_path / "source.tar", source)
+        source = tmp_path / "source.tar"
+    with pytest.raises(DataError, match="no pictures in there"):
+        load(tmp_path, source)
+
+
+# ---------------------------------------------------------------- the split
+
+
+def test_about_one_in_twelve_names_is_held_out_and_always_the_same():
+    names = [f"{i:06}" for i in range(12_000)]
+    held_out = [name for name in names if data.is_held_out(name)]
+    # a binomial's five standard deviations around 1,000
+    assert abs(len(held_out) - 1000) < 5 * (12_000 * (1 / 12) * (11 / 12)) ** 0.5
+    assert held_out == [name for name in names if data.is_held_out(name)]
+
+
+def split(tmp_path, folder):
+    faces = load(tmp_path, folder)
+    return [{faces.stems[row] for row in rows} for rows in (faces.train, faces.held_out)]
+
+
+def test_the_split_is_by_name_and_survives_more_faces_and_another_format(tmp_path):
+    for i in range(40):
+        save_noise(tmp_path / "few" / f"{i:03}.png", i)
+        save_noise(tmp_path / "many" / "deep" / f"{i:03}.bmp", i + 1000)
+        save_noise(tmp_path / "many" / f"{i + 500:03}.png", i)
+    train, held_out = split(tmp_path, tmp_path / "few")
+    assert held_out == {f"{i:03}" for i in range(40) if data.is_held_out(f"{i:03}")}
+    assert train == {f"{i:03}" for i in range(40)} - held_out
+    more_train, more_held_out = split(tmp_path, tmp_path / "many")
+    assert train <= more_train
+    assert held_out <= more_held_out
+
+
+def by_the_split(wanted, count):
+    return [n for n in (f"{i:03}" for i in range(200)) if data.is_held_out(n) == wanted][:count]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("count", [2, 3])
+def test_one_face_is_held_out_where_chance_would_leave_a_side_empty(tmp_path, wanted, count):
+    for i, name in enumerate(by_the_split(wanted, count)):
+        save_noise(tmp_path / "faces" / f"{name}.png", i)
+    train, held_out = split(tmp_path, tmp_path / "faces")
+    assert len(held_out) == 1
+    assert len(train) == count - 1
+
+
+# ---------------------------------------------------------------- the cache
+
+
+class Calls(list):
+    """Remembers how far each progress call said the work was."""
+
+    def __call__(self, _task, done, total):
+        self.append((done, total))
+
+
+def test_a_second_load_converts_nothing(tmp_path, faces_folder):
+    first, second = Calls(), Calls()
+    faces = load(tmp_path, faces_folder, progress=first)
+    again = load(tmp_path, faces_folder, progress=second)
+    assert first[-1] == (48, 48)
+    assert second == []
+    np.testing.assert_array_equal(again.pixels, faces.pixels)
+    assert (again.stems, again.fingerprint) == (faces.stems, faces.fingerprint)
+    assert again.train.tolist() == faces.train.tolist()
+
+
+def test_a_changed_file_is_converted_anew(tmp_path, faces_folder):
+    before = load(tmp_path, faces_folder)
+    path = faces_folder / "007.png"
+    status = path.stat()
+    save_noise(path, 7, size=48)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    calls = Calls()
+    after = load(tmp_path, faces_folder, progress=calls)
+    assert calls[-1] == (48, 48)
+    assert after.fingerprint != before.fingerprint
+    row = after.stems.index("007")
+    assert (after.pixels[row] != before.pixels[row]).any()
+    assert len(data.list_cache(tmp_path / "cache")) == 2
+
+
+def test_a_changed_time_alone_makes_another_key(tmp_path, faces_folder):
+    files = data.find_files([faces_folder])
+    before, _ = data.converted(files, 32, tmp_path)
+    assert data.converted(files, 32, tmp_path)[0] == before
+    assert data.converted(files, 64, tmp_path)[0] != before
+    assert data.converted(files[1:], 32, tmp_path)[0] != before
+    os.utime(files[0], ns=(1, files[0].stat().st_mtime_ns + 1000))
+    assert data.converted(files, 32, tmp_path)[0] != before
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_conversion_goes_on_with_what_is_left(tmp_path):
+    folder = tmp_path / "faces"
+    for i in range(150):
+        save_noise(folder / f"{i:03}.png", i)
+    (folder / "100.png").write_text("no picture")
+    whole = data.load_faces([folder], 32, cache=tmp_path / "other cache")
+    stopped = []
+
+    def stop(_task, done, _total):
+        stopped.append(done)
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        load(tmp_path, folder, progress=stop)
+    [entry] = data.list_cache(tmp_path / "cache")
+    assert entry.sources == []
+    assert 0 < stopped[0] < 150
+
+    # what is done is not read again: it could not be, for nothing but its size and time is left
+    for i in range(stopped[0]):
+        path = folder / f"{i:03}.png"
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    calls = Calls()
+    resumed = load(tmp_path, folder, progress=calls)
+    assert calls[0][0] > stopped[0]
+    assert calls[-1] == (150, 150)
+    np.testing.assert_array_equal(resumed.pixels, whole.pixels)
+    assert (resumed.stems, resumed.fingerprint) == (whole.stems, whole.fingerprint)
+    assert (resumed.train.tolist(), resumed.skipped) == (whole.train.tolist(), whole.skipped)
+
+
+def test_arrays_that_were_cut_off_while_being_made_are_made_again(tmp_path, faces_folder):
+    whole = data.load_faces([faces_folder], 32, cache=tmp_path / "other cache")
+    folder, _ = data.converted(data.find_files([faces_folder]), 32, tmp_path / "cache")
+    folder.mkdir(parents=True)
+    (folder / "pixels.npy").write_bytes(b"\x93NUMPY")
+    (folder / "rows.npy").touch()
+    np.testing.assert_array_equal(load(tmp_path, faces_folder).pixels, whole.pixels)
+
+
+def test_list_cache_tells_what_is_there(tmp_path, faces_folder):
+    cache = tmp_path / "cache"
+    assert data.list_cache(cache) == []
+    (faces_folder / "broken.png").write_text("no picture")
+    load(tmp_path, faces_folder, size=32)
+    load(tmp_path, faces_folder, size=64)
+    first, second = data.list_cache(cache)
+    assert (first.size, second.size) == (32, 64)
+    for entry in (first, second):
+        assert entry.sources == [str(faces_folder)]
+        assert entry.num_faces == 48
+        assert entry.num_bytes >= 48 * 3 * entry.size**2
+        assert entry.folder == data.faces_cache(cache) / entry.key
+        assert entry.num_bytes == sum(f.stat().st_size for f in entry.folder.iterdir())
+    assert first.created < second.created
+
+
+# ---------------------------------------------------------------- shards
+
+
+def test_members_that_point_elsewhere_are_neither_written_nor_followed(tmp_path):
+    secret = tmp_path / "secret.png"
+    save_noise(secret, 99)
+    box = tmp_path / "box"
+    box.mkdir()
+    with tarfile.open(box / "shard.tar", "w") as tar:
+        for i, name in enumerate(["../up.png", "/absolute.png", "a/../../../far.png", "plain.png"]):
+            add_member(tar, name, png_bytes(i))
+        add_member(tar, "symbolic.png", type=tarfile.SYMTYPE, linkname=str(secret))
+        add_member(tar, "hard.png", type=tarfile.LNKTYPE, linkname="plain.png")
+        add_member(tar, "pipe.png", type=tarfile.FIFOTYPE)
+        add_member(tar, "folder.png", type=tarfile.DIRTYPE)
+        add_member(tar, "._plain.png", b"what a Mac leaves behind")
+        add_member(tar, "labels.csv", b"name,Male\n")
+    faces = load(tmp_path, box)
+    assert sorted(faces.stems) == ["absolute", "far", "plain", "up"]
+    assert faces.skipped == []
+    outside = {f.name for f in tmp_path.rglob("*") if tmp_path / "cache" not in f.parents}
+    assert outside == {"secret.png", "box", "shard.tar", "cache"}
+    assert not Path("/absolute.png").exists()
+
+
+def test_a_damaged_member_is_skipped_by_its_name_in_the_shard(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for i in range(3):
+            add_member(tar, f"deep/{i}.png", png_bytes(i))
+        add_member(tar, "deep/bad.png", png_bytes(9)[:100])
+    faces = load(tmp_path, tmp_path / "s.tar")
+    assert len(faces.train) + len(faces.held_out) == 3
+    assert len(faces.skipped) == 1
+    assert faces.skipped[0].startswith(f"{tmp_path / 's.tar'}:deep/bad.png: ")
+
+
+@pytest.mark.parametrize("content", ["gzip", "text", "truncated"])
+def test_what_is_no_tar_is_named(tmp_path, content):
+    path = tmp_path / "shard.tar"
+    if content == "text":
+        path.write_text("no shard")
+    else:
+        with tarfile.open(path, "w:gz" if content == "gzip" else "w") as tar:
+            add_member(tar, "a.png", png_bytes(0))
+    if content == "truncated":
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"shard\.tar: cannot be read as an uncompressed tar"):
+        load(tmp_path, path)

@@ -1,0 +1,150 @@
+"""The house rules that no linter knows: which module may use which, and who alone may do what."""
+
+import ast
+from pathlib import Path
+
+import facevae
+
+PACKAGE = Path(facevae.__file__).parent
+
+# a module may use those of lower layers only; `cli` is a package of its own, at the top
+LAYERS = [
+    ("errors", "console", "losses", "detection"),
+    ("files", "config", "runtime", "metrics"),
+    ("images", "model", "prior", "report"),
+    ("data", "faces", "attributes", "outputs"),
+    ("batches", "bundle"),
+    ("hub", "latents", "runs", "stages"),
+    ("snapshots", "estimate"),
+    ("training",),
+    ("cli",),
+    ("__main__", "__init__"),
+]
+LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
+
+
+def dotted(path: Path) -> str:
+    """`cli/faces.py` → `cli.faces`, `cli/__init__.py` → `cli`."""
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {dotted(path) for path in PACKAGE.rglob("*.py")}
+SOURCES = {dotted(path): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every module that is imported anywhere in a file, and every name taken from one."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from facevae.cli import options` takes a module, and nothing from `cli` itself
+            is_modules = all(name.removeprefix("facevae.") in MODULES for name in full)
+            found |= full if is_modules else full | {str(node.module)}
+    return found
+
+
+def used(module: str) -> set[str]:
+    """The modules of the package that `module` imports."""
+    named = {name.removeprefix("facevae.") for name in imports(SOURCES[module])}
+    return (named & SOURCES.keys()) - {module}
+
+
+def layer(module: str) -> int:
+    return LAYER_OF[module.split(".", maxsplit=1)[0]]
+
+
+def test_the_table_names_every_module_and_no_other():
+    assert {name.split(".")[0] for name in SOURCES} == LAYER_OF.keys()
+
+
+def test_imports_point_downward_only():
+    wrong = [
+        f"{module} imports {other}"
+        for module in SOURCES
+        for other in used(module)
+        if layer(other) >= layer(module) and not (module.startswith("cli") and "cli." in other)
+    ]
+    assert wrong == []
+
+
+def test_each_module_stands_as_low_as_it_can():
+    """Else the table would hide what could be moved, and allow what nobody needs."""
+    lowest = {
+        module: max((layer(other) + 1 for other in used(module)), default=0)
+        for module in SOURCES
+        if layer(module) < LAYER_OF["cli"]
+    }
+    assert lowest == {module: layer(module) for module in lowest}
+
+
+def test_no_commands_import_each_other_in_a_circle():
+    def below(module: str, path: tuple[str, ...] = ()) -> None:
+        assert module not in path, " → ".join((*path, module))
+        for other in used(module):
+            below(other, (*path, module))
+
+    for module in SOURCES:
+        below(module)
+
+
+def mentions(text: str) -> set[str]:
+    """The modules in which the dotted name `text` is used or imported."""
+    return {
+        module
+        for module, tree in SOURCES.items()
+        if any(ast.unparse(n) == text for n in ast.walk(tree) if isinstance(n, ast.Attribute))
+        or any(name == text or name.startswith(f"{text}.") for name in imports(tree))
+    }
+
+
+def test_only_runtime_knows_cuda():
+    assert mentions("torch.cuda") == {"runtime"}
+    assert mentions("torch.backends") <= {"runtime"}
+
+
+def test_only_console_uses_rich():
+    assert mentions("rich") == {"console"}
+
+
+def test_only_images_decodes_pictures():
+    decoding = calls("Image.open") | calls("PIL.Image.open")
+    # the report crops pictures that the run itself has drawn
+    assert decoding - {"report"} == {"images"}
+
+
+def test_nothing_is_ever_unpickled():
+    for text in ("pickle", "torch.load", "torch.save", "marshal", "shelve", "dill", "joblib"):
+        assert mentions(text) == set(), text
+    allowed = {
+        (module, keyword.arg)
+        for module, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False"
+    }
+    assert allowed == set()
+
+
+def calls(name: str) -> set[str]:
+    return {
+        module
+        for module, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == name
+    }
+
+
+def test_the_library_neither_prints_nor_exits():
+    assert calls("print") == set()
+    for name in ("sys.exit", "exit", "quit", "os._exit"):
+        assert {module for module in calls(name) if not module.startswith("cli")} == set(), name
+
+
+def test_nothing_is_run_from_text():
+    assert calls("eval") == calls("exec") == calls("__import__") == set()

@@ -1,0 +1,386 @@
+import copy
+import dataclasses
+import json
+import shutil
+import signal
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_face
+from PIL import Image
+from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
+from torch import nn
+
+from facevae import report
+from facevae.attributes import read_labels
+from facevae.bundle import load, load_state
+from facevae.config import ModelConfig
+from facevae.data import load_faces
+from facevae.errors import FacevaeError, RunError
+from facevae.files import locked
+from facevae.images import from_pixels, grid, to_pixels
+from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.snapshots import snapshot
+from facevae.stages import NetworkStage
+from facevae.training import Stopped, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Faces, labels and a long enough training on them, without the plots, which take longest."""
+    root = tmp_path_factory.mktemp("training")
+    folder = root / "faces"
+    folder.mkdir()
+    for i in range(48):
+        draw_face(i, CONFIG.size, glasses=i % 2 == 0).save(folder / f"{i:03}.png")
+    rows = "".join(f"{i:03}.png,{int(i % 2 == 0)}\n" for i in range(48))
+    (root / "labels.csv").write_text("name,Eyeglasses\n" + rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def faces(data):
+    return load_faces([data / "faces"], CONFIG.size, cache=data / "cache")
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch):
+    """As where the extra `plot` is not installed: matplotlib takes longer than all the rest."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.fixture(scope="module")
+def whole(data, faces):
+    """The folder of a run that was never stopped, its model, and what it told."""
+    ear = Ear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        labels = read_labels(data / "labels.csv")
+        bundle = train(tiny_run(data / "whole", faces, labels=labels), ear)
+    return data / "whole", bundle, ear
+
+
+def records(folder) -> list[dict]:
+    return report.read_metrics(folder / "metrics.jsonl")
+
+
+def same_records(a: list[dict], b: list[dict]) -> bool:
+    return [{**r, "seconds": 0} for r in a] == [{**r, "seconds": 0} for r in b]
+
+
+# ---------------------------------------------------------------- repeating and going on
+
+
+def test_the_same_training_again_elsewhere_ends_with_the_same_bits(data, faces, whole, tmp_path):
+    labels = read_labels(data / "labels.csv")
+    again = train(tiny_run(tmp_path / "again", faces, labels=labels), Ear())
+    assert differing(tensors_of(whole[1]), tensors_of(again)) == []
+    assert same_records(records(whole[0]), records(tmp_path / "again"))
+
+
+def test_another_seed_ends_elsewhere(faces, whole, tmp_path):
+    train_config = dataclasses.replace(TRAIN, seed=TRAIN.seed + 1, epochs=1)
+    other = train(tiny_run(tmp_path / "other", faces, train=train_config), Ear())
+    changed = differing(tensors_of(whole[1]), tensors_of(other))
+    assert "vae.encoder.mean.weight" in changed
+
+
+def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(faces, whole, tmp_path, monkeypatch):
+    """Stopped before every step of both stages by a real signal to this process."""
+    folder = tmp_path / "run"
+    labels = read_labels(whole[0].parent / "labels.csv")
+    step, stops = NetworkStage.step, []
+
+    def interrupted(self, index):
+        if index % 2:
+            signal.raise_signal(signal.SIGTERM if index % 3 else signal.SIGINT)
+        return step(self, index)
+
+    monkeypatch.setattr(NetworkStage, "step", interrupted)
+    ear = Ear()
+    while True:
+        try:
+            bundle = train(tiny_run(folder, faces, labels=labels), ear)
+            break
+        except Stopped as stopped:
+            stops.append(stopped.signal_number)
+        assert len(stops) < 50
+    assert set(stops) == {signal.SIGINT, signal.SIGTERM}
+    assert sum("going on" in notice for notice in ear.notices) >= len(stops) - 1
+    assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
+    places = Counter((r["event"], r["step"]) for r in records(folder))
+    assert set(places.values()) == {1}
+    wanted, found = ([r for r in records(f) if r["event"] == "epoch"] for f in (whole[0], folder))
+    figures = ("step", "images", "psnr", "held_out_kl_nats", "active_units")
+    assert [[r[k] for k in figures] for r in found] == [[r[k] for k in figures] for r in wanted]
+
+
+def test_signals_act_as_before_once_a_run_has_ended(whole):
+    assert whole[1] is not None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_damaged_newest_state_gives_way_to_the_one_before_it(faces, whole, tmp_path):
+    folder, labels = tmp_path / "run", read_labels(whole[0].parent / "labels.csv")
+    shutil.copytree(whole[0], folder)
+    (folder / "model.safetensors").unlink()
+    newest = folder / "state" / "network.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-500])
+    shutil.rmtree(folder / "state" / "prior", ignore_errors=True)
+    ear = Ear()
+    bundle = train(tiny_run(folder, faces, labels=labels), ear)
+    assert any(str(newest) in notice for notice in ear.notices)
+    assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
+    assert set(Counter((r["event"], r["step"]) for r in records(folder)).values()) == {1}
+
+
+def test_when_no_state_can_be_read_the_run_says_so_and_starts_over(faces, whole, tmp_path):
+    folder, labels = tmp_path / "run", read_labels(whole[0].parent / "labels.csv")
+    shutil.copytree(whole[0], folder)
+    (folder / "model.safetensors").unlink()
+    states = list((folder / "state").glob("*.safetensors"))
+    for state in states:
+        state.write_bytes(b"")
+    ear = Ear()
+    bundle = train(tiny_run(folder, faces, labels=labels), ear)
+    assert any("network" in notice for notice in ear.notices)
+    assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
+
+
+def test_more_epochs_extend_a_run_to_what_it_would_have_been(faces, whole, tmp_path):
+    folder = tmp_path / "run"
+    labels = read_labels(whole[0].parent / "labels.csv")
+    train(tiny_run(folder, faces, train=dataclasses.replace(TRAIN, epochs=1)), Ear())
+    ear = Ear()
+    extended = train(tiny_run(folder, faces, labels=labels), ear)
+    assert any("going on" in notice for notice in ear.notices)
+    assert differing(tensors_of(extended), tensors_of(whole[1])) == []
+    assert extended.provenance["epochs"] == TRAIN.epochs
+
+
+def test_a_finished_run_says_so_and_touches_nothing(faces, whole):
+    folder, bundle, _ = whole
+    labels = read_labels(folder.parent / "labels.csv")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    ear = Ear()
+    again = train(tiny_run(folder, faces, labels=labels), ear)
+    assert len(ear.notices) == 1
+    assert "finished already" in ear.notices[0]
+    assert ear.tasks == set()
+    assert differing(tensors_of(again), tensors_of(bundle)) == []
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_fewer_epochs_than_were_made_leave_the_run_as_it_is(faces, whole, tmp_path):
+    folder, labels = tmp_path / "run", read_labels(whole[0].parent / "labels.csv")
+    shutil.copytree(whole[0], folder)
+    before = (folder / "config.json").read_bytes()
+    shorter = dataclasses.replace(TRAIN, epochs=1)
+    bundle = train(tiny_run(folder, faces, train=shorter, labels=labels), Ear())
+    assert bundle.provenance["epochs"] == TRAIN.epochs
+    assert (folder / "config.json").read_bytes() == before, "it should tell the epochs it made"
+
+
+def test_another_configuration_is_refused_naming_what_differs(faces, whole):
+    folder = whole[0]
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for change, named in (
+        ({"train": dataclasses.replace(TRAIN, seed=77)}, "seed was 5, now 77"),
+        ({"train": dataclasses.replace(TRAIN, batch_size=8)}, "batch_size was 16, now 8"),
+        ({"model": ModelConfig(32, 9, (8, 8))}, "latent_dim was 8, now 9"),
+        ({"init": tiny_bundle()}, "init was None"),
+    ):
+        with pytest.raises(RunError, match=named):
+            train(tiny_run(folder, faces, **change), Ear())
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_other_data_are_refused(faces, whole):
+    with pytest.raises(RunError, match="data was"):
+        train(tiny_run(whole[0], dataclasses.replace(faces, fingerprint="other")), Ear())
+
+
+def test_a_folder_that_is_in_use_is_refused(faces, tmp_path):
+    folder = tmp_path / "run"
+    with locked(folder, "this run"), pytest.raises(FacevaeError, match="in use"):
+        train(tiny_run(folder, faces), Ear())
+
+
+def test_figures_that_are_not_finite_end_the_run_with_advice(faces, tmp_path):
+    wild = dataclasses.replace(TRAIN, learning_rate=1e30, epochs=20)
+    with pytest.raises(RunError, match="--learning-rate"):
+        train(tiny_run(tmp_path / "run", faces, train=wild), Ear())
+
+
+# ---------------------------------------------------------------- what a run learns from
+
+
+def test_held_out_faces_change_no_number_of_the_model(faces, whole, tmp_path):
+    pixels = np.array(faces.pixels)
+    pixels[faces.held_out] = 255 - pixels[faces.held_out]
+    other = dataclasses.replace(faces, pixels=pixels)
+    labels = read_labels(whole[0].parent / "labels.csv")
+    bundle = train(tiny_run(tmp_path / "run", other, labels=labels), Ear())
+    assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
+    assert bundle.provenance["figures"]["psnr"] != whole[1].provenance["figures"]["psnr"]
+
+
+def test_averaged_weights_have_batch_norm_statistics_of_their_own(faces, tmp_path):
+    run = tiny_run(tmp_path / "run", faces)
+    stage = NetworkStage(
+        copy.deepcopy(tiny_bundle().vae), _batches(run), dataclasses.replace(TRAIN)
+    )
+    for i in range(4):
+        stage.step(i)
+    vae = snapshot(run, stage)
+
+    # the same weights over all training faces at once, each norm's input caught on its way
+    plain = copy.deepcopy(stage.averaged).train()
+    inputs = {}
+    for name, module in plain.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(
+                lambda _module, args, _out, name=name: inputs.update({name: args[0]})
+            )
+    with torch.no_grad():
+        plain.decode(plain.encode(from_pixels(faces.pixels[faces.train]))[0])
+    norms = {n: m for n, m in vae.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert len(norms) == len(inputs) == 3
+    for name, norm in norms.items():
+        variance, mean = torch.var_mean(inputs[name], dim=(0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(norm.running_var, variance, rtol=1e-3, atol=1e-4)
+    assert not vae.training
+    # taking them changed neither the weights nor what training goes on with
+    for p, q in zip(vae.parameters(), stage.averaged.parameters(), strict=True):
+        assert p.equal(q)
+
+
+def _batches(run):
+    from facevae.batches import Batches
+
+    return Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
+
+
+def test_init_goes_on_from_the_weights_it_is_given(faces, tmp_path):
+    init = tiny_bundle()
+    # so small a rate that no weight can move
+    still = dataclasses.replace(TRAIN, epochs=1, learning_rate=1e-30, ema_images=0, prior="normal")
+    bundle = train(tiny_run(tmp_path / "run", faces, train=still, init=init), Ear())
+    for (name, p), q in zip(bundle.vae.named_parameters(), init.vae.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-20, msg=name)
+    fresh = train(tiny_run(tmp_path / "fresh", faces, train=still), Ear())
+    assert not fresh.vae.encoder.mean.weight.equal(init.vae.encoder.mean.weight)
+
+
+def test_directions_lead_from_faces_without_to_faces_with(faces, whole):
+    bundle = whole[1]
+    assert [a.name for a in bundle.attributes] == ["Eyeglasses"]
+    mean, _ = posteriors(bundle.vae, [from_pixels(faces.pixels[faces.train])])
+    has = torch.tensor([int(faces.stems[row]) % 2 == 0 for row in faces.train])
+    expected = mean[has].mean(0) - mean[~has].mean(0)
+    torch.testing.assert_close(bundle.directions[0], expected, rtol=1e-4, atol=1e-5)
+    assert bundle.attributes[0].num_positives == int(has.sum())
+    assert bundle.attributes[0].num_negatives == int((~has).sum())
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_the_model_in_the_folder_is_the_one_that_is_returned(whole):
+    folder, bundle, _ = whole
+    found = load(folder / "model.safetensors")
+    assert differing(tensors_of(found), tensors_of(bundle)) == []
+    assert found.provenance["complete"]
+    assert found.prior_config.kind == "flow"
+    assert found.provenance["num_train"] + found.provenance["num_held_out"] == 48
+
+
+def test_records_say_what_their_terms_amount_to(whole):
+    found = records(whole[0])
+    steps = [r for r in found if r["event"] == "steps"]
+    epochs = [r for r in found if r["event"] == "epoch"]
+    assert len(epochs) == TRAIN.epochs
+    assert steps
+    dims = CONFIG.num_pixels
+    for record in found:
+        assert record["r_loss_factor"] == pytest.approx(dims / (2 * record["mse"]))
+        assert record["sigma"] == pytest.approx(record["mse"] ** 0.5)
+        assert record["kl_nats_per_dim"] == pytest.approx(record["kl_nats"] / CONFIG.latent_dim)
+        assert record["images"] == record["step"] * TRAIN.batch_size
+    for record, told in zip(epochs, whole[2].epochs, strict=True):
+        assert record == told
+    seconds = [r["seconds"] for r in found]
+    assert seconds == sorted(seconds)
+
+
+def test_the_last_held_out_figures_are_those_of_the_model(faces, whole):
+    bundle = whole[1]
+    images = from_pixels(faces.pixels[faces.held_out])
+    mean, _ = posteriors(bundle.vae, [images])
+    mse = (decode(bundle.vae, mean) - images).square().flatten(1).mean(1)
+    psnr = (-10 * mse.log10()).mean().item()
+    assert bundle.provenance["figures"]["psnr"] == pytest.approx(psnr, abs=1e-3)
+    assert records(whole[0])[-1]["psnr"] == pytest.approx(psnr, abs=1e-3)
+
+
+def test_pictures_show_held_out_faces_and_samples_of_fixed_seeds(faces, whole):
+    folder, bundle, _ = whole
+    side = CONFIG.size
+    for record in (r for r in records(folder) if r["event"] == "epoch"):
+        with Image.open(folder / "pictures" / record["reconstructions"]) as sheet:
+            assert sheet.size == (side * len(faces.held_out), 2 * side)
+            upper = np.asarray(sheet)[:side]
+        held_out = np.concatenate(list(faces.pixels[faces.held_out]), axis=1)
+        assert np.array_equal(upper, held_out)
+        with Image.open(folder / "pictures" / record["samples"]) as sheet:
+            assert sheet.size == (4 * side, 4 * side)
+    with Image.open(folder / "pictures" / "samples.png") as sheet:
+        latents = latents_of_seeds(bundle, list(range(64)))
+        expected = grid(to_pixels(decode(bundle.vae, latents)))
+        assert abs(np.asarray(sheet).astype(int) - expected).max() <= 1
+
+
+def test_a_plane_of_latents_is_shown_decoded(faces, tmp_path):
+    model, side = ModelConfig(32, 2, (8, 8)), 32
+    short = dataclasses.replace(TRAIN, epochs=1, prior="gaussian")
+    bundle = train(tiny_run(tmp_path / "run", faces, model=model, train=short), Ear())
+    with Image.open(tmp_path / "run" / "pictures" / "plane.png") as sheet:
+        plane = np.asarray(sheet).astype(int)
+    count = plane.shape[0] // side
+    assert plane.shape == (count * side, count * side, 3)
+    middle = count // 2
+    for row, column in ((middle, middle), (0, middle), (middle, count - 1)):
+        place = torch.tensor([(column - middle) / middle, (middle - row) / middle]) * 2
+        latent = bundle.latent_mean + place * bundle.latent_spread
+        expected = to_pixels(decode(bundle.vae, latent[None]))[0]
+        found = plane[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        assert abs(found - expected).max() <= 1
+
+
+def test_plots_are_drawn_where_they_can_be_and_without_them_the_rest_is_the_same(
+    faces, whole, tmp_path, monkeypatch
+):
+    monkeypatch.undo()  # what hides matplotlib
+    pytest.importorskip("matplotlib")
+    labels = read_labels(whole[0].parent / "labels.csv")
+    bundle = train(tiny_run(tmp_path / "run", faces, labels=labels), Ear())
+    assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
+    drawn = {p.name for p in (tmp_path / "run" / "pictures").iterdir()}
+    plain = {p.name for p in (whole[0] / "pictures").iterdir()}
+    assert drawn - plain == {"curves.png", "latents.png"}
+
+
+def test_config_json_tells_people_what_the_run_is(whole):
+    kept = json.loads((whole[0] / "config.json").read_text())
+    assert kept["identity"]["model"] == json.loads(json.dumps(CONFIG.to_dict()))
+    assert kept["epochs"] == TRAIN.epochs
+    assert kept["num_train"] == 48 - kept["num_held_out"]
+
+
+def test_a_state_holds_the_step_to_go_on_from(whole):
+    _, metadata = load_state(whole[0] / "state" / "network.safetensors")
+    assert metadata["step"] == records(whole[0])[-1]["step"]
