@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,17 @@ class Attribute:
     num_positives: int
     num_negatives: int
     accuracy: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse what a damaged file may hold."""
+        counts, figures = (self.num_positives, self.num_negatives), (self.scale, self.accuracy or 0)
+        if not (
+            isinstance(self.name, str)
+            and all(type(count) is int and count >= 0 for count in counts)
+            and all(type(figure) in (int, float) and math.isfinite(figure) for figure in figures)
+        ):
+            msg = f"attribute {self.name}: needs a name, a scale, two counts and an accuracy"
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,9 @@ def _opened(path: Path) -> Iterator[Any]:
         msg = f"{path}: no such model file"
         raise ModelError(msg)
     with path.open("rb") as file:
-        start = file.read(2)
-    if start.startswith(_PICKLES):
+        start = file.read(9)
+    # a safetensors file begins with its header's length, which may look like anything
+    if start.startswith(_PICKLES) and start[8:] != b"{":
         msg = f"{path}: a pickle (.pt, .pth, .ckpt), which can run code; facevae loads none"
         raise ModelError(msg)
     try:
@@ -220,9 +221,12 @@ def _read_expected(
             msg = f"{path}: tensor {name} has shape {found}, its configuration calls for {shape}"
             raise ModelError(msg)
         tensor = file.get_tensor(name)
-        if not tensor.is_floating_point():
+        if name.endswith(".num_batches_tracked") and tensor.dtype == torch.int64:
             tensors[name] = tensor
             continue
+        if not tensor.is_floating_point():
+            msg = f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers"
+            raise ModelError(msg)
         tensors[name] = tensor.float()
         if not tensors[name].isfinite().all():
             msg = f"{path}: tensor {name} holds numbers that are not finite"

@@ -253,4 +253,4 @@ def _cut(picture: Image.Image, square: npt.NDArray[np.complex128], size: int) ->
     cut = Image.fromarray(source).transform(
         (size * factor, size * factor), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
     )
-    return np.asarray(cut.reduce(factor) if factor > 1 else cut)
+    return np.array(cut.reduce(factor) if factor > 1 else cut)

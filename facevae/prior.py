@@ -3,15 +3,15 @@
 Each prior is a map from standard normal noise to latents, so that a seed names a face.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from facevae.config import PriorConfig
 from facevae.errors import UsageError
 
-SAMPLING_STEPS = 25  # of Heun's method; twice as many change no pixel by more than a level or two
+SAMPLING_STEPS = (
+    25  # of Heun's method; twice as many change a pixel by a third of a level on average
+)
 
 
 class NormalPrior(nn.Module):
@@ -31,7 +31,9 @@ class GaussianPrior(nn.Module):
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(latent_dim))
-        self.register_buffer("factor", torch.eye(latent_dim))  # lower Cholesky factor
+        # the lower Cholesky factor; `torch.eye` would cost a second of imports on the meta device
+        identity = torch.zeros(latent_dim, latent_dim).fill_diagonal_(1)
+        self.register_buffer("factor", identity)
 
     def fit(self, mean: Tensor, logvar: Tensor) -> None:
         """Take the first two moments of the aggregate posterior of means, logvars (N, D)."""
@@ -82,8 +84,9 @@ class FlowPrior(nn.Module):
         super().__init__()
         self.whitening = GaussianPrior(latent_dim)
         time_width = 128
-        octaves = torch.linspace(0, math.log(1000), time_width // 2)
-        self.register_buffer("frequencies", octaves.exp(), persistent=False)
+        # from 1 to 1000, evenly in the logarithm; plain numbers, for the reason in `GaussianPrior`
+        frequencies = [1000 ** (i / (time_width // 2 - 1)) for i in range(time_width // 2)]
+        self.register_buffer("frequencies", torch.tensor(frequencies), persistent=False)
         self.inward = nn.Linear(latent_dim, width)
         self.blocks = nn.ModuleList(_Block(width, time_width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)

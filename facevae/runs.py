@@ -1,7 +1,7 @@
 """A run: what it is made of, and its folder with the states from which it goes on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -70,23 +70,27 @@ class RunFolder:
     def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Make the folder this run's, or see that it is already.
 
-        `identity` is what two runs must have in common to be the same one; `about` is written
-        beside it for people. Raises `RunError` for another run's folder, with what differs.
+        `identity` is what two runs must have in common to be the same one; `about`, of which
+        `epochs` never falls, is written beside it for people. Raises `RunError` for another run's
+        folder, with what differs.
         """
         identity = json.loads(json.dumps(identity))  # as it is read back: no tuples
+        epochs = about.get("epochs", 0)
         if self.config.exists():
             found = read_json(self.config)
-            known = found.get("identity", {}) if isinstance(found, dict) else {}
-            if differing := _differences(known, identity):
+            found = found if isinstance(found, dict) else {}
+            known = found.get("identity")
+            if differing := _differences(known if isinstance(known, dict) else {}, identity):
                 msg = (
                     f"{self.path}: holds another run ({'; '.join(differing)}); "
                     "name another folder with -o, or go back to that run's settings"
                 )
                 raise RunError(msg)
+            epochs = max(epochs, found.get("epochs", 0))
         elif self.model.exists():
             msg = f"{self.path}: holds a model, but no {self.config.name} to go on from; name another -o"
             raise RunError(msg)
-        write_json(self.config, {**about, "identity": identity})
+        write_json(self.config, {**about, "epochs": epochs, "identity": identity})
 
     def recall(self, step: int) -> None:
         """Keep the records up to `step`; what came after it is made again."""
@@ -106,22 +110,23 @@ class RunFolder:
             path.replace(self._earlier(name))
         save_state(path, state, {"step": step, "key": key})
 
-    def load_state(self, name: str, key: str = "") -> tuple[dict[str, Tensor], int, str] | None:
-        """State, step and a warning (or '') of a stage that was begun with the same `key`.
+    def load_state(
+        self, name: str, key: str = "", warn: Callable[[str], None] = lambda _: None
+    ) -> tuple[dict[str, Tensor], int] | None:
+        """State and next step of a stage that was begun with the same `key`.
 
-        A damaged state gives way to the one before it. None where there is neither.
+        A damaged state gives way to the one before it, with a warning. None where there is neither.
         """
-        warning = ""
         for path in (self._state(name), self._earlier(name)):
             if not path.exists():
                 continue
             try:
                 state, metadata = load_state(path)
             except ModelError as error:
-                warning = f"{error}; going on from the state before it"
+                warn(f"{error}; trying the state before it")
                 continue
             if metadata.get("key") == key:
-                return state, int(metadata["step"]), warning
+                return state, int(metadata["step"])
         return None
 
     def _state(self, name: str) -> Path:

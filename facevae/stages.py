@@ -189,3 +189,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Ten
         moments.setdefault(int(i), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    # the fused update walks memory, so moments must lie in it as their parameters do
+    for parameter, values in optimizer.state.items():
+        for key, tensor in values.items():
+            if tensor.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(tensor)

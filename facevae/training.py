@@ -291,12 +291,10 @@ def _steps(
 
 def _resume(work: _Work, name: str, stage: Stage, key: str = "") -> int:
     """Restore the stage's saved state, if there is one; returns the next step to take."""
-    saved = work.folder.load_state(name, key)
+    saved = work.folder.load_state(name, key, warn=work.listener.notice)
     if saved is None:
         return 0
-    state, step, warning = saved
-    if warning:
-        work.listener.notice(warning)
+    state, step = saved
     stage.restore(state)
     if step < stage.num_steps:
         work.listener.notice(f"{work.folder.path}: going on with the {name} after step {step}")

@@ -71,7 +71,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def facevae(tmp_path: Path) -> Command:
     """Run the command line as a user does, in a process of its own, in `tmp_path`."""
 
-    def run(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, code: int = 0, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "facevae", *map(str, arguments)],
             capture_output=True,
@@ -84,6 +86,7 @@ def facevae(tmp_path: Path) -> Command:
                 "FACEVAE_CACHE": str(tmp_path / "cache"),
                 "HF_HUB_OFFLINE": "1",
                 "COLUMNS": "100",
+                "PYTHONWARNINGS": "error::UserWarning",
                 **environment,
             },
         )

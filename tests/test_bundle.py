@@ -206,7 +206,7 @@ UNSOUND = {
     "attributes with words for figures": {"attributes": [{**ONE, "accuracy": "x"}] * 4},
     "framing with one eye": {"framing": {"left_eye": [0.5, 0.5]}},
     "framing without places": {"framing": dict.fromkeys(FFHQ.to_dict(), 5)},
-    "framing in words": {"framing": dict.fromkeys(FFHQ.to_dict(), ["a", "b", "c"])},
+    "framing in words": {"framing": {key: ["a", "b", "c"] for key in FFHQ.to_dict()}},
     "framing that is no dictionary": {"framing": [1, 2]},
     "provenance that is a number": {"provenance": 3},
 }

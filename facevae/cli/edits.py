@@ -1,5 +1,6 @@
 """`morph` and `arith`."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -132,7 +133,7 @@ def arith(
         raise UsageError(msg)
     alphas = _alphas(attrs, alpha, sweep)
     others = [*minus, *plus]
-    stem = "-".join([_stem(face), *attrs, *(["sweep"] if sweep else [])])
+    stem = "-".join([_stem(face), *map(_plain, attrs), *(["sweep"] if sweep else [])])
     target, moving = _sequence_output(output, f"{stem}.png", animate, [face, *others])
     bundle, used = open_model(console, model, device)
     directions = [_direction(bundle, name) for name in attrs]
@@ -204,6 +205,11 @@ def _direction(bundle: "Bundle", name: str) -> "Tensor":
     assert bundle.directions is not None  # noqa: S101 - with attributes it has directions
     direction: Tensor = sign * bundle.directions[index]
     return direction
+
+
+def _plain(name: str) -> str:
+    """An attribute's name as part of a file's."""
+    return re.sub(r"[^\w-]+", "-", name)
 
 
 def _stem(face: str) -> str:

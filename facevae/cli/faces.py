@@ -131,7 +131,8 @@ def sample(
 
     console = Console(quiet=quiet, as_json=json)
     options.finite("--temperature", temperature)
-    chosen = options.parse_seeds(seeds) if seeds is not None else [seed + i for i in range(number)]
+    wanted = seeds if seeds is not None else f"{seed}-{seed + number - 1}"
+    chosen = options.parse_seeds(wanted)
     target = choose_output(output, "grid.png")
     if not target.is_folder and len(chosen) > 4 * _MAX_ON_A_SHEET:
         msg = f"{len(chosen):,} faces are too many for one grid; name a folder: -o faces/"

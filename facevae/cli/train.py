@@ -124,7 +124,7 @@ def train(
             "seed": seed,
             **(
                 {"r_loss_factor": options.parse_r_loss_factor(r_loss_factor)}
-                if r_loss_factor
+                if r_loss_factor is not None
                 else {}
             ),
         },
