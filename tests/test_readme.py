@@ -19,12 +19,12 @@ SHORT = "--size 32 --epochs 1 --prior-epochs 1 --latent-dim 4 --batch-size 8"
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with all that the README's commands name."""
-    for folder in ("ffhq", "celeba128", "photos"):
+    for folder in ("ffhq", "celeba128"):
         (tmp_path / folder).mkdir()
         for i in range(16):
             draw_face(i, glasses=i % 2 == 0).save(tmp_path / folder / f"{i:05}.png")
-    for i, name in enumerate(("face.png", "a.png", "b.png")):
-        draw_face(100 + i).save(tmp_path / name)
+    for name in ("face.png", "a.png", "b.png"):
+        shutil.copy(ROOT / ".github" / "pictures" / "astronaut.png", tmp_path / name)
     rows = [f"{i:05}.jpg {1 if i % 2 == 0 else -1}" for i in range(16)]
     (tmp_path / "celeba128-list_attr.txt").write_text("\n".join(["16", "Eyeglasses", *rows]))
     (tmp_path / "labels.csv").write_text("name,Eyeglasses\n00001.png,0\n00002.png,1\n")
