@@ -148,7 +148,11 @@ def _read_csv(path: Path, lines: list[str]) -> Labels:
         dialect = csv.Sniffer().sniff("\n".join(lines[:20]), delimiters=",;\t")
     except csv.Error:
         dialect = csv.excel
-    header, *body = list(csv.reader(lines, dialect)) or [[]]
+    try:
+        header, *body = list(csv.reader(lines, dialect)) or [[]]
+    except csv.Error as error:
+        msg = f"{path}: cannot be read as CSV ({error}); need a header and one row a picture"
+        raise DataError(msg) from error
     header = [name.strip() for name in header]
     named = [i for i, name in enumerate(header) if name.casefold() in _NAME_COLUMNS]
     key = named[0] if named else 0

@@ -95,6 +95,9 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
         name: t.detach().to("cpu", torch.float16 if half and t.is_floating_point() else t.dtype)
         for name, t in tensors.items()
     }
+    if too_large := [n for n, t in stored.items() if not t.isfinite().all()]:
+        msg = f"{path}: {too_large[0]} holds numbers that cannot be stored; try without --half"
+        raise ModelError(msg)
     _write(path, stored, metadata)
 
 
@@ -154,7 +157,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The inverse of `save_state`. Raises `ModelError`."""
     with _opened(path) as file:
         metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no dictionary
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118 - no dictionary
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -222,12 +225,12 @@ def _read_expected(
             raise ModelError(msg)
         tensor = file.get_tensor(name)
         if name.endswith(".num_batches_tracked") and tensor.dtype == torch.int64:
-            tensors[name] = tensor
+            tensors[name] = tensor.clone()
             continue
         if not tensor.is_floating_point():
             msg = f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers"
             raise ModelError(msg)
-        tensors[name] = tensor.float()
+        tensors[name] = tensor.to(torch.float32, copy=True)  # not mapped from the file
         if not tensors[name].isfinite().all():
             msg = f"{path}: tensor {name} holds numbers that are not finite"
             raise ModelError(msg)

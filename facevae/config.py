@@ -126,7 +126,10 @@ class TrainConfig(_Record):
             ("--ema-images", self.ema_images, 0),
             ("--seed", self.seed, 0),
         ):
-            _require(_is_count(value, low, MAX_SEED), f"{option} {value}: must be at least {low}")
+            _require(
+                _is_count(value, low, MAX_SEED),
+                f"{option} {value}: must be a whole number from {low}, below 2^63",
+            )
         _require(
             _is_real(self.learning_rate) and self.learning_rate > 0,
             f"--learning-rate {self.learning_rate}: must be more than 0",

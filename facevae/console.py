@@ -1,10 +1,11 @@
 """What users see: results on stdout, talk and progress on stderr. The only module that uses rich."""
 
+import atexit
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -24,11 +25,13 @@ _SECONDS_A_LINE = 30.0
 class Console:
     """Talks to the user; `quiet` leaves only warnings, errors and results, `as_json` one object."""
 
+    # there is one terminal, so there is one set of bars, which any console can take down
+    _progress: ClassVar[Progress | None] = None
+    _tasks: ClassVar[dict[str, TaskID]] = {}
+
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet, as_json
         self._rich = RichConsole(stderr=True, highlight=False)
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
 
     def say(self, text: str) -> None:
@@ -76,8 +79,8 @@ class Console:
                 self._last_line = now
                 self.say(f"{task}: {done:,} of {total:,}  {note}".rstrip())
             return
-        if self._progress is None:
-            self._progress = Progress(
+        if Console._progress is None:
+            Console._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -85,14 +88,17 @@ class Console:
                 TextColumn("{task.fields[note]}"),
                 console=self._rich,
             )
-            self._progress.start()
+            Console._progress.start()
+            atexit.register(self.close)  # whatever happens, the terminal gets its cursor back
+        bars = Console._progress
         if task not in self._tasks:
-            self._tasks[task] = self._progress.add_task(task, note=note)
-        self._progress.update(self._tasks[task], completed=done, total=total, note=note)
+            self._tasks[task] = bars.add_task(task, total=total, completed=done, note=note)
+        bars.update(self._tasks[task], completed=done, total=total, note=note)
 
-    def close(self) -> None:
+    @classmethod
+    def close(cls) -> None:
         """Take down the bars, so that what follows stands below them."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-            self._tasks = {}
+        if cls._progress is not None:
+            cls._progress.stop()
+            cls._progress = None
+            cls._tasks.clear()

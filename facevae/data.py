@@ -177,7 +177,7 @@ def load_faces(
     folder, is_done = converted(files, size, cache)
     if not is_done:
         with locked(folder, "this cache"):
-            if not converted(files, size, cache)[1]:  # by another, while this one waited
+            if not converted(files, size, cache)[1]:  # by another, meanwhile
                 _convert(files, sources, size, folder, progress)
     index = read_json(folder / "index.json")
     # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
@@ -236,8 +236,12 @@ def _fill(
 ) -> dict[int, str]:
     """Convert what is not converted yet; returns why rows were skipped.
 
-    What was skipped before is tried again, so that its reason is known.
+    What was skipped before is tried again, so that its reason is known; so is what did not reach
+    the disk before a power cut.
     """
+    for row in np.flatnonzero(rows["status"] == _READ).tolist():
+        if rows["digest"][row] != _mark(pixels[row]):
+            rows["status"][row] = 0
     pending = np.flatnonzero(rows["status"] != _READ)
     done = len(pictures) - len(pending)
     reasons: dict[int, str] = {}
@@ -248,7 +252,7 @@ def _fill(
             try:
                 with pictures[row].open() as file:
                     pixels[row] = load_square(file, pixels.shape[1], pictures[row].name)
-                status, mark = _READ, digest(pixels[row].tobytes())[:16].encode()
+                status, mark = _READ, _mark(pixels[row])
             except (ImageError, OSError) as error:
                 reasons[row] = str(error)
                 status, mark = _SKIPPED, b""
@@ -270,6 +274,10 @@ def _fill(
     return reasons
 
 
+def _mark(pixels: Pixels) -> bytes:
+    return digest(pixels.tobytes())[:16].encode()
+
+
 def _open_arrays(folder: Path, count: int, size: int) -> tuple[_Mapped, _Mapped]:
     """Mapped pixels and rows: those that an interrupted conversion left, or new ones of zeros."""
     paths = folder / "pixels.npy", folder / "rows.npy"
@@ -279,10 +287,12 @@ def _open_arrays(folder: Path, count: int, size: int) -> tuple[_Mapped, _Mapped]
             return pixels, rows
     except (ValueError, OSError, EOFError):
         pass  # there are none, or they were cut off while being made
-    return (
-        np.lib.format.open_memmap(paths[0], "w+", np.dtype("u1"), (count, size, size, 3)),
-        np.lib.format.open_memmap(paths[1], "w+", _ROW, (count,)),
-    )
+    pixels = np.lib.format.open_memmap(paths[0], "w+", np.dtype("u1"), (count, size, size, 3))
+    if hasattr(os, "posix_fallocate"):
+        # a full disk is an error now, where a mapped page without space would end the process
+        with paths[0].open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, paths[0].stat().st_size)
+    return pixels, np.lib.format.open_memmap(paths[1], "w+", _ROW, (count,))
 
 
 def _split(pixels: Pixels, index: dict[str, Any]) -> Faces:

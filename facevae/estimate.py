@@ -70,9 +70,11 @@ def estimate(
     keep_freed_memory()
     vae = VAE(model).to(device)
     batch_size = min(train.batch_size, len(pictures))
-    noise = np.random.default_rng(0).integers(0, 256, (batch_size, model.size, model.size, 3))
+    noise = np.random.default_rng(0).integers(
+        0, 256, (batch_size, model.size, model.size, 3), dtype=np.uint8
+    )
     rows = np.arange(batch_size)
-    faces = Faces(noise.astype(np.uint8), [""] * batch_size, rows, rows, [], "")
+    faces = Faces(noise, [""] * batch_size, rows, rows, [], "")
     a_step = _seconds_a_step(
         NetworkStage(vae, Batches(faces, batch_size, 0, device), train), device
     )
@@ -82,7 +84,7 @@ def estimate(
     prior = build_prior(train.prior_config, model.latent_dim).to(device)
     if isinstance(prior, FlowPrior):
         latents = torch.randn(1024, model.latent_dim, device=device)
-        stage = PriorStage(prior, latents, latents.zero_(), epochs=1, seed=0)
+        stage = PriorStage(prior, latents, torch.zeros_like(latents), epochs=1, seed=0)
         num_steps = train.prior_epochs * 2 * len(pictures) / stage.batch_size
         prior_seconds = _seconds_a_step(stage, device) * num_steps
         prior_bytes = sum(t.nbytes for t in stage.state().values())

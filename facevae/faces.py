@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from facevae.detection import ONET_SIZE, ONet, YuNet
 from facevae.errors import ImageError
-from facevae.images import Pixels, load_square, open_picture
+from facevae.images import Pixels, centred_square, load_square, open_picture
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # as seen in the picture
 Points = npt.NDArray[np.float64]
@@ -115,7 +115,7 @@ def frame(picture: Image.Image, face: Face, framing: Framing, size: int) -> Pixe
     square = _square_of(face.points, framing)
     centred = _centred_square(picture)
     if np.abs(square - centred).mean() < _ALIGNED * abs(centred[1] - centred[0]):
-        square = centred
+        return centred_square(picture, size)
     return _cut(picture, square, size)
 
 

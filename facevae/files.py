@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and that never replace another by accident."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -101,6 +102,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         try:
             _lock(handle.fileno())
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise
             msg = f"{folder}: {what} is in use by another facevae; wait for it or stop it"
             raise FacevaeError(msg) from error
         yield
@@ -134,7 +137,7 @@ def cache_folder() -> Path:
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "facevae"
 
 

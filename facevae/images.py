@@ -28,6 +28,7 @@ SUFFIXES = frozenset(
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
 VIDEO_SUFFIXES = (".mp4",)
+_LONGEST_SIDES = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}
 
 _MATTE = (255, 255, 255)  # transparent parts show white, as on a page
 _SRGB = ImageCms.createProfile("sRGB")
@@ -52,10 +53,14 @@ def load_square(source: Path | BinaryIO, size: int, name: str | None = None) -> 
 
     `source` is a path or an open binary file. Raises `ImageError` as `open_picture` does.
     """
-    rgb = open_picture(source, name, enough=2 * size)
-    side = min(rgb.size)
-    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
+    return centred_square(open_picture(source, name, enough=2 * size), size)
+
+
+def centred_square(picture: Image.Image, size: int) -> Pixels:
+    """The largest centred square of an RGB picture, scaled: (size, size, 3)."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
     return np.array(square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
@@ -88,9 +93,14 @@ def _readable(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         msg = f"{name}: too many pixels to be a photograph; scale it down first"
         raise ImageError(msg) from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise nearly every kind there is on damaged files
-        known = isinstance(error, UnidentifiedImageError)
-        reason = "not a picture that can be read" if known else f"damaged picture ({error})"
+        reason = f"damaged picture ({error})"
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not a picture that can be read"
+        elif isinstance(error, OSError) and error.errno and error.strerror:
+            reason = error.strerror
         msg = f"{name}: {reason}"
         raise ImageError(msg) from error
 
@@ -138,7 +148,7 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
 def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
     """Pictures (N, H, W, 3) in rows from the top left, as near a square as N allows."""
     count, height, width, _ = pixels.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)
     shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
     sheet = np.full(shape, _MATTE, dtype=np.uint8)
@@ -177,6 +187,11 @@ def check_suffix(path: Path, suffixes: Sequence[str] = STILL_SUFFIXES) -> None:
 def save_picture(path: Path, pixels: Pixels) -> None:
     """Write (H, W, 3) in the format that the suffix names, atomically. Raises `UsageError`."""
     check_suffix(path)
+    limit = _LONGEST_SIDES.get(path.suffix.lower(), max(pixels.shape))
+    if max(pixels.shape) > limit:
+        height, width, _ = pixels.shape
+        msg = f"{path}: {width} × {height} px are more than the {limit} this format holds; use .png"
+        raise UsageError(msg)
     options: dict[str, dict[str, Any]] = {
         ".webp": {"lossless": True},
         ".jpg": {"quality": 95},

@@ -36,7 +36,11 @@ def decode(vae: VAE, latents: Tensor, chunk: int = 64) -> Tensor:
         device = next(vae.parameters()).device
         parts = [vae.decode(part.to(device)).cpu() for part in latents.split(chunk)]
         size = vae.config.size
-        return torch.cat(parts) if parts else torch.empty(0, 3, size, size)
+        images = torch.cat(parts) if parts else torch.empty(0, 3, size, size)
+    if not images.isfinite().all():
+        msg = "that leads out of the numbers a model can decode; use a smaller alpha or temperature"
+        raise UsageError(msg)
+    return images
 
 
 def latents_of_seeds(bundle: Bundle, seeds: list[int], temperature: float = 1.0) -> Tensor:

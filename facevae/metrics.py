@@ -33,13 +33,3 @@ def active_units(mean: Tensor, threshold: float = 0.01) -> int:
 def kl_nats(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL from N(0, I) of each image, (N,) in nats, from two (N, D)."""
     return kl_divergence(mean, logvar).sum(1)
-
-
-# the faster way loses the digits that tell a copy from a neighbour
-_EXACT = "donot_use_mm_for_euclid_dist"
-
-
-def nearest_distances(queries: Tensor, references: Tensor, chunk: int = 1024) -> Tensor:
-    """Euclidean distance from each query (N, D) to its nearest reference (M, D): (N,)."""
-    parts = [torch.cdist(q, references, compute_mode=_EXACT).amin(1) for q in queries.split(chunk)]
-    return torch.cat(parts)

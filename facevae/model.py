@@ -23,10 +23,8 @@ class Encoder(nn.Module):
             layers += [
                 nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1),
                 nn.BatchNorm2d(after),
-                nn.LeakyReLU(SLOPE),
+                _activation(config.dropout),
             ]
-            if config.dropout:
-                layers.append(nn.Dropout(config.dropout))
         self.convolutions = nn.Sequential(*layers)
         features = config.filters[-1] * (config.size >> len(config.filters)) ** 2
         self.mean = nn.Linear(features, config.latent_dim)
@@ -54,11 +52,9 @@ class Decoder(nn.Module):
                     before, after, kernel_size=3, stride=2, padding=1, output_padding=1
                 )
             )
-            layers += [nn.BatchNorm2d(after), nn.LeakyReLU(SLOPE)]
-            if config.dropout:
-                layers.append(nn.Dropout(config.dropout))
-        num_last = 3 if config.dropout else 2
-        self.convolutions = nn.Sequential(*layers[:-num_last], nn.Sigmoid())
+            layers += [nn.BatchNorm2d(after), _activation(config.dropout)]
+        # the last convolution's batch norm and activation give way to a sigmoid
+        self.convolutions = nn.Sequential(*layers[:-2], nn.Sigmoid())
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images, through a sigmoid."""
@@ -90,6 +86,12 @@ class VAE(nn.Module):
         """images, standard normal noise (B, latent_dim) → reconstructions, mean, log-variance."""
         mean, logvar = self.encode(images)
         return self.decode(sample_posterior(mean, logvar, noise)), mean, logvar
+
+
+def _activation(dropout: float) -> nn.Module:
+    """LeakyReLU, with dropout after it in the same place, so that weights fit with or without."""
+    activation = nn.LeakyReLU(SLOPE)
+    return nn.Sequential(activation, nn.Dropout(dropout)) if dropout else activation
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def write_sequence(
         for path, frame in zip(paths, frames, strict=True):
             save_picture(path, frame)
         return paths
-    if animate:
+    is_still = len(frames) == 1 and output.path.suffix.lower() in STILL_SUFFIXES
+    if animate and not is_still:
         save_animation(output.path, frames, frames_per_second)
     else:
         save_picture(output.path, grid(frames, columns=len(frames)))

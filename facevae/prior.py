@@ -41,6 +41,8 @@ class GaussianPrior(nn.Module):
         centre = mean.mean(0)
         deviation = mean - centre
         covariance = deviation.T @ deviation / len(mean) + logvar.exp().mean(0).diag()
+        # the least bit of noise, lest dimensions that say the same make it singular
+        covariance.diagonal().add_(1e-6 * covariance.diagonal().mean())
         self.mean.copy_(centre)
         self.factor.copy_(torch.linalg.cholesky(covariance))
 

@@ -1,6 +1,7 @@
 """A run: what it is made of, and its folder with the states from which it goes on."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -37,11 +38,9 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What makes a run the same: all but the epochs, by which it may be extended."""
-        settings = self.train.to_dict()
-        del settings["epochs"]
         init = weights_digest(self.init.vae) if self.init else None
-        data = self.faces.fingerprint
-        return {"model": self.model.to_dict(), "train": settings, "data": data, "init": init}
+        settings = settings_of(self.model, self.train)
+        return {**settings, "data": self.faces.fingerprint, "init": init}
 
     def about(self) -> dict[str, Any]:
         """What people want to know of a run beside its identity."""
@@ -56,6 +55,13 @@ class Run:
         }
 
 
+def settings_of(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+    """The part of a run's identity that is known before its data are."""
+    settings = train.to_dict()
+    del settings["epochs"]
+    return {"model": model.to_dict(), "train": settings}
+
+
 class RunFolder:
     """`model.safetensors`, `config.json`, `metrics.jsonl`, `pictures/` and `state/`."""
 
@@ -67,29 +73,41 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.records: list[dict[str, Any]] = []
 
+    def check(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """What `config.json` says, empty where there is none.
+
+        Raises `RunError` where the folder is another run's, with what differs from `identity`,
+        which may be a part of a run's.
+        """
+        if not self.config.exists():
+            if self.model.exists():
+                msg = f"{self.path}: holds a model, but no {self.config.name} to go on from; name another -o"
+                raise RunError(msg)
+            return {}
+        found = read_json(self.config)
+        found = found if isinstance(found, dict) else {}
+        known = found.get("identity")
+        known = known if isinstance(known, dict) else {}
+        wanted = json.loads(json.dumps(identity))  # as it is read back: no tuples
+        if differing := _differences({key: known.get(key) for key in wanted}, wanted):
+            msg = (
+                f"{self.path}: holds another run ({'; '.join(differing)}); "
+                "name another folder with -o, or go back to that run's settings"
+            )
+            raise RunError(msg)
+        return found
+
     def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Make the folder this run's, or see that it is already.
+        """Make the folder this run's, or see that it is already, as `check` does.
 
         `identity` is what two runs must have in common to be the same one; `about`, of which
-        `epochs` never falls, is written beside it for people. Raises `RunError` for another run's
-        folder, with what differs.
+        `epochs` never falls, is written beside it for people.
         """
-        identity = json.loads(json.dumps(identity))  # as it is read back: no tuples
-        epochs = about.get("epochs", 0)
-        if self.config.exists():
-            found = read_json(self.config)
-            found = found if isinstance(found, dict) else {}
-            known = found.get("identity")
-            if differing := _differences(known if isinstance(known, dict) else {}, identity):
-                msg = (
-                    f"{self.path}: holds another run ({'; '.join(differing)}); "
-                    "name another folder with -o, or go back to that run's settings"
-                )
-                raise RunError(msg)
-            epochs = max(epochs, found.get("epochs", 0))
-        elif self.model.exists():
-            msg = f"{self.path}: holds a model, but no {self.config.name} to go on from; name another -o"
-            raise RunError(msg)
+        found = self.check(identity)
+        for folder in (self.path, self.pictures, self._state("").parent):
+            for left in folder.glob(".*-????????.*"):  # by a process that was killed while writing
+                left.unlink()
+        epochs = max(about.get("epochs", 0), found.get("epochs", 0))
         write_json(self.config, {**about, "epochs": epochs, "identity": identity})
 
     def recall(self, step: int) -> None:
@@ -102,6 +120,8 @@ class RunFolder:
         self.records.append(dict(values))
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def save_state(self, name: str, state: Mapping[str, Tensor], step: int, key: str = "") -> None:
         """Keep the state before step number `step` of a stage; the one before it is kept too."""

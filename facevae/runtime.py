@@ -112,6 +112,14 @@ def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(state >> 1)
 
 
+@contextmanager
+def seeded(*key: int, device: torch.device) -> Iterator[None]:
+    """Inside, the global random numbers, which dropout draws, depend on `key` alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator(*key).initial_seed())
+        yield
+
+
 def face_noise(seeds: list[int], latent_dim: int) -> torch.Tensor:
     """Standard normal noise (N, latent_dim), float32 on the CPU: row i depends on seed i alone."""
     rows = [torch.randn(latent_dim, generator=generator(seed)) for seed in seeds]

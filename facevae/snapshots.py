@@ -3,6 +3,7 @@
 import copy
 from importlib.metadata import version
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,29 +21,49 @@ from facevae.runtime import exact, generator
 from facevae.stages import NetworkStage
 
 _NUM_PROBES = 1024  # training faces for batch-norm statistics and the priors of progress pictures
+_PROBE_BATCH = 128
 _NUM_PICTURES = 16
 
 
 def measure(run: Run, vae: VAE) -> dict[str, float]:
-    """Held-out faces decoded from their posterior means, against themselves."""
-    psnrs, sharp, sharp_real, kls, means = [], [], [], [], []
+    """Figures of held-out faces, decoded from their posterior means.
+
+    `psnr` in dB, `mse`, `sharpness` over that of the faces themselves, `kl_nats` an image and a dimension,
+    `active_units`, and the `r_loss_factor` and `sigma` that the error amounts to.
+    """
+    psnrs, errors, sharp, sharp_real, means, logvars = [], [], [], [], [], []
     with exact():
         for images in batches_of(run.faces, run.faces.held_out, run.device):
             mean, logvar = vae.encode(images)
             reconstructions = vae.decode(mean)
             psnrs.append(metrics.psnr(reconstructions, images))
+            errors.append(losses.mean_squared_error(reconstructions, images))
             sharp.append(metrics.sharpness(reconstructions))
             sharp_real.append(metrics.sharpness(images))
-            kls.append(losses.kl_divergence(mean, logvar).sum(1))
             means.append(mean)
-        mean = torch.cat(means)
+            logvars.append(logvar)
+        mean, logvar = torch.cat(means), torch.cat(logvars)
         ratio = torch.cat(sharp).mean() / torch.cat(sharp_real).mean().clamp_min(1e-12)
+        kl_nats = float(metrics.kl_nats(mean, logvar).mean())
+        mse = float(torch.cat(errors).mean())
         return {
             "psnr": float(torch.cat(psnrs).mean()),
+            "mse": mse,
             "sharpness": float(ratio),
-            "held_out_kl_nats": float(torch.cat(kls).mean()),
+            "kl_nats": kl_nats,
             "active_units": metrics.active_units(mean) if len(mean) > 1 else run.model.latent_dim,
+            **implied(run, mse, kl_nats),
         }
+
+
+def implied(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
+    """The KL a dimension, and the r_loss_factor and σ that a mean squared error amounts to."""
+    factor = run.train.r_loss_factor or losses.calibrated_factor(mse, run.model.num_pixels)
+    return {
+        "kl_nats_per_dim": kl_nats / run.model.latent_dim,
+        "r_loss_factor": factor,
+        "sigma": losses.implied_sigma(factor, run.model.num_pixels),
+    }
 
 
 def _probes(run: Run) -> Rows:
@@ -60,7 +81,10 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
         norm.momentum = None  # the plain mean over the batches that follow
         norm.train()
     with exact():
-        for images in batches_of(run.faces, _probes(run), run.device):
+        probes = _probes(run)
+        num_batches = -(-len(probes) // _PROBE_BATCH)  # of one size, since each counts as much
+        for rows in np.array_split(probes, num_batches):
+            (images,) = batches_of(run.faces, rows, run.device, size=_PROBE_BATCH)
             vae.decode(vae.encode(images)[0])
     for norm in norms:
         norm.momentum = 0.1

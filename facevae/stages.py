@@ -7,6 +7,7 @@ that was never stopped.
 import copy
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -18,10 +19,10 @@ from facevae.batches import Batches
 from facevae.config import TrainConfig
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior
-from facevae.runtime import generator, training_precision
+from facevae.runtime import generator, seeded, training_precision
 
 # what a generator's numbers are for, so that no two uses share them
-_POSTERIOR, _FLOW = 2, 3
+_POSTERIOR, _FLOW, _DROPOUT = 2, 3, 4
 
 
 class Stage(Protocol):
@@ -59,7 +60,7 @@ class NetworkStage:
         draw = generator(self.config.seed, _POSTERIOR, index, device=images.device)
         shape = (len(images), self.vae.config.latent_dim)
         noise = torch.randn(shape, generator=draw, device=images.device)
-        with training_precision(images.device):
+        with training_precision(images.device), self._dropout(index, images.device):
             reconstructions, mean, logvar = self.vae(images, noise)
 
         # Weigh
@@ -77,6 +78,11 @@ class NetworkStage:
         if self.averaged is not self.vae:
             _average(self.averaged, self.vae, self._decay(index))
         return torch.stack([reconstruction, kl, mse.mean()]).detach()
+
+    def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
+        if not self.vae.config.dropout:
+            return nullcontext()
+        return seeded(self.config.seed, _DROPOUT, index, device=device)
 
     def _decay(self, index: int) -> float:
         """Of the averaged weights; early on their half-life is a tenth of what has been seen."""

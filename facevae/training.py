@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from facevae import losses, report
+from facevae import report
 from facevae.attributes import Labels, learn_directions
 from facevae.batches import Batches, batches_of
 from facevae.bundle import Bundle, load, save
@@ -27,6 +27,7 @@ from facevae.snapshots import (
     draw_latents,
     draw_plane,
     draw_progress,
+    implied,
     measure,
     new_bundle,
     progress_model,
@@ -90,10 +91,18 @@ def train(run: Run, listener: Listener) -> Bundle:
             epochs = earlier.provenance["epochs"]
             listener.notice(f"{run.folder}: finished already, at epoch {epochs}; nothing to do")
             return earlier
+        if earlier and earlier.attributes and not run.labels:
+            listener.notice("without --labels, the longer run's model will know no attributes")
         framing = _measure_framing(work)
         # a finished model stays in place until the longer run's takes it
-        vae = _fit_network(work, save_progress=earlier is None)
-        bundle = _fit_prior(work, vae)
+        save_progress = earlier is None
+        del earlier  # nothing of the file may be in use when it is replaced
+        try:
+            vae = _fit_network(work, save_progress=save_progress)
+            bundle = _fit_prior(work, vae)
+        except torch.OutOfMemoryError as error:
+            msg = f"{run.folder}: {run.device} has too little memory; lower --batch-size or --size"
+            raise RunError(msg) from error
         bundle.framing = framing
         _finish(work, bundle)
         return bundle
@@ -124,8 +133,9 @@ def _earlier_model(work: _Work) -> Bundle | None:
 
 
 def _is_enough(run: Run, earlier: Bundle) -> bool:
-    labels = run.labels.fingerprint if run.labels else None
+    """Whether the finished model is all that was asked for; no labels means those it has."""
     known = earlier.provenance
+    labels = run.labels.fingerprint if run.labels else known.get("labels")
     return known.get("epochs", 0) >= run.train.epochs and known.get("labels") == labels
 
 
@@ -146,6 +156,10 @@ def _fit_network(work: _Work, *, save_progress: bool) -> VAE:
 
     # Go on from where an earlier process stopped
     first = _resume(work, "network", stage)
+    if first > stage.num_steps:
+        epochs = first * batches.size // batches.num_faces
+        msg = f"{folder.path}: has been trained for {epochs} epochs; --epochs cannot be fewer"
+        raise RunError(msg)
     folder.recall(first)
     watch = _Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
     sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
@@ -157,10 +171,10 @@ def _fit_network(work: _Work, *, save_progress: bool) -> VAE:
         images = (index + 1) * batches.size
         is_last = index + 1 == stage.num_steps
         is_epoch = is_last or images % batches.num_faces < batches.size
-        if num_steps == _STEPS_A_RECORD or is_epoch:
+        if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
             means = dict(zip(stage.terms, (sums / num_steps).tolist(), strict=True))
             where = {"step": index + 1, "images": images, "seconds": watch.seconds()}
-            means |= _derived(run, means["mse"], means["kl_nats"])
+            means |= implied(run, means["mse"], means["kl_nats"])
             _check_finite(folder, means)
             folder.record({"event": "steps", **where, **means})
             note = _note(folder.records)
@@ -171,14 +185,15 @@ def _fit_network(work: _Work, *, save_progress: bool) -> VAE:
         # Measure what would be saved
         if is_epoch:
             averaged = snapshot(run, stage)
-            figures = {"epoch": round(images / batches.num_faces, 3)} | measure(run, averaged)
+            figures = measure(run, averaged)
             _check_finite(folder, figures)
+            epoch = round(images / batches.num_faces, 3)
             progress = progress_model(run, averaged, images)
             if save_progress:
                 save(progress, folder.model, half=run.half)
             pictures = draw_progress(run, folder, progress, round(images / batches.num_faces))
             where["seconds"] = watch.seconds()
-            folder.record({"event": "epoch", **where, **means, **figures, **pictures})
+            folder.record({"event": "epoch", **where, "epoch": epoch, **figures, **pictures})
             folder.save_state("network", stage.state(), index + 1)
             work.listener.epoch(folder.records[-1])
     return snapshot(run, stage)
@@ -203,31 +218,30 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
             if index % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
                 work.listener.progress("Fitting the prior", index + 1, stage.num_steps)
         work.folder.save_state("prior", stage.state(), stage.num_steps, key)
-    bundle = new_bundle(run, vae, mean, work.folder.records[-1]["images"])
+    bundle = new_bundle(run, vae, mean, run.train.epochs * len(run.faces.train))
     bundle.prior, bundle.prior_config = prior.eval(), config
     draw_latents(work.folder, mean, logvar)
     return bundle
 
 
 def _finish(work: _Work, bundle: Bundle) -> None:
-    """Learn directions, save the model with what was measured of it, and draw the run."""
+    """Learn directions, measure, draw, and at last save the model, which makes the run complete."""
     run, folder = work.run, work.folder
     if run.labels:
         _learn(run, bundle, run.labels)
-    last = folder.records[-1]  # the last step always ends with an epoch's record
     bundle.provenance |= {
         "complete": True,
-        "figures": {name: last[name] for name in _FIGURES},
+        "figures": measure(run, bundle.vae),
         "labels": run.labels.fingerprint if run.labels else None,
-        "train_seconds": last["seconds"],
+        "train_seconds": folder.records[-1]["seconds"] if folder.records else None,
     }
-    save(bundle, folder.model, half=run.half)
     pixels = to_pixels(decode(bundle.vae, latents_of_seeds(bundle, list(range(64)))))
     save_picture(folder.pictures / "samples.png", grid(pixels))
     if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane can be shown whole
         draw_plane(folder, bundle)
     if report.is_available():
         report.draw_curves(folder.records, folder.pictures, folder.pictures / "curves.png")
+    save(bundle, folder.model, half=run.half)
 
 
 def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
@@ -242,26 +256,6 @@ def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
     attributes, directions = learn_directions(mean, values[is_labelled], labels.names, is_held_out)
     if attributes:
         bundle.attributes, bundle.directions = attributes, directions
-
-
-_FIGURES = (
-    "psnr",
-    "sharpness",
-    "kl_nats",
-    "kl_nats_per_dim",
-    "active_units",
-    "r_loss_factor",
-    "sigma",
-)
-
-
-def _derived(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
-    factor = run.train.r_loss_factor or losses.calibrated_factor(mse, run.model.num_pixels)
-    return {
-        "kl_nats_per_dim": kl_nats / run.model.latent_dim,
-        "r_loss_factor": factor,
-        "sigma": losses.implied_sigma(factor, run.model.num_pixels),
-    }
 
 
 def _note(records: list[dict[str, Any]]) -> str:

@@ -137,3 +137,7 @@ def test_an_empty_cache_is_said_to_be_empty(facevae):
     done = facevae("cache")
     assert done.stdout == ""
     assert "nothing" in done.stderr
+
+
+def test_help_shows_what_stands_in_brackets(facevae):
+    assert "user/repo[@revision]" in facevae("info", "--help").stdout

@@ -357,6 +357,18 @@ def test_an_interrupted_conversion_goes_on_with_what_is_left(tmp_path):
     assert (resumed.train.tolist(), resumed.skipped) == (whole.train.tolist(), whole.skipped)
 
 
+def test_pixels_that_never_reached_the_disk_are_converted_again(tmp_path, faces_folder):
+    whole = load(tmp_path, faces_folder)
+    folder, _ = data.converted(data.find_files([faces_folder]), 32, tmp_path / "cache")
+    (folder / "index.json").unlink()
+    pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="r+")
+    pixels[7] = 0
+    pixels.flush()
+    again = load(tmp_path, faces_folder)
+    assert again.pixels[7].any()
+    assert again.fingerprint == whole.fingerprint
+
+
 def test_arrays_that_were_cut_off_while_being_made_are_made_again(tmp_path, faces_folder):
     whole = data.load_faces([faces_folder], 32, cache=tmp_path / "other cache")
     folder, _ = data.converted(data.find_files([faces_folder]), 32, tmp_path / "cache")

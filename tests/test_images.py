@@ -492,3 +492,26 @@ def test_an_animation_that_cannot_be_written_leaves_the_old_one(tmp_path, name):
         images.save_animation(path, random_pixels(3, 8, 8, 7), 10)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("suffix", "limit"), [(".webp", 16_383), (".jpg", 65_500)])
+def test_a_sheet_too_large_for_its_format_is_refused_by_name(tmp_path, suffix, limit):
+    pixels = np.zeros((1, limit + 1, 3), np.uint8)
+    path = tmp_path / f"sheet{suffix}"
+    with pytest.raises(UsageError, match=rf"sheet\{suffix}: {limit + 1} × 1 px"):
+        images.save_picture(path, pixels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_columns_than_pictures_take_no_more_room():
+    pixels = np.zeros((3, 4, 4, 3), np.uint8)
+    assert images.grid(pixels, columns=1_000_000).shape == (4, 12, 3)
+
+
+def test_a_folder_that_may_not_be_read_is_no_damaged_picture(tmp_path, monkeypatch):
+    def refuse(*_args, **_more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(images.Image, "open", refuse)
+    with pytest.raises(ImageError, match=r"a\.png: Permission denied"):
+        images.load_square(tmp_path / "a.png", 8)

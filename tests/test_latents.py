@@ -191,3 +191,9 @@ def test_a_seed_is_read_as_its_sample(bundle):
 def test_a_bad_seed_is_refused_by_name(bundle, name):
     with pytest.raises(UsageError, match=f"^{name}: "):
         read_face(bundle, name)
+
+
+def test_numbers_beyond_what_a_model_can_decode_are_refused():
+    bundle = tiny_bundle()
+    with pytest.raises(UsageError, match="smaller alpha or temperature"):
+        decode(bundle.vae, torch.full((1, bundle.config.latent_dim), 3e38))

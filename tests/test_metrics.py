@@ -76,18 +76,3 @@ def test_kl_nats_is_that_of_the_joint_distribution():
         for m, v in zip(mean, logvar, strict=True)
     ]
     assert metrics.kl_nats(mean, logvar).tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 1024])
-def test_nearest_distances_are_those_of_all_pairs(chunk):
-    draw = torch.Generator().manual_seed(0)
-    queries = torch.randn(30, 5, generator=draw)
-    references = torch.randn(40, 5, generator=draw)
-    queries[4] = references[9]
-    got = metrics.nearest_distances(queries, references, chunk).numpy()
-    differences = queries.double().numpy()[:, None] - references.double().numpy()[None]
-    expected = np.sqrt((differences**2).sum(-1)).min(1)
-    # well under a thousandth of the distance between two points, which is about √10
-    np.testing.assert_allclose(got, expected, atol=3e-3)
-    assert expected[4] == 0
-    assert got.argmin() == 4

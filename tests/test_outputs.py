@@ -135,3 +135,11 @@ def test_nothing_is_left_behind_when_writing_fails(animate):
             Output(Path("a.png"), is_folder=False), frames(3), animate=animate, frames_per_second=5
         )
     assert [p.name for p in Path().iterdir()] == ["a.png"]
+
+
+def test_one_frame_is_a_still_picture_without_loss(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    output = choose_output(str(tmp_path / "one.webp"), "x.png", animation=True)
+    write_sequence(output, pixels, animate=True, frames_per_second=12)
+    with Image.open(tmp_path / "one.webp") as picture:
+        assert np.array_equal(np.asarray(picture.convert("RGB")), pixels[0])

@@ -114,7 +114,7 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(faces, whole, tmp
     places = Counter((r["event"], r["step"]) for r in records(folder))
     assert set(places.values()) == {1}
     wanted, found = ([r for r in records(f) if r["event"] == "epoch"] for f in (whole[0], folder))
-    figures = ("step", "images", "psnr", "held_out_kl_nats", "active_units")
+    figures = ("step", "images", "psnr", "kl_nats", "active_units")
     assert [[r[k] for k in figures] for r in found] == [[r[k] for k in figures] for r in wanted]
 
 
@@ -384,3 +384,47 @@ def test_config_json_tells_people_what_the_run_is(whole):
 def test_a_state_holds_the_step_to_go_on_from(whole):
     _, metadata = load_state(whole[0] / "state" / "network.safetensors")
     assert metadata["step"] == records(whole[0])[-1]["step"]
+
+
+def test_dropout_is_repeatable_and_goes_on_as_if_never_stopped(faces, tmp_path):
+    config = dataclasses.replace(CONFIG, dropout=0.3)
+    whole = train(tiny_run(tmp_path / "whole", faces, model=config), Ear())
+    short = dataclasses.replace(TRAIN, epochs=1)
+    train(tiny_run(tmp_path / "parts", faces, model=config, train=short), Ear())
+    extended = train(tiny_run(tmp_path / "parts", faces, model=config), Ear())
+    assert differing(tensors_of(extended), tensors_of(whole)) == []
+
+
+def test_fewer_epochs_than_an_unfinished_run_has_made_are_refused(faces, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    (folder / "model.safetensors").unlink()
+    fewer = dataclasses.replace(TRAIN, epochs=1)
+    with pytest.raises(RunError, match=r"has been trained for 2 epochs; --epochs cannot be fewer"):
+        train(tiny_run(folder, faces, train=fewer), Ear())
+
+
+def test_without_labels_a_finished_run_keeps_its_attributes(faces, whole):
+    before = (whole[0] / "model.safetensors").read_bytes()
+    again = train(tiny_run(whole[0], faces), Ear())
+    assert [a.name for a in again.attributes] == [a.name for a in whole[1].attributes]
+    assert (whole[0] / "model.safetensors").read_bytes() == before
+
+
+def test_lost_metrics_cost_nothing_but_themselves(faces, whole, tmp_path):
+    folder, labels = tmp_path / "run", read_labels(whole[0].parent / "labels.csv")
+    shutil.copytree(whole[0], folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "metrics.jsonl").unlink()
+    bundle = train(tiny_run(folder, faces, labels=labels), Ear())
+    assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
+    assert bundle.provenance["figures"] == whole[1].provenance["figures"]
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(faces, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    left = folder / "state" / ".network-abcd1234.safetensors"
+    left.write_bytes(b"half")
+    train(tiny_run(folder, faces), Ear())
+    assert not left.exists()

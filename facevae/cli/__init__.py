@@ -69,6 +69,9 @@ def main() -> None:
     except FacevaeError as error:
         Console().error(str(error))
         sys.exit(error.exit_code)
+    except MemoryError:
+        Console().error("too little memory for that many or such large pictures; ask for fewer")
+        sys.exit(1)
     except BrokenPipeError:
         # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ import typer
 
 from facevae.cli import options
 from facevae.cli.session import finish, open_model
+from facevae.config import MAX_SEED
 from facevae.console import Console
 from facevae.errors import ImageError, UsageError
 
@@ -53,6 +54,9 @@ def reconstruct(
     console = Console(quiet=quiet, as_json=json)
     files = find_files(images, SUFFIXES)
     names = [str(path) for path in files]
+    if not files:
+        msg = f"{', '.join(map(str, images))}: no pictures in there"
+        raise ImageError(msg)
     target = choose_output(output, "reconstructions.png", inputs=names)
     if not target.is_folder and len(files) > _MAX_ON_A_SHEET:
         msg = f"{len(files):,} pictures are too many for one sheet; name a folder: -o out/"
@@ -131,8 +135,10 @@ def sample(
 
     console = Console(quiet=quiet, as_json=json)
     options.finite("--temperature", temperature)
-    wanted = seeds if seeds is not None else f"{seed}-{seed + number - 1}"
-    chosen = options.parse_seeds(wanted)
+    if seed + number - 1 > MAX_SEED:
+        msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
+        raise UsageError(msg)
+    chosen = options.parse_seeds(seeds) if seeds is not None else [seed + i for i in range(number)]
     target = choose_output(output, "grid.png")
     if not target.is_folder and len(chosen) > 4 * _MAX_ON_A_SHEET:
         msg = f"{len(chosen):,} faces are too many for one grid; name a folder: -o faces/"

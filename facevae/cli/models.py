@@ -18,11 +18,12 @@ def info(
         typer.Argument(
             metavar="[MODEL]",
             envvar="FACEVAE_MODEL",
-            help="default, a file, a folder, or user/repo[@revision].",
+            help="default, a file, a folder, or user/repo\\[@revision].",
         ),
     ] = "default",
     *,
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Say what a model is: network, prior, attributes, where it comes from, and its terms.
 
@@ -35,7 +36,7 @@ def info(
     from facevae.hub import load_model
     from facevae.model import num_parameters
 
-    console = Console(as_json=json)
+    console = Console(quiet=quiet, as_json=json)
     bundle, located = load_model(model)
     values: dict[str, Any] = {
         "model": {"name": located.name, "path": str(located.path)},
@@ -74,6 +75,7 @@ def cache(
     ] = None,
     cache_dir: options.CacheDir = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """List the training data that were converted, or clear them.
 
@@ -86,7 +88,7 @@ def cache(
     from facevae.data import list_cache
     from facevae.files import locked
 
-    console = Console(as_json=json)
+    console = Console(quiet=quiet, as_json=json)
     entries = list_cache(cache_dir)
     wanted = set(clear or [])
     if unknown := wanted - {"all"} - {entry.key for entry in entries}:

@@ -16,7 +16,7 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="FACEVAE_MODEL",
-        help="The model: 'default' (in the package), a file, a folder, or user/repo[@revision] on the Hub.",
+        help="The model: 'default' (in the package), a file, a folder, or user/repo\\[@revision] on the Hub.",
     ),
 ]
 Device = Annotated[

@@ -104,7 +104,7 @@ def train(
     from facevae import runtime
     from facevae.attributes import read_labels
     from facevae.data import load_faces
-    from facevae.runs import Run
+    from facevae.runs import Run, RunFolder, settings_of
     from facevae.training import Stopped
     from facevae.training import train as train_run
 
@@ -136,6 +136,8 @@ def train(
     if dry_run:
         _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
         return
+
+    RunFolder(folder).check(settings_of(chosen.model, chosen.train))
 
     # Prepare
     runtime.keep_freed_memory()
@@ -194,8 +196,8 @@ class _Talk:
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
         self.console.say(
-            f"epoch {figures['epoch']:.0f}: reconstruction {figures['reconstruction_nats']:,.0f} + "
-            f"KL {figures['kl_nats']:,.0f} nats, held-out PSNR {figures['psnr']:.2f} dB"
+            f"epoch {figures['epoch']:.0f}: held-out PSNR {figures['psnr']:.2f} dB, "
+            f"KL {figures['kl_nats']:,.0f} nats, σ {figures['sigma']:.3f}"
         )
 
     def notice(self, text: str) -> None:
