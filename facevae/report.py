@@ -54,7 +54,7 @@ def draw_curves(records: list[dict[str, Any]], pictures: Path, path: Path) -> No
         kl.set(ylabel="KL divergence, nats an image", title="KL divergence, with samples along it")
         top = max((r["kl_nats"] for r in steps), default=1)
         kl.set_ylim(0, top * 1.75)
-        kl.margins(x=0.02)
+        kl.margins(x=0.08)  # room for the pictures at both ends
         _pin_pictures(kl, epochs, pictures, top)
         error.plot([r["images"] for r in steps], [r["mse"] for r in steps], color="tab:red")
         error.set(ylabel="mean squared error", yscale="log")
@@ -66,6 +66,7 @@ def draw_curves(records: list[dict[str, Any]], pictures: Path, path: Path) -> No
             color="tab:green",
         )
         quality.set(ylabel="held-out PSNR, dB", xlabel="images seen")
+        quality.xaxis.set_major_formatter("{x:,.0f}")
         for ax in axes:
             ax.grid(alpha=0.3)
         _save(figure, path)
