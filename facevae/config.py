@@ -57,7 +57,7 @@ class ModelConfig(_Record):
         """Refuse what no network can be built from."""
         _require(
             isinstance(self.size, int) and self.size in SIZES,
-            f"--size {self.size}: must be one of {SIZES}",
+            f"--size {self.size}: must be 32, 64, 128 or 256",
         )
         _require(
             _is_count(self.latent_dim, 1, MAX_LATENT_DIM),

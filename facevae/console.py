@@ -92,6 +92,8 @@ class Console:
             atexit.register(self.close)  # whatever happens, the terminal gets its cursor back
         bars = Console._progress
         if task not in self._tasks:
+            for earlier in self._tasks.values():
+                bars.update(earlier, visible=False)  # one bar at a time, so that it has room
             self._tasks[task] = bars.add_task(task, total=total, completed=done, note=note)
         bars.update(self._tasks[task], completed=done, total=total, note=note)
 

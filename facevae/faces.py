@@ -125,7 +125,8 @@ def choose_face(faces: Sequence[Face], name: str, number: int = 1) -> Face:
         msg = f"{name}: no face found; crop closer, or take the picture as it is with --no-align"
         raise ImageError(msg)
     if number > len(faces):
-        msg = f"{name}: has {len(faces)} faces, so there is no --face {number}"
+        found = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
+        msg = f"{name}: has {found}, so there is no --face {number}"
         raise ImageError(msg)
     return faces[number - 1]
 

@@ -22,10 +22,14 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, so that writers that choose a format by it still do.
     Missing parent folders are made. On failure `path` is as it was and nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent
-    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent
+        )
+    except OSError as error:
+        msg = f"{path}: cannot be written there ({error.strerror}); name another place with -o"
+        raise FacevaeError(msg) from error
     os.close(handle)
     temporary = Path(name)
     try:

@@ -1,6 +1,7 @@
 """Curves and histograms, drawn from what a run recorded. Needs the extra `plot` (matplotlib)."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ NUM_THUMBNAILS = 8
 
 def is_available() -> bool:
     """Whether matplotlib is there to draw with."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are its own affair
     try:
         import matplotlib as mpl  # noqa: F401 - an extra
     except ImportError:
@@ -55,7 +57,7 @@ def draw_curves(records: list[dict[str, Any]], pictures: Path, path: Path) -> No
         top = max((r["kl_nats"] for r in steps), default=1)
         kl.set_ylim(0, top * 1.75)
         kl.margins(x=0.08)  # room for the pictures at both ends
-        _pin_pictures(kl, epochs, pictures, top)
+        _pin_pictures(kl, epochs, steps, pictures, top)
         error.plot([r["images"] for r in steps], [r["mse"] for r in steps], color="tab:red")
         error.set(ylabel="mean squared error", yscale="log")
         quality.plot(
@@ -72,18 +74,25 @@ def draw_curves(records: list[dict[str, Any]], pictures: Path, path: Path) -> No
         _save(figure, path)
 
 
-def _pin_pictures(axes: Any, epochs: list[dict[str, Any]], pictures: Path, top: float) -> None:
+def _pin_pictures(
+    axes: Any,
+    epochs: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+    pictures: Path,
+    top: float,
+) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     there = [r for r in epochs if (pictures / r["samples"]).exists()]
-    if not there:
+    if not there or not steps:
         return
     wanted = np.linspace(0, len(there) - 1, min(NUM_THUMBNAILS, len(there))).round().astype(int)
     for record in (there[i] for i in sorted(set(wanted.tolist()))):
         with Image.open(pictures / record["samples"]) as sheet:
             corner = sheet.convert("RGB").crop((0, 0, sheet.width // 2, sheet.height // 2))
         box = OffsetImage(np.asarray(corner), zoom=80 / corner.width)
-        point = (record["images"], record["kl_nats"])
+        on_curve = min(steps, key=lambda r: abs(r["images"] - record["images"]))
+        point = (on_curve["images"], on_curve["kl_nats"])
         arrow = {"arrowstyle": "-", "color": "grey", "lw": 0.7}
         place = (record["images"], top * 1.42)
         axes.add_artist(AnnotationBbox(box, point, place, frameon=False, arrowprops=arrow))

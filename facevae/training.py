@@ -187,11 +187,11 @@ def _fit_network(work: _Work, *, save_progress: bool) -> VAE:
             averaged = snapshot(run, stage)
             figures = measure(run, averaged)
             _check_finite(folder, figures)
-            epoch = round(images / batches.num_faces, 3)
+            epoch = images // batches.num_faces
             progress = progress_model(run, averaged, images)
             if save_progress:
                 save(progress, folder.model, half=run.half)
-            pictures = draw_progress(run, folder, progress, round(images / batches.num_faces))
+            pictures = draw_progress(run, folder, progress, epoch)
             where["seconds"] = watch.seconds()
             folder.record({"event": "epoch", **where, "epoch": epoch, **figures, **pictures})
             folder.save_state("network", stage.state(), index + 1)

@@ -228,7 +228,15 @@ def test_an_input_is_never_replaced(run, command):
     assert Path("a.png").read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["reconstruct", "morph", "arith"])
+def test_of_several_photos_those_that_cannot_be_used_are_left_out_and_named(run):
+    Path("a.png").write_bytes(b"no picture")
+    done = run("reconstruct", "a.png", "b.png", "-o", "out/")
+    assert "left out: a.png: not a picture" in done.stderr
+    assert [p.name for p in Path("out").iterdir()] == ["b.png"]
+    assert "a.png: not a picture" in run("reconstruct", "a.png", code=1).stderr
+
+
+@pytest.mark.parametrize("command", ["morph", "arith"])
 def test_an_unreadable_photo_is_an_error_that_names_it(run, command):
     Path("a.png").write_bytes(b"no picture")
     before = entries()

@@ -332,3 +332,13 @@ def test_init_takes_the_network_of_the_model_it_goes_on_from(place):
     assert bundle.config == init.config
     expected = init.vae.encoder.mean.weight.half().float()
     assert bundle.vae.encoder.mean.weight.equal(expected)
+
+
+def test_labels_of_other_pictures_are_refused_before_the_training(tmp_path, faces_folder, facevae):
+    (tmp_path / "others.csv").write_text("name,Eyeglasses\nqqq.png,1\nrrr.png,0\n")
+    done = facevae(
+        *("train", faces_folder, "--size", 32, "--labels", "others.csv", "-o", "run"), code=1
+    )
+    assert "faces are named like '0" in done.stderr
+    assert "labels like 'qqq'" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -428,3 +428,12 @@ def test_what_a_killed_process_left_half_written_is_cleared(faces, whole, tmp_pa
     left.write_bytes(b"half")
     train(tiny_run(folder, faces), Ear())
     assert not left.exists()
+
+
+def test_each_epoch_has_a_number_and_pictures_of_its_own(faces, tmp_path):
+    """A batch size that divides no epoch must not skip or repeat one."""
+    long = dataclasses.replace(TRAIN, epochs=7, batch_size=29, prior="normal")
+    ear = Ear()
+    train(tiny_run(tmp_path / "run", faces, train=long), ear)
+    assert [figures["epoch"] for figures in ear.epochs] == [1, 2, 3, 4, 5, 6, 7]
+    assert len(list((tmp_path / "run" / "pictures").glob("samples-*.png"))) == 7

@@ -73,7 +73,7 @@ def reconstruct(
         framing=bundle.framing if align else None,
         number=face_number,
     )
-    for places, originals in _read_chunks(files, set(images), load, skipped):
+    for places, originals in _read_chunks(files, load, skipped):
         pixels = to_pixels(decode(bundle.vae, encode_pixels(bundle, originals)))
         if target.is_folder:
             for place, picture in zip(places, pixels, strict=True):
@@ -166,11 +166,10 @@ def sample(
 
 def _read_chunks(
     files: Sequence[Path],
-    named: set[Path],
     load: "Callable[[Path], Pixels]",
     skipped: list[str],
 ) -> "Iterator[tuple[list[int], Pixels]]":
-    """Places and pixels of the pictures, some at a time; one found in a folder may be unreadable."""
+    """Places and pixels of the pictures, some at a time; of several, some may be unreadable."""
     import numpy as np
 
     places: list[int] = []
@@ -180,7 +179,7 @@ def _read_chunks(
             pixels.append(load(path))
             places.append(place)
         except ImageError as error:
-            if path in named:
+            if len(files) == 1:
                 raise
             skipped.append(str(error))
         if len(pixels) == _CHUNK or (pixels and place + 1 == len(files)):

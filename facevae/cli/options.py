@@ -35,7 +35,7 @@ Output = Annotated[
         help="Where to write; the suffix chooses the format, and a name without one is a folder.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of paths.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk, no progress: results only.")]
 CacheDir = Annotated[
     Path | None,

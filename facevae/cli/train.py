@@ -12,7 +12,7 @@ import typer
 from facevae.cli import options
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console
-from facevae.errors import UsageError
+from facevae.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -265,7 +265,9 @@ def _describe(console: Console, run: "Run") -> None:
                 f"labels that are not yes-or-no are left out: {', '.join(run.labels.ignored)}"
             )
         if not count:
-            console.warn("no label belongs to a face: the names differ")
+            face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
+            msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
+            raise DataError(msg)
     if not report.is_available():
         console.say(_INSTALL_PLOT)
 
