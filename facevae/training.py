@@ -98,7 +98,7 @@ def train(run: Run, listener: Listener) -> Bundle:
         save_progress = earlier is None
         del earlier  # nothing of the file may be in use when it is replaced
         try:
-            vae = _fit_network(work, save_progress=save_progress)
+            vae = _fit_network(work, framing, save_progress=save_progress)
             bundle = _fit_prior(work, vae)
         except torch.OutOfMemoryError as error:
             msg = f"{run.folder}: {run.device} has too little memory; lower --batch-size or --size"
@@ -142,7 +142,7 @@ def _is_enough(run: Run, earlier: Bundle) -> bool:
 # ---------------------------------------------------------------- the stages
 
 
-def _fit_network(work: _Work, *, save_progress: bool) -> VAE:
+def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -> VAE:
     """Fit encoder and decoder, with held-out figures and pictures at each epoch."""
     run, folder = work.run, work.folder
 
@@ -189,6 +189,7 @@ def _fit_network(work: _Work, *, save_progress: bool) -> VAE:
             _check_finite(folder, figures)
             epoch = images // batches.num_faces
             progress = progress_model(run, averaged, images)
+            progress.framing = framing
             if save_progress:
                 save(progress, folder.model, half=run.half)
             pictures = draw_progress(run, folder, progress, epoch)

@@ -1,5 +1,6 @@
 """Faces are found in photographs and brought into a framing."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, Command, draw_face
 from PIL import Image
+from tiny import CONFIG, Ear, tiny_run
 
+from facevae.bundle import load
+from facevae.data import load_faces
 from facevae.errors import ImageError
 from facevae.faces import (
     FFHQ,
@@ -19,6 +23,10 @@ from facevae.faces import (
     load_face,
     measure_framing,
 )
+from facevae.hub import load_model
+from facevae.images import save_picture, to_pixels
+from facevae.latents import decode, latents_of_seeds
+from facevae.training import train
 
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"
 # where the eyes of that portrait were put when it was cut out
@@ -171,3 +179,26 @@ def test_align_without_any_face_fails_and_leaves_nothing(tmp_path: Path, facevae
     done = facevae("align", "sea.png", "-o", "out", code=1)
     assert "none of the 1 photos" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_records_how_its_faces_are_framed_from_the_first_epoch_on(
+    tmp_path: Path,
+) -> None:
+    """On faces that the model in the package makes, which are framed as it was trained."""
+    packaged, _ = load_model()
+    for seed in range(24):
+        picture = to_pixels(decode(packaged.vae, latents_of_seeds(packaged, [seed])))[0]
+        save_picture(tmp_path / "faces" / f"{seed}.png", picture)
+    faces = load_faces([tmp_path / "faces"], 64, cache=tmp_path / "cache")
+
+    class Impatient(Ear):
+        def epoch(self, _figures: dict) -> None:
+            raise InterruptedError
+
+    model = dataclasses.replace(CONFIG, size=64)
+    with pytest.raises(InterruptedError):
+        train(tiny_run(tmp_path / "run", faces, model=model), Impatient())
+    framing = load(tmp_path / "run" / "model.safetensors").framing
+    assert framing is not None
+    assert packaged.framing is not None
+    assert np.abs(np.array(framing.points) - np.array(packaged.framing.points)).max() < 0.05
