@@ -24,7 +24,7 @@ from facevae.errors import FacevaeError, ModelError
 from facevae.faces import Framing
 from facevae.files import replacing
 from facevae.model import VAE
-from facevae.prior import NormalPrior, Prior, build_prior
+from facevae.prior import Prior, build_prior
 
 FORMAT = 1  # raised when a reader of the old format could not read the new one
 _PICKLES = (
@@ -51,12 +51,6 @@ class Bundle:
     attributes: list[Attribute] = field(default_factory=list)
     directions: Tensor | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def untrained(cls, config: ModelConfig) -> "Bundle":
-        """Fresh weights with the prior N(0, I)."""
-        zeros, ones = torch.zeros(config.latent_dim), torch.ones(config.latent_dim)
-        return cls(config, VAE(config).eval(), NormalPrior(), PriorConfig(), zeros, ones)
 
     def to(self, device: torch.device) -> "Bundle":
         """The same model on `device`, in place."""

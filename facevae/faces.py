@@ -66,7 +66,6 @@ class Face:
 
     box: tuple[float, float, float, float]
     points: Points
-    score: float
 
     @property
     def area(self) -> float:
@@ -103,7 +102,7 @@ def find_faces(picture: Image.Image) -> list[Face]:
     for i in kept:
         left, top, right, bottom = (float(v) / scale for v in boxes[i])
         box = (left, top, right, bottom)
-        faces.append(Face(box, _find_points(picture, box), float(scores[i])))
+        faces.append(Face(box, _find_points(picture, box)))
     return sorted(faces, key=lambda face: -face.area)
 
 

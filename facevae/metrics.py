@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from facevae.losses import kl_divergence
+from facevae.losses import kl_divergence, mean_squared_error
 
 
 def psnr(reconstructions: Tensor, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image, (B,) in dB, from two (B, 3, H, W) in [0, 1]."""
-    mse = (reconstructions.float() - images.float()).square().flatten(1).mean(1)
+    mse = mean_squared_error(reconstructions, images)
     return -10 * mse.clamp_min(1e-12).log10()
 
 

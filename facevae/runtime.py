@@ -113,10 +113,13 @@ def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 @contextmanager
-def seeded(*key: int, device: torch.device) -> Iterator[None]:
-    """Inside, the global random numbers, which dropout draws, depend on `key` alone."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(generator(*key).initial_seed())
+def seeded(state: int, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, the global random numbers, of the CPU and `device`, depend on `state` alone.
+
+    For what takes no generator: the weights of a new layer, and dropout.
+    """
+    with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
+        torch.manual_seed(state)
         yield
 
 

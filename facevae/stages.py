@@ -82,7 +82,7 @@ class NetworkStage:
     def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
         if not self.vae.config.dropout:
             return nullcontext()
-        return seeded(self.config.seed, _DROPOUT, index, device=device)
+        return seeded(generator(self.config.seed, _DROPOUT, index).initial_seed(), device)
 
     def _decay(self, index: int) -> float:
         """Of the averaged weights; early on their half-life is a tenth of what has been seen."""

@@ -5,10 +5,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facevae import report
 from facevae.attributes import Labels, learn_directions
@@ -22,7 +23,7 @@ from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.model import VAE
 from facevae.prior import FlowPrior, GaussianPrior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
-from facevae.runtime import stop_requests
+from facevae.runtime import seeded, stop_requests
 from facevae.snapshots import (
     draw_latents,
     draw_plane,
@@ -38,7 +39,6 @@ from facevae.stages import NetworkStage, PriorStage, Stage
 _STEPS_A_RECORD = 20
 _SECONDS_A_STATE = 300.0
 _NUM_FRAMED = 128  # faces by which the framing is measured
-_M = TypeVar("_M", bound=nn.Module)
 
 
 class Listener(Protocol):
@@ -147,7 +147,8 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
     run, folder = work.run, work.folder
 
     # Build
-    vae = _seeded(run.train.seed, lambda: VAE(run.model))
+    with seeded(run.train.seed):
+        vae = VAE(run.model)
     if run.init:
         vae.load_state_dict(run.init.vae.state_dict())
     vae.to(run.device)
@@ -206,8 +207,8 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
     batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
     mean, logvar = posteriors(vae, _watched(work, batches, 2 * len(run.faces.train)))
     config = run.train.prior_config
-    prior = _seeded(run.train.seed, lambda: build_prior(config, run.model.latent_dim))
-    prior.to(run.device)
+    with seeded(run.train.seed):
+        prior = build_prior(config, run.model.latent_dim).to(run.device)
     if isinstance(prior, GaussianPrior):
         prior.fit(mean, logvar)
     elif isinstance(prior, FlowPrior):
@@ -247,10 +248,10 @@ def _finish(work: _Work, bundle: Bundle) -> None:
 
 def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
     """Directions from the labelled faces; those held out only measure them."""
-    rows = torch.cat([torch.from_numpy(r) for r in (run.faces.train, run.faces.held_out)]).numpy()
+    rows = np.concatenate([run.faces.train, run.faces.held_out])
     values = labels.rows_for([run.faces.stems[row] for row in rows])
     is_labelled = (values != 0).any(1)
-    is_held_out = (torch.arange(len(rows)) >= len(run.faces.train)).numpy()[is_labelled]
+    is_held_out = (np.arange(len(rows)) >= len(run.faces.train))[is_labelled]
     if not is_labelled.any():
         return
     mean, _ = posteriors(bundle.vae, batches_of(run.faces, rows[is_labelled], run.device))
@@ -313,13 +314,6 @@ def _watched(work: _Work, batches: Iterator[Tensor], total: int) -> Iterator[Ten
         done += len(images)
         work.listener.progress("Encoding", done, total)
         work.check_stop()
-
-
-def _seeded(seed: int, build: Callable[[], _M]) -> _M:
-    """Weights that depend on the seed alone; the process's own random numbers stay as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 def _check_finite(folder: RunFolder, figures: Mapping[str, float]) -> None:

@@ -112,9 +112,9 @@ def finite(option: str, value: float) -> float:
     return value
 
 
-def parse_r_loss_factor(text: str | None) -> float | None:
+def parse_r_loss_factor(text: str) -> float | None:
     """A number, or None for `auto`. Raises `UsageError`."""
-    if text is None or text.casefold() == "auto":
+    if text.casefold() == "auto":
         return None
     try:
         return float(text)

@@ -122,13 +122,8 @@ def train(
             "prior": prior,
             "prior_epochs": prior_epochs,
             "seed": seed,
-            **(
-                {"r_loss_factor": options.parse_r_loss_factor(r_loss_factor)}
-                if r_loss_factor is not None
-                else {}
-            ),
         },
-        calibrated=r_loss_factor is not None and r_loss_factor.casefold() == "auto",
+        r_loss_factor=r_loss_factor,
     )
     target = runtime.select_device(device)
     table = read_labels(labels) if labels else None
@@ -216,7 +211,7 @@ def _configure(
     *,
     model: Mapping[str, Any],
     train: Mapping[str, Any],
-    calibrated: bool,
+    r_loss_factor: str | None,
 ) -> Preset:
     """The preset with what was asked for in its place. Raises `UsageError`."""
     given = {key: value for key, value in model.items() if value is not None}
@@ -228,8 +223,8 @@ def _configure(
         raise UsageError(msg)
     base = init.config if init else chosen.model
     settings = {key: value for key, value in train.items() if value is not None}
-    if calibrated:
-        settings["r_loss_factor"] = None
+    if r_loss_factor is not None:
+        settings["r_loss_factor"] = options.parse_r_loss_factor(r_loss_factor)
     return Preset(
         dataclasses.replace(base, **given),
         dataclasses.replace(chosen.train, **settings),
