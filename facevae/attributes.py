@@ -1,263 +1,298 @@
-"""Attributes of faces: label tables in the formats people have, and directions learned from them."""
+"""Attributes of faces: directions in latent space, learned from labels, and edits along them.
 
-import csv
+An attribute has a direction d, the way from the average face without it to the average face with
+it, and a scorer w, which reads off a face how much of it there is: w·d = 1.
+"""
+
 import difflib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from facevae.errors import DataError, UsageError
-from facevae.files import digest
-from facevae.images import SUFFIXES
+from facevae.errors import UsageError
 
-_YES = frozenset(("1", "1.0", "+1", "true", "yes", "y", "t"))
-_NO = frozenset(("0", "0.0", "-1", "-1.0", "false", "no", "n", "f"))
-_NAME_COLUMNS = ("name", "file", "filename", "file_name", "image", "image_id", "path", "id")
+Method = Literal["lda", "mean"]
 
-# everyday words → the published attribute that means it, and which way
+SHRINKAGE = 0.1  # of the covariance towards its diagonal; tests/benchmarks/edits.py compares
+_LONGEST = 4.0  # times as far as the plain direction, beyond which holding others still is hopeless
+
+# everyday words → the published attributes that mean it, the first that there is; - its opposite
 _ALIASES = {
-    "glasses": ("eyeglasses", 1),
-    "spectacles": ("eyeglasses", 1),
-    "smile": ("smiling", 1),
-    "gender": ("male", 1),
-    "man": ("male", 1),
-    "masculine": ("male", 1),
-    "female": ("male", -1),
-    "woman": ("male", -1),
-    "feminine": ("male", -1),
-    "age": ("young", -1),
-    "old": ("young", -1),
-    "beard": ("nobeard", -1),
-    "hat": ("wearinghat", 1),
-    "headwear": ("wearinghat", 1),
-    "lipstick": ("wearinglipstick", 1),
-    "earrings": ("wearingearrings", 1),
-    "necklace": ("wearingnecklace", 1),
-    "necktie": ("wearingnecktie", 1),
-    "tie": ("wearingnecktie", 1),
-    "makeup": ("heavymakeup", 1),
-    "blond": ("blondhair", 1),
-    "blonde": ("blondhair", 1),
-    "brunette": ("brownhair", 1),
-    "fringe": ("bangs", 1),
-    "moustache": ("mustache", 1),
-    "stubble": ("5oclockshadow", 1),
-    "pale": ("paleskin", 1),
-    "curly": ("wavyhair", 1),
-    "openmouth": ("mouthslightlyopen", 1),
-    "balding": ("recedinghairline", 1),
+    "glasses": ("eyeglasses",),
+    "spectacles": ("eyeglasses",),
+    "smile": ("smiling",),
+    "smiling": ("smile",),
+    "gender": ("male",),
+    "man": ("male",),
+    "masculine": ("male",),
+    "female": ("-male",),
+    "woman": ("-male",),
+    "feminine": ("-male",),
+    "age": ("-young",),
+    "old": ("age", "-young"),
+    "young": ("-age",),
+    "beard": ("-nobeard",),
+    "hat": ("wearinghat", "headwear"),
+    "headwear": ("wearinghat",),
+    "lipstick": ("wearinglipstick", "lipmakeup"),
+    "earrings": ("wearingearrings",),
+    "necklace": ("wearingnecklace",),
+    "necktie": ("wearingnecktie",),
+    "tie": ("wearingnecktie",),
+    "makeup": ("heavymakeup", "eyemakeup"),
+    "blond": ("blondhair",),
+    "blonde": ("blondhair",),
+    "brunette": ("brownhair",),
+    "fringe": ("bangs",),
+    "moustache": ("mustache",),
+    "mustache": ("moustache",),
+    "stubble": ("5oclockshadow",),
+    "pale": ("paleskin",),
+    "curly": ("wavyhair",),
+    "openmouth": ("mouthslightlyopen",),
+    "balding": ("recedinghairline", "bald"),
 }
+# what an edit holds still unless it is told otherwise
+_CORE = ("gender", "age", "smile", "glasses")
 
 
 @dataclass(frozen=True)
 class Attribute:
     """One attribute of a model: what it was learned from and how well it tells faces apart.
 
-    `scale` is the direction's length in latent units: what α = 1 moves. `accuracy` is balanced
-    over held-out faces with and without it, None where either is missing.
+    `unit` is what α = 1 adds: 1 of a yes-or-no attribute, one standard deviation of one that has
+    numbers (`continuous`), in its own unit. Positives and negatives are those it was learned from;
+    of a continuous one, the faces above and below the average. `accuracy` (balanced, of telling
+    these two apart) and `correlation` (of score and label) are held-out, None where not measured.
     """
 
     name: str
-    scale: float
     num_positives: int
     num_negatives: int
-    accuracy: float | None
+    accuracy: float | None = None
+    correlation: float | None = None
+    continuous: bool = False
+    unit: float = 1.0
+    method: Method = "lda"
 
     def __post_init__(self) -> None:
         """Refuse what a damaged file may hold."""
-        counts, figures = (self.num_positives, self.num_negatives), (self.scale, self.accuracy or 0)
+        counts = (self.num_positives, self.num_negatives)
+        figures = (self.unit, self.accuracy or 0, self.correlation or 0)
         if not (
             isinstance(self.name, str)
             and all(type(count) is int and count >= 0 for count in counts)
             and all(type(figure) in (int, float) and math.isfinite(figure) for figure in figures)
+            and type(self.continuous) is bool
+            and self.method in get_args(Method)
         ):
-            msg = f"attribute {self.name}: needs a name, a scale, two counts and an accuracy"
+            msg = f"attribute {self.name}: needs a name, two counts, a unit and held-out figures"
             raise ValueError(msg)
 
 
+# ---------------------------------------------------------------- learning
+
+
 @dataclass(frozen=True)
-class Labels:
-    """A table of labels: `values` (N, A) hold 1 (has it), -1 (has it not) or 0 (not known)."""
+class Examples:
+    """Labelled faces: posterior means (N, D) of each and of its mirror image, labels (N, A).
 
-    stems: list[str]
-    names: list[str]
-    values: npt.NDArray[np.int8]
-    ignored: list[str]
-    """Columns that are not yes-or-no, and so are left out."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same labels, wherever they are kept."""
-        parts = ("\n".join(self.stems), "\n".join(self.names), self.values.tobytes())
-        return digest(*parts)[:16]
-
-    def rows_for(self, stems: Sequence[str]) -> npt.NDArray[np.int8]:
-        """The labels of faces with these stems, (M, A); all 0 where the table has none."""
-        row_of = {stem: row for row, stem in enumerate(self.stems)}
-        padded = np.vstack([self.values, np.zeros((1, len(self.names)), np.int8)])
-        return padded[[row_of.get(stem, len(self.stems)) for stem in stems]]
-
-
-def read_labels(path: Path) -> Labels:
-    """Read a CelebA list (count, header, then `name -1 1 …`) or a CSV with a header and a name column.
-
-    In a CSV the name column is called name, file, filename, image, image_id, path or id, or is the
-    first; values are 1/0, 1/-1, true/false or yes/no, and an empty one is not known. Raises
-    `DataError` with the line at fault.
+    Labels are 1 and 0, or any numbers where `is_continuous` (A,), NaN where not known; faces that
+    are `held_out` (N,) only measure.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path}: cannot be read as labels ({error})"
-        raise DataError(msg) from error
-    lines = text.splitlines()
-    if lines and lines[0].strip().isdigit():
-        labels = _read_celeba(path, lines)
-    else:
-        labels = _read_csv(path, lines)
-    if not labels.names or not labels.stems:
-        msg = f"{path}: no yes-or-no labels in there; need a header and one row a picture"
-        raise DataError(msg)
-    return labels
+
+    latents: Tensor
+    mirrored: Tensor
+    values: npt.NDArray[np.float32]
+    names: Sequence[str]
+    is_continuous: npt.NDArray[np.bool_]
+    held_out: npt.NDArray[np.bool_]
 
 
-def _read_celeba(path: Path, lines: list[str]) -> Labels:
-    names = lines[1].split() if len(lines) > 1 else []
-    stems, rows = [], []
-    for number, line in enumerate(lines[2:], start=3):
-        name, *marks = line.split() or [""]
-        if not name:
-            continue
-        if len(marks) != len(names) or not set(marks) <= {"1", "-1", "0"}:
-            msg = f"{path}: line {number}: needs a name and {len(names)} labels of 1 or -1"
-            raise DataError(msg)
-        stems.append(_stem(name))
-        rows.append([int(mark) for mark in marks])
-    return Labels(stems, names, np.array(rows, np.int8).reshape(len(rows), len(names)), [])
+def learn(
+    examples: Examples, covariance: Tensor, method: Method = "lda"
+) -> tuple[list[Attribute], Tensor, Tensor]:
+    """Attributes with their directions d and scorers w, each (A, D), all of them in one pass.
 
-
-def _read_csv(path: Path, lines: list[str]) -> Labels:
-    try:
-        dialect = csv.Sniffer().sniff("\n".join(lines[:20]), delimiters=",;\t")
-    except csv.Error:
-        dialect = csv.excel
-    try:
-        header, *body = list(csv.reader(lines, dialect)) or [[]]
-    except csv.Error as error:
-        msg = f"{path}: cannot be read as CSV ({error}); need a header and one row a picture"
-        raise DataError(msg) from error
-    header = [name.strip() for name in header]
-    named = [i for i, name in enumerate(header) if name.casefold() in _NAME_COLUMNS]
-    key = named[0] if named else 0
-    rows = []
-    for number, row in enumerate(body, start=2):
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != len(header):
-            msg = f"{path}: line {number}: has {len(row)} columns, the header has {len(header)}"
-            raise DataError(msg)
-        rows.append([cell.strip() for cell in row])
-    names, columns, ignored = [], [], []
-    for i, name in enumerate(header):
-        if i == key:
-            continue
-        column = [_mark(row[i]) for row in rows]
-        if any(mark is None for mark in column):
-            ignored.append(name)
-        else:
-            names.append(name)
-            columns.append(column)
-    values = np.array(columns, np.int8).reshape(len(names), len(rows)).T
-    return Labels([_stem(row[key]) for row in rows], names, values, ignored)
-
-
-def _mark(cell: str) -> int | None:
-    cell = cell.casefold()
-    return 0 if not cell else 1 if cell in _YES else -1 if cell in _NO else None
-
-
-def _stem(name: str) -> str:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
-
-
-def learn_directions(
-    latents: Tensor,
-    values: npt.NDArray[np.int8],
-    names: Sequence[str],
-    held_out: npt.NDArray[np.bool_],
-) -> tuple[list[Attribute], Tensor]:
-    """Mean of positives minus mean of negatives, for all attributes in one pass.
-
-    `latents` are posterior means (N, D), `values` the labels (N, A), `held_out` (N,) marks faces
-    that only measure accuracy. α = 1 along a direction carries the average face without the
-    attribute to the average face with it. Attributes that no face has, or all have, are left out.
-    Returns the attributes and their directions (A, D). Panguluri & Kamarajugadda 2020, section 3.
+    d is the regression of the latents on the label: between yes and no the difference of means
+    (Panguluri & Kamarajugadda 2020, section 3), of a number one standard deviation's worth. w is
+    the linear discriminant Σ⁻¹d, from `covariance` (D, D) of the latents of all training faces,
+    shrunk towards its diagonal (Friedman 1989); with `mean` it is d itself. Attributes that no
+    face has, or all have, are left out.
     """
-    marks = torch.from_numpy(values.astype(np.float32)).to(latents)
-    training = torch.from_numpy(~held_out).to(latents)[:, None]
-    positives, negatives = (marks > 0) * training, (marks < 0) * training
-    num_positives, num_negatives = positives.sum(0), negatives.sum(0)
-    mean_positive = positives.T.to(latents) @ latents / num_positives.clamp_min(1)[:, None]
-    mean_negative = negatives.T.to(latents) @ latents / num_negatives.clamp_min(1)[:, None]
-    directions = mean_positive - mean_negative
-    # a face counts as having the attribute beyond the middle between the two means
-    middles = ((mean_positive + mean_negative) / 2 * directions).sum(1)
-    scores = latents @ directions.T - middles
-    known = torch.from_numpy(held_out).to(latents)[:, None].bool()
-    found = [i for i in range(len(names)) if num_positives[i] > 0 and num_negatives[i] > 0]
-    attributes = [
-        Attribute(
-            names[i],
-            float(directions[i].norm()),
-            int(num_positives[i]),
-            int(num_negatives[i]),
-            _balanced_accuracy(scores[:, i], marks[:, i] * known[:, 0]),
+    training = torch.from_numpy(~examples.held_out)[:, None]
+    labels, is_continuous, names = _varying(examples)
+    known = (~labels.isnan() & training).double()
+    count = known.sum(0)
+    middle = (known * labels.nan_to_num()).sum(0) / count
+    centred = known * (labels.nan_to_num() - middle)
+    variance = centred.square().sum(0) / count
+    unit = torch.where(is_continuous, variance.sqrt(), 1.0)
+
+    slopes = [centred.T @ z.cpu().double() for z in (examples.latents, examples.mirrored)]
+    direction = _of_both_sides(*slopes) * (unit / (count * variance))[:, None]
+    scorer = direction if method == "mean" else _discriminant(direction, covariance)
+    scorer = scorer / (scorer * direction).sum(1, keepdim=True)
+
+    # a face counts as having it beyond the middle between the two averages
+    cut = torch.where(is_continuous, middle, 0.5)
+    latents = examples.latents.cpu().double()
+    average = known.T @ latents / count[:, None]
+    scores = latents @ scorer.T - (scorer * average).sum(1) - (cut - middle) / unit
+    measured = ~labels.isnan() & ~training
+    attributes = []
+    for i, name in enumerate(names):
+        above, rows = labels[:, i] > cut[i], measured[:, i]
+        positives = int((above & known[:, i].bool()).sum())
+        attributes.append(
+            Attribute(
+                name,
+                positives,
+                int(count[i]) - positives,
+                _balanced_accuracy(scores[rows, i], above[rows]),
+                _correlation(scores[rows, i], labels[rows, i]),
+                bool(is_continuous[i]),
+                float(unit[i]),
+                method,
+            )
         )
-        for i in found
-    ]
-    return attributes, directions[found]
+    like = examples.latents
+    return attributes, direction.to(like), scorer.to(like)
 
 
-def _balanced_accuracy(scores: Tensor, marks: Tensor) -> float | None:
-    positive, negative = scores[marks > 0], scores[marks < 0]
+def _varying(examples: Examples) -> tuple[Tensor, Tensor, list[str]]:
+    """Labels (N, A), which are continuous (A,), and the names, of attributes that differ at all."""
+    training = examples.values[~examples.held_out]
+    some = (~np.isnan(training)).any(0)
+    low = np.where(np.isnan(training), np.inf, training).min(0, initial=np.inf)
+    high = np.where(np.isnan(training), -np.inf, training).max(0, initial=-np.inf)
+    found = np.flatnonzero(some & (low < high))
+    labels = torch.from_numpy(examples.values[:, found]).double()
+    is_continuous = torch.from_numpy(examples.is_continuous[found])
+    return labels, is_continuous, [examples.names[i] for i in found.tolist()]
+
+
+def _of_both_sides(plain: Tensor, mirrored: Tensor) -> Tensor:
+    """Slopes (A, D) from faces and their mirror images together.
+
+    A mirrored face keeps its glasses, but looks the other way: where the two slopes oppose each
+    other, as those of yaw do, mirroring has changed the label's sign.
+    """
+    cosine = (plain * mirrored).sum(1, keepdim=True)
+    return (plain + torch.where(cosine < 0, -1, 1) * mirrored) / 2
+
+
+def _discriminant(direction: Tensor, covariance: Tensor) -> Tensor:
+    covariance = covariance.cpu().double()
+    spread = covariance.diag()
+    shrunk = (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * spread + 1e-6 * spread.mean())
+    scorers: Tensor = torch.linalg.solve(shrunk, direction.T).T
+    return scorers
+
+
+def _balanced_accuracy(scores: Tensor, above: Tensor) -> float | None:
+    positive, negative = scores[above], scores[~above]
     if not len(positive) or not len(negative):
         return None
-    return float(((positive > 0).float().mean() + (negative <= 0).float().mean()) / 2)
+    return float(((positive > 0).double().mean() + (negative <= 0).double().mean()) / 2)
 
 
-def match_attribute(wanted: str, names: Sequence[str]) -> tuple[int, int]:
+def _correlation(scores: Tensor, labels: Tensor) -> float | None:
+    if len(scores) < 2 or scores.std() == 0 or labels.std() == 0:  # noqa: PLR2004 - a line needs two
+        return None
+    return float(torch.corrcoef(torch.stack([scores, labels]))[0, 1])
+
+
+# ---------------------------------------------------------------- editing
+
+
+def edit_directions(
+    directions: Tensor, scorers: Tensor, edited: Sequence[int], kept: Sequence[int] = ()
+) -> Tensor:
+    """η (E, D): each moves the score of its own attribute by 1 and those of all others not at all.
+
+    `directions` and `scorers` are (A, D); others are those edited along with it, and `kept`. With
+    one edited and none kept, η is the plain direction. Raises `UsageError` where attributes are so
+    alike that one cannot move without the other.
+    """
+    rows = [*edited, *kept]
+    directions, scorers = directions[rows].double(), scorers[rows].double()
+    effects = directions @ scorers.T  # on the score of column j, of going along row i
+    found, info = torch.linalg.inv_ex(effects)
+    etas = found[: len(edited)] @ directions
+    lengths = etas.norm(dim=1) / directions[: len(edited)].norm(dim=1)
+    if int(info) or not bool((lengths < _LONGEST).all()):
+        msg = "the attributes to edit and to keep are too alike to be told apart; keep fewer with --keep"
+        raise UsageError(msg)
+    plain: Tensor = etas.float()
+    return plain
+
+
+def kept_by_default(attributes: Sequence[Attribute], edited: Sequence[int]) -> list[int]:
+    """Which attributes an edit holds still: gender, age, smile and glasses, as far as there are.
+
+    Where an edited one was learned by the paper's plain means, none are.
+    """
+    if any(attributes[i].method == "mean" for i in edited):
+        return []
+    names = [attribute.name for attribute in attributes]
+    core = (_exact_match(word, names) for word in _CORE)
+    return [match[0] for match in core if match and match[0] not in edited]
+
+
+def correlations(scorers: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Spreads (A,) of the scores over training faces, in α, and their correlations (A, A)."""
+    joint = scorers @ covariance @ scorers.T
+    spreads = joint.diag().sqrt()
+    return spreads, joint / (spreads[:, None] * spreads).clamp_min(1e-12)
+
+
+# ---------------------------------------------------------------- names
+
+
+def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -> tuple[int, int]:
     """Which of `names` is meant, and which way (1 or -1): `glasses`, `Eyeglasses`, `beard`.
 
     Case, spaces and underscores do not count; everyday words and unique parts will do. Raises
     `UsageError` that lists what there is, and the nearest.
     """
+    if exact := _exact_match(wanted, names):
+        return exact
     plain = {_plain(name): i for i, name in enumerate(names)}
-    key, sign = _ALIASES.get(_plain(wanted), (_plain(wanted), 1))
-    for candidate, direction in ((_plain(wanted), 1), (key, sign)):
-        if candidate in plain:
-            return plain[candidate], direction
     partial: list[int] = []
-    for candidate, direction in ((key, sign), (_plain(wanted), 1)):
-        partial = [i for name, i in plain.items() if candidate and candidate in name]
+    for word, sign in _meanings(wanted):
+        partial = [i for name, i in plain.items() if word and word in name]
         if len(partial) == 1:
-            return partial[0], direction
+            return partial[0], sign
     if not names:
-        msg = f"--attr {wanted}: this model knows no attributes; train one with --labels"
+        msg = f"{option} {wanted}: this model knows no attributes; see `facevae attributes learn`"
         raise UsageError(msg)
     options = [names[i] for i in partial] or [
-        names[plain[n]] for n in difflib.get_close_matches(key, plain, n=3, cutoff=0.5)
+        names[plain[n]] for n in difflib.get_close_matches(_plain(wanted), plain, n=3, cutoff=0.5)
     ]
     nearest = f"did you mean {' or '.join(options)}? " if options else ""
-    msg = f"--attr {wanted}: {nearest}this model knows {', '.join(names)}"
+    msg = f"{option} {wanted}: {nearest}this model knows {', '.join(names)}"
     raise UsageError(msg)
+
+
+def _exact_match(wanted: str, names: Sequence[str]) -> tuple[int, int] | None:
+    """An attribute of that very name, or of one that the word stands for."""
+    plain = {_plain(name): i for i, name in enumerate(names)}
+    return next(((plain[word], sign) for word, sign in _meanings(wanted) if word in plain), None)
+
+
+def _meanings(wanted: str) -> list[tuple[str, int]]:
+    """The plain names that a word may mean, and which way, itself first."""
+    word = _plain(wanted)
+    others = _ALIASES.get(word, ())
+    return [(word, 1), *((name.removeprefix("-"), 1 - 2 * name.startswith("-")) for name in others)]
 
 
 def _plain(name: str) -> str:

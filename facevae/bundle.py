@@ -1,8 +1,9 @@
 """One `.safetensors` file is one model; another is a run's state, from which it goes on.
 
-A model file holds weights, configuration, framing, prior, attribute directions and provenance,
-and is read without executing anything. Metadata are JSON strings; tensors are `vae.*`, `prior.*`,
-`directions` (A, D) and `latents.mean`, `latents.spread` (D,).
+A model file holds weights, configuration, framing, prior, attributes and provenance, and is read
+without executing anything. Metadata are JSON strings; tensors are `vae.*`, `prior.*`,
+`latents.mean` (D,), `latents.covariance` (D, D), and with attributes `directions` and `scorers`
+(A, D).
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from facevae.files import replacing
 from facevae.model import VAE
 from facevae.prior import Prior, build_prior
 
-FORMAT = 1  # raised when a reader of the old format could not read the new one
+FORMAT = 2  # raised when a reader of the old format could not read the new one
 _PICKLES = (
     b"PK",
     b"\x80\x02",
@@ -39,32 +40,45 @@ _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 @dataclass
 class Bundle:
-    """All that inference needs. `framing` is None where the training faces were not framed alike."""
+    """All that inference needs.
+
+    `latent_mean` (D,) and `latent_covariance` (D, D) are of the training faces' posterior means.
+    `framing` is None where the faces were not framed alike. `directions` and `scorers` (A, D) are
+    those of `attributes`, None where there are none. `half` tells how the weights were stored.
+    """
 
     config: ModelConfig
     vae: VAE
     prior: Prior
     prior_config: PriorConfig
     latent_mean: Tensor
-    latent_spread: Tensor
+    latent_covariance: Tensor
     framing: Framing | None = None
     attributes: list[Attribute] = field(default_factory=list)
     directions: Tensor | None = None
+    scorers: Tensor | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    half: bool = False
 
     def to(self, device: torch.device) -> "Bundle":
         """The same model on `device`, in place."""
         self.vae.to(device)
         self.prior.to(device)
         self.latent_mean = self.latent_mean.to(device)
-        self.latent_spread = self.latent_spread.to(device)
+        self.latent_covariance = self.latent_covariance.to(device)
         self.directions = None if self.directions is None else self.directions.to(device)
+        self.scorers = None if self.scorers is None else self.scorers.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.latent_mean.device
+
+    @property
+    def latent_spread(self) -> Tensor:
+        """Standard deviations (D,) of the latents of training faces."""
+        return self.latent_covariance.diag().clamp_min(0).sqrt()
 
 
 def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
@@ -73,10 +87,10 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
         **{f"vae.{name}": t for name, t in bundle.vae.state_dict().items()},
         **{f"prior.{name}": t for name, t in bundle.prior.state_dict().items()},
         "latents.mean": bundle.latent_mean,
-        "latents.spread": bundle.latent_spread,
+        "latents.covariance": bundle.latent_covariance,
     }
-    if bundle.directions is not None:
-        tensors["directions"] = bundle.directions
+    if bundle.directions is not None and bundle.scorers is not None:
+        tensors |= {"directions": bundle.directions, "scorers": bundle.scorers}
     metadata = {
         "format": FORMAT,
         "config": bundle.config.to_dict(),
@@ -118,11 +132,13 @@ def load(path: Path) -> Bundle:
             **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
             **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
             "latents.mean": (config.latent_dim,),
-            "latents.spread": (config.latent_dim,),
+            "latents.covariance": (config.latent_dim, config.latent_dim),
         }
         if attributes:
-            expected["directions"] = (len(attributes), config.latent_dim)
+            shape = (len(attributes), config.latent_dim)
+            expected |= {"directions": shape, "scorers": shape}
         tensors = _read_expected(path, file, expected)
+        half = file.get_slice("latents.mean").get_dtype() == "F16"
     _assign(vae, tensors, "vae.")
     # buffers that are not stored are computed anew, off the meta device
     prior = build_prior(prior_config, config.latent_dim)
@@ -133,11 +149,13 @@ def load(path: Path) -> Bundle:
         prior.eval(),
         prior_config,
         tensors["latents.mean"],
-        tensors["latents.spread"],
+        tensors["latents.covariance"],
         framing,
         attributes,
         tensors.get("directions"),
+        tensors.get("scorers"),
         provenance,
+        half,
     )
 
 

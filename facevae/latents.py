@@ -30,6 +30,14 @@ def posteriors(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         return torch.cat(means), torch.cat(logvars)
 
 
+def encode_both_sides(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Posterior means (N, D) of images (B, 3, size, size), and of their mirror images."""
+    with exact():
+        pairs = [[vae.encode(side)[0] for side in (images, images.flip(-1))] for images in batches]
+        plain, mirrored = zip(*pairs, strict=True)
+        return torch.cat(plain), torch.cat(mirrored)
+
+
 def decode(vae: VAE, latents: Tensor, chunk: int = 64) -> Tensor:
     """Images (N, 3, size, size) in [0, 1], on the CPU, of latents (N, D)."""
     with exact():
@@ -121,12 +129,11 @@ def morph(
     return torch.cat(legs if loop else [*legs, last])
 
 
-def shift(latents: Tensor, direction: Tensor, alpha: Tensor | float) -> Tensor:
-    """w = w_new + α · η: latents (N, D), a direction (D,), α a number or (N, 1).
-
-    Panguluri & Kamarajugadda 2020, section 3.
-    """
-    return latents + alpha * direction
+def times_of(count: int, *, loop: bool = False) -> Tensor:
+    """Of each of `count` pictures of a morph (count,), how far along it is, from 0 to 1."""
+    if loop:
+        return 1 - (1 - 2 * torch.arange(count) / count).abs()
+    return torch.linspace(0, 1, count)
 
 
 def combine(latent: Tensor, plus: list[Tensor], minus: list[Tensor], centre: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from facevae.images import (
     save_picture,
 )
 
+SUFFIX_OF_MODELS = ".safetensors"
+
 
 @dataclass(frozen=True)
 class Output:
@@ -75,9 +77,17 @@ def _protect(paths: Iterable[Path], inputs: Iterable[str]) -> None:
 
 
 def write_sequence(
-    output: Output, frames: Pixels, *, animate: bool, frames_per_second: float
+    output: Output,
+    frames: Pixels,
+    *,
+    animate: bool,
+    frames_per_second: float,
+    columns: int | None = None,
 ) -> list[Path]:
-    """Write frames (N, H, W, 3) as an animation, a strip, or a numbered file each in a folder."""
+    """Write frames (N, H, W, 3) as an animation, a strip, or a numbered file each in a folder.
+
+    With `columns` what else were a strip has rows of so many.
+    """
     if output.is_folder:
         digits = len(str(len(frames) - 1))
         paths = folder_paths(output, [f"{i:0{digits}d}" for i in range(len(frames))])
@@ -88,5 +98,5 @@ def write_sequence(
     if animate and not is_still:
         save_animation(output.path, frames, frames_per_second)
     else:
-        save_picture(output.path, grid(frames, columns=len(frames)))
+        save_picture(output.path, grid(frames, columns or len(frames)))
     return [output.path]

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facevae.attributes import Labels
 from facevae.bundle import Bundle, load_state, save_state
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces
 from facevae.errors import ModelError, RunError
 from facevae.files import digest, read_json, write_json, write_text
+from facevae.labels import Labels
 from facevae.report import read_metrics
 
 

@@ -93,7 +93,7 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
 
 def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
     """A model with these weights and the prior N(0, I); `mean` are posterior means (N, D)."""
-    spread = mean.std(0) if len(mean) > 1 else torch.ones_like(mean[0])
+    covariance = torch.cov(mean.T) if len(mean) > 1 else torch.eye(mean.shape[1]).to(mean)
     provenance = {
         "facevae": version("facevae"),
         "torch": torch.__version__,
@@ -109,7 +109,13 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
         "device": run.device.type,
     }
     return Bundle(
-        run.model, vae, NormalPrior(), PriorConfig(), mean.mean(0), spread, provenance=provenance
+        run.model,
+        vae,
+        NormalPrior(),
+        PriorConfig(),
+        mean.mean(0),
+        covariance.reshape(mean.shape[1], mean.shape[1]),
+        provenance=provenance,
     )
 
 

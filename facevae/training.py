@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from facevae import report
-from facevae.attributes import Labels, learn_directions
 from facevae.batches import Batches, batches_of
 from facevae.bundle import Bundle, load, save
 from facevae.errors import ModelError, RunError
@@ -20,6 +18,7 @@ from facevae.faces import Framing, measure_framing
 from facevae.files import locked
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.learning import add_attributes, examples_of_faces
 from facevae.model import VAE
 from facevae.prior import FlowPrior, GaussianPrior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
@@ -229,8 +228,8 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
 def _finish(work: _Work, bundle: Bundle) -> None:
     """Learn directions, measure, draw, and at last save the model, which makes the run complete."""
     run, folder = work.run, work.folder
-    if run.labels:
-        _learn(run, bundle, run.labels)
+    if run.labels and (examples := examples_of_faces(bundle, run.faces, run.labels)):
+        add_attributes(bundle, examples)
     bundle.provenance |= {
         "complete": True,
         "figures": measure(run, bundle.vae),
@@ -244,20 +243,6 @@ def _finish(work: _Work, bundle: Bundle) -> None:
     if report.is_available():
         report.draw_curves(folder.records, folder.pictures, folder.pictures / "curves.png")
     save(bundle, folder.model, half=run.half)
-
-
-def _learn(run: Run, bundle: Bundle, labels: Labels) -> None:
-    """Directions from the labelled faces; those held out only measure them."""
-    rows = np.concatenate([run.faces.train, run.faces.held_out])
-    values = labels.rows_for([run.faces.stems[row] for row in rows])
-    is_labelled = (values != 0).any(1)
-    is_held_out = (np.arange(len(rows)) >= len(run.faces.train))[is_labelled]
-    if not is_labelled.any():
-        return
-    mean, _ = posteriors(bundle.vae, batches_of(run.faces, rows[is_labelled], run.device))
-    attributes, directions = learn_directions(mean, values[is_labelled], labels.names, is_held_out)
-    if attributes:
-        bundle.attributes, bundle.directions = attributes, directions
 
 
 def _note(records: list[dict[str, Any]]) -> str:

@@ -10,12 +10,12 @@ PACKAGE = Path(facevae.__file__).parent
 # a module may use those of lower layers only; `cli` is a package of its own, at the top
 LAYERS = [
     ("errors", "console", "losses", "detection"),
-    ("files", "config", "runtime", "metrics"),
+    ("files", "config", "runtime", "metrics", "attributes"),
     ("images", "model", "prior", "report"),
-    ("data", "faces", "attributes", "outputs"),
+    ("data", "faces", "labels", "outputs"),
     ("batches", "bundle"),
     ("hub", "latents", "runs", "stages"),
-    ("snapshots", "estimate"),
+    ("snapshots", "estimate", "edits", "learning"),
     ("training",),
     ("cli",),
     ("__main__", "__init__"),

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from facevae.cli import attributes
 from facevae.cli.align import align
 from facevae.cli.edits import arith, morph
 from facevae.cli.faces import reconstruct, sample
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (train, reconstruct, sample, morph, arith, align, info, cache):
     app.command()(command)
+app.add_typer(attributes.app, name="attributes")
 
 
 def _version(*, wanted: bool) -> None:

@@ -1,7 +1,5 @@
 """`align`."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +10,7 @@ from facevae.console import Console
 from facevae.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from facevae.faces import Framing
-    from facevae.images import Pixels
 
 
 def align(
@@ -40,7 +35,8 @@ def align(
 
       facevae align holiday/ -o faces/ --framing default --size 128
     """
-    from facevae.data import find_files
+    from facevae.data import Picture, find_files
+    from facevae.faces import load_faces_of
     from facevae.images import SUFFIXES, save_picture
     from facevae.outputs import choose_output, folder_paths
 
@@ -50,7 +46,8 @@ def align(
     paths = folder_paths(choose_output(f"{output}/", ""), names, names)
     wanted = _framing(framing)
     written, skipped = [], []
-    for i, found in enumerate(_aligned(files, wanted, size, face_number)):
+    pictures = [Picture(path) for path in files]
+    for i, found in enumerate(load_faces_of(pictures, size, wanted, face_number)):
         if isinstance(found, ImageError):
             skipped.append(str(found))
         else:
@@ -77,26 +74,3 @@ def _framing(name: str) -> "Framing":
         msg = f"--framing {name}: that model's faces were not framed alike; name ffhq or another"
         raise UsageError(msg)
     return found
-
-
-def _aligned(
-    files: list[Path], framing: "Framing", size: int, number: int
-) -> "Iterator[Pixels | ImageError]":
-    """Each photo's face or why there is none, in order, from as many threads as there are cores."""
-    import torch
-
-    from facevae.faces import load_face
-
-    def load(path: Path) -> "Pixels | ImageError":
-        try:
-            return load_face(path, size, framing, number)
-        except ImageError as error:
-            return error
-
-    torch.set_num_threads(1)  # a photo a core, not a core a network
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(files), _WINDOW):
-            yield from pool.map(load, files[start : start + _WINDOW])
-
-
-_WINDOW = 64  # photos under way at a time

@@ -28,6 +28,7 @@ def reconstruct(
     output: options.Output = None,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
+    paste: options.Paste = False,
     model: options.Model = "default",
     device: options.Device = "auto",
     json: options.Json = False,
@@ -42,11 +43,13 @@ def reconstruct(
       facevae reconstruct face.png
 
       facevae reconstruct photos/ -o out/
+
+      facevae reconstruct photo.jpg --paste -o whole.png
     """
     import numpy as np
 
     from facevae.data import find_files
-    from facevae.faces import load_face
+    from facevae.faces import load_face, place_photo
     from facevae.images import SUFFIXES, paired_grid, save_picture, to_pixels
     from facevae.latents import decode, encode_pixels
     from facevae.outputs import choose_output, folder_paths
@@ -58,8 +61,9 @@ def reconstruct(
         msg = f"{', '.join(map(str, images))}: no pictures in there"
         raise ImageError(msg)
     target = choose_output(output, "reconstructions.png", inputs=names)
-    if not target.is_folder and len(files) > _MAX_ON_A_SHEET:
-        msg = f"{len(files):,} pictures are too many for one sheet; name a folder: -o out/"
+    if not target.is_folder and len(files) > (1 if paste else _MAX_ON_A_SHEET):
+        what = "whole photos do not go on" if paste else "pictures are too many for"
+        msg = f"{len(files):,} {what} one sheet; name a folder: -o out/"
         raise UsageError(msg)
     paths = folder_paths(target, names, names) if target.is_folder else [target.path]
     bundle, used = open_model(console, model, device)
@@ -67,17 +71,14 @@ def reconstruct(
     skipped: list[str] = []
     rows: list[tuple[Pixels, Pixels]] = []
     written: list[Path] = []
-    load = partial(
-        load_face,
-        size=bundle.config.size,
-        framing=bundle.framing if align else None,
-        number=face_number,
-    )
+    framing = bundle.framing if align else None
+    load = partial(load_face, size=bundle.config.size, framing=framing, number=face_number)
     for places, originals in _read_chunks(files, load, skipped):
         pixels = to_pixels(decode(bundle.vae, encode_pixels(bundle, originals)))
-        if target.is_folder:
+        if paste or target.is_folder:
             for place, picture in zip(places, pixels, strict=True):
-                save_picture(paths[place], picture)
+                whole = partial(place_photo, files[place], framing, face_number)
+                save_picture(paths[place], whole().paste(picture) if paste else picture)
                 written.append(paths[place])
         else:
             rows.append((originals, pixels))

@@ -13,14 +13,7 @@ from facevae.errors import UsageError
 
 
 def info(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="[MODEL]",
-            envvar="FACEVAE_MODEL",
-            help="default, a file, a folder, or user/repo\\[@revision].",
-        ),
-    ] = "default",
+    model: options.ModelArgument = "default",
     *,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -57,14 +50,7 @@ def info(
     rows = [(key, _text(value)) for key, value in values.items() if key != "attributes"]
     console.table(f"{located.name}", ("", "value"), rows)
     if bundle.attributes:
-        console.table(
-            "attributes, for `facevae arith --attr`",
-            ("name", "with it", "without", "held-out accuracy"),
-            [
-                (a.name, a.num_positives, a.num_negatives, _percent(a.accuracy))
-                for a in bundle.attributes
-            ],
-        )
+        console.say(f"{len(bundle.attributes)} attributes; see `facevae attributes list {model}`")
 
 
 def cache(
@@ -139,7 +125,3 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
     return "" if value is None else str(value)
-
-
-def _percent(accuracy: float | None) -> str:
-    return "not measured" if accuracy is None else f"{accuracy:.0%}"

@@ -19,6 +19,14 @@ Model = Annotated[
         help="The model: 'default' (in the package), a file, a folder, or user/repo\\[@revision] on the Hub.",
     ),
 ]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        envvar="FACEVAE_MODEL",
+        help="default, a file, a folder, or user/repo\\[@revision].",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option("--device", envvar="FACEVAE_DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
@@ -58,6 +66,7 @@ Align = Annotated[
 FaceNumber = Annotated[
     int, typer.Option("--face", min=1, help="Which face of a photo, the largest being 1.")
 ]
+Paste = Annotated[bool, typer.Option("--paste", help="Put the face back into the whole photo.")]
 FramesPerSecond = Annotated[
     float, typer.Option("--fps", min=0.1, max=100, help="Pictures a second of an animation.")
 ]
@@ -102,6 +111,16 @@ def _sweep_parts(text: str) -> tuple[float, float, int] | None:
     except ValueError:
         return None
     return parts
+
+
+def parse_ramp(text: str) -> tuple[float, float]:
+    """`1.5` → (1.5, 1.5); `-2:2` → (-2, 2). Raises `UsageError`."""
+    start, _, stop = text.partition(":")
+    try:
+        return finite("--alpha", float(start)), finite("--alpha", float(stop or start))
+    except ValueError:
+        msg = f"--alpha {text}: write it as a number, or as from:to, like 0:1.5"
+        raise UsageError(msg) from None
 
 
 def finite(option: str, value: float) -> float:

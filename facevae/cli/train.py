@@ -102,8 +102,8 @@ def train(
       facevae train celeba/ --size 64 --epochs 10 --labels list_attr_celeba.txt -o runs/celeba
     """
     from facevae import runtime
-    from facevae.attributes import read_labels
     from facevae.data import load_faces
+    from facevae.labels import read_labels
     from facevae.runs import Run, RunFolder, settings_of
     from facevae.training import Stopped
     from facevae.training import train as train_run

@@ -1,0 +1,117 @@
+"""Latent arithmetic with attributes: what moves, what is held still, and what came of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from facevae.attributes import edit_directions, kept_by_default, match_attribute
+from facevae.bundle import Bundle
+from facevae.errors import UsageError
+from facevae.latents import posteriors
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Attributes of a model to move along `etas` (E, D), and those that this holds still.
+
+    `edited` and `kept` are their names, whose scores, in this order, are read by `scorers`
+    (E + K, D). α = 1 of what was asked for moves the score by `signs` (E,): of age, Young by -1.
+    """
+
+    edited: list[str]
+    kept: list[str]
+    etas: Tensor
+    scorers: Tensor
+    signs: Tensor
+
+    def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
+        """w = w_new + Σ α · η: latents (N, D), alphas (N, E).
+
+        Panguluri & Kamarajugadda 2020, section 3.
+        """
+        return latents + (alphas.to(self.signs) * self.signs) @ self.etas
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """How much of each attribute there is in latents (N, D), in α, from an arbitrary 0: (N, E + K)."""
+        return latents @ self.scorers.T
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an edit did to pictures, as the model sees them itself.
+
+    `moved` (N, E + K) is how far each score went, in α. `distance` (N,) is how far the latents
+    went, over the distance between two faces taken at random.
+    """
+
+    moved: Tensor
+    distance: Tensor
+
+
+def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None = None) -> Edit:
+    """An edit of the attributes `wanted`, under any of their names, holding `keep` still.
+
+    By default gender, age, smile and glasses are kept, as far as the model knows them; of
+    `["none"]` nothing is, of `["all"]` all the others. Raises `UsageError`.
+    """
+    names = [attribute.name for attribute in bundle.attributes]
+    matches = [match_attribute(name, names) for name in wanted]
+    edited = [index for index, _ in matches]
+    if len(set(edited)) < len(edited):
+        twice = next(name for i, name in enumerate(wanted) if edited[i] in edited[:i])
+        msg = f"--attr {twice}: is named twice; give each attribute once, with its own --alpha"
+        raise UsageError(msg)
+    kept = _kept(bundle, edited, keep)
+    assert bundle.directions is not None  # noqa: S101 - with attributes it has both
+    assert bundle.scorers is not None  # noqa: S101
+    return Edit(
+        [names[i] for i in edited],
+        [names[i] for i in kept],
+        edit_directions(bundle.directions, bundle.scorers, edited, kept),
+        bundle.scorers[[*edited, *kept]],
+        torch.tensor([float(sign) for _, sign in matches]).to(bundle.scorers),
+    )
+
+
+def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list[int]:
+    names = [attribute.name for attribute in bundle.attributes]
+    if keep is None:
+        return kept_by_default(bundle.attributes, edited)
+    if list(keep) == ["none"]:
+        return []
+    if list(keep) == ["all"]:
+        return [i for i in range(len(names)) if i not in edited]
+    kept = dict.fromkeys(match_attribute(name, names, "--keep")[0] for name in keep)
+    if both := [names[i] for i in kept if i in edited]:
+        msg = f"--keep {both[0]}: is to be edited too; name it once"
+        raise UsageError(msg)
+    return list(kept)
+
+
+def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
+    """What became of the face with latent `before` (D,), edited to images (N, 3, S, S) in [0, 1].
+
+    Both are compared as they come out of the encoder again, `before` as its reconstruction.
+    """
+    with torch.inference_mode():
+        unedited = bundle.vae.decode(before[None])
+    pictures = torch.cat([unedited, images.to(bundle.device)])
+    seen, _ = posteriors(bundle.vae, pictures.split(64))
+    scores = edit.scores(seen)
+    return Outcome(scores[1:] - scores[:1], relative_distance(bundle, seen[1:] - seen[:1]))
+
+
+def relative_distance(bundle: Bundle, steps: Tensor) -> Tensor:
+    """Lengths (N,) of steps (N, D) in latent space; 1 is between two faces taken at random.
+
+    Mahalanobis lengths over √(2D), the root mean square of such distances.
+    """
+    covariance = bundle.latent_covariance.double()
+    spread = covariance.diag()
+    covariance = covariance + torch.diag(1e-3 * spread + 1e-6 * spread.mean())
+    squares = (steps.double() * torch.linalg.solve(covariance, steps.double().T).T).sum(1)
+    distances: Tensor = squares.clamp_min(0).sqrt() / math.sqrt(2 * steps.shape[1])
+    return distances.float()

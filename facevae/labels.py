@@ -1,0 +1,232 @@
+"""Tables of what faces have, in the formats people keep them in."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facevae.errors import DataError
+from facevae.files import digest
+from facevae.images import SUFFIXES
+
+Values = npt.NDArray[np.float32]
+
+_YES = frozenset(("1", "1.0", "+1", "true", "yes", "y", "t"))
+_NO = frozenset(("0", "0.0", "-1", "-1.0", "false", "no", "n", "f"))
+_NAME_COLUMNS = ("name", "file", "filename", "file_name", "image", "image_id", "path", "id")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A table of labels: `values` (N, A), NaN where not known.
+
+    A yes-or-no attribute has 1 and 0; one whose name is in `continuous` has numbers in a unit of
+    its own, like years or degrees.
+    """
+
+    stems: list[str]
+    names: list[str]
+    values: Values
+    continuous: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
+    """Columns that are neither, and so are left out."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same labels, wherever they are kept."""
+        parts = ("\n".join(self.stems), "\n".join(self.names), self.values.tobytes())
+        return digest(*parts)[:16]
+
+    @property
+    def is_continuous(self) -> npt.NDArray[np.bool_]:
+        """Which attributes are numbers rather than yes or no, (A,)."""
+        return np.array([name in self.continuous for name in self.names], bool)
+
+    def rows_for(self, stems: Sequence[str]) -> Values:
+        """The labels of faces with these stems, (M, A); NaN where the table has none."""
+        row_of = {stem: row for row, stem in enumerate(self.stems)}
+        padded = np.vstack([self.values, np.full((1, len(self.names)), np.nan, np.float32)])
+        rows: Values = padded[[row_of.get(stem, len(self.stems)) for stem in stems]]
+        return rows
+
+
+def read_labels(path: Path) -> Labels:
+    """Read a CelebA list, a CSV, or a folder of FFHQ's published features.
+
+    A CelebA list is a count, a header, then `name -1 1 …`. A CSV has a header and a column called
+    name, file, filename, image, image_id, path or id, or else its first, with names; values are
+    1/0, 1/-1, true/false or yes/no, or numbers of any kind, and an empty one is not known. A folder
+    holds a `.json` for each picture. Raises `DataError` with the line or file at fault.
+    """
+    if path.is_dir():
+        labels = _read_features(path)
+    else:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"{path}: cannot be read as labels ({error})"
+            raise DataError(msg) from error
+        lines = text.splitlines()
+        is_list = bool(lines) and lines[0].strip().isdigit()
+        labels = (_read_celeba if is_list else _read_csv)(path, lines)
+    if not labels.names or not labels.stems:
+        msg = f"{path}: no labels in there; need a header and one row a picture"
+        raise DataError(msg)
+    return labels
+
+
+def merged(tables: Sequence[Labels]) -> Labels:
+    """All labels of several tables; where two know the same of a face, the later one counts."""
+    stems = list(dict.fromkeys(stem for table in tables for stem in table.stems))
+    names = list(dict.fromkeys(name for table in tables for name in table.names))
+    values = np.full((len(stems), len(names)), np.nan, np.float32)
+    for table in tables:
+        columns = [names.index(name) for name in table.names]
+        found = table.rows_for(stems)
+        known = ~np.isnan(found)
+        values[:, columns] = np.where(known, found, values[:, columns])
+    continuous = frozenset().union(*(table.continuous for table in tables))
+    return Labels(stems, names, values, continuous, sum((t.ignored for t in tables), ()))
+
+
+# ---------------------------------------------------------------- CelebA's list, CSV
+
+
+def _read_celeba(path: Path, lines: list[str]) -> Labels:
+    names = lines[1].split() if len(lines) > 1 else []
+    stems, rows = [], []
+    for number, line in enumerate(lines[2:], start=3):
+        name, *marks = line.split() or [""]
+        if not name:
+            continue
+        if len(marks) != len(names) or not set(marks) <= {"1", "-1", "0"}:
+            msg = f"{path}: line {number}: needs a name and {len(names)} labels of 1 or -1"
+            raise DataError(msg)
+        stems.append(_stem(name))
+        rows.append([_CELEBA[mark] for mark in marks])
+    return Labels(stems, names, np.array(rows, np.float32).reshape(len(rows), len(names)))
+
+
+_CELEBA = {"1": 1.0, "-1": 0.0, "0": np.nan}
+
+
+def _read_csv(path: Path, lines: list[str]) -> Labels:
+    header, rows = _csv_table(path, lines)
+    named = [i for i, name in enumerate(header) if name.casefold() in _NAME_COLUMNS]
+    key = named[0] if named else 0
+    columns: dict[str, list[float]] = {}
+    continuous, ignored = set(), []
+    for i, name in enumerate(header):
+        if i == key:
+            continue
+        cells = [row[i] for row in rows]
+        if marks := _parsed(cells, _mark):
+            columns[name] = marks
+        elif numbers := _parsed(cells, _number):
+            columns[name] = numbers
+            continuous.add(name)
+        else:
+            ignored.append(name)
+    values = np.array(list(columns.values()), np.float32).reshape(len(columns), len(rows)).T
+    stems = [_stem(row[key]) for row in rows]
+    return Labels(stems, list(columns), values, frozenset(continuous), tuple(ignored))
+
+
+def _csv_table(path: Path, lines: list[str]) -> tuple[list[str], list[list[str]]]:
+    try:
+        dialect = csv.Sniffer().sniff("\n".join(lines[:20]), delimiters=",;\t")
+    except csv.Error:
+        dialect = csv.excel
+    try:
+        header, *body = list(csv.reader(lines, dialect)) or [[]]
+    except csv.Error as error:
+        msg = f"{path}: cannot be read as CSV ({error}); need a header and one row a picture"
+        raise DataError(msg) from error
+    rows = []
+    for number, row in enumerate(body, start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(header):
+            msg = f"{path}: line {number}: has {len(row)} columns, the header has {len(header)}"
+            raise DataError(msg)
+        rows.append([cell.strip() for cell in row])
+    return [name.strip() for name in header], rows
+
+
+def _parsed(cells: list[str], parse: Callable[[str], float | None]) -> list[float] | None:
+    """The cells as numbers, an empty one as NaN; None if one is something else."""
+    parsed = [np.nan if not cell else parse(cell) for cell in cells]
+    known = [value for value in parsed if value is not None]
+    return known if len(known) == len(parsed) else None
+
+
+def _mark(cell: str) -> float | None:
+    cell = cell.casefold()
+    return 1.0 if cell in _YES else 0.0 if cell in _NO else None
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _stem(name: str) -> str:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
+# ---------------------------------------------------------------- FFHQ's features
+
+
+def _read_features(folder: Path) -> Labels:
+    """The JSON files that were published for FFHQ: a list of faces each, of which the first counts."""
+    files = sorted(folder.glob("*.json"))
+    stems, rows = [], []
+    for path in files:
+        try:
+            faces = json.loads(path.read_text(encoding="utf-8"))
+            found = faces[0]["faceAttributes"] if faces else None
+            row = [np.nan if found is None else float(read(found)) for read in _FEATURES.values()]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            msg = f"{path}: not a file of FFHQ's features ({error!r})"
+            raise DataError(msg) from error
+        if found is not None:
+            stems.append(path.stem)
+            rows.append(row)
+    if not files:
+        msg = f"{folder}: no .json files of FFHQ's features in there"
+        raise DataError(msg)
+    values = np.array(rows, np.float32).reshape(len(rows), len(_FEATURES))
+    return Labels(stems, list(_FEATURES), values, _CONTINUOUS)
+
+
+def _wears(kind: str) -> Callable[[Any], bool]:
+    return lambda face: any(worn["type"] == kind for worn in face["accessories"])
+
+
+_FEATURES: dict[str, Callable[[Any], float]] = {
+    "Eyeglasses": lambda face: face["glasses"] != "NoGlasses",
+    "Sunglasses": lambda face: face["glasses"] == "Sunglasses",
+    "Male": lambda face: face["gender"] == "male",
+    "Headwear": _wears("headwear"),
+    "Eye_Makeup": lambda face: face["makeup"]["eyeMakeup"],
+    "Lip_Makeup": lambda face: face["makeup"]["lipMakeup"],
+    "Age": lambda face: face["age"],
+    "Smile": lambda face: face["smile"],
+    "Beard": lambda face: face["facialHair"]["beard"],
+    "Moustache": lambda face: face["facialHair"]["moustache"],
+    "Sideburns": lambda face: face["facialHair"]["sideburns"],
+    "Bald": lambda face: face["hair"]["bald"],
+    "Yaw": lambda face: face["headPose"]["yaw"],
+    "Pitch": lambda face: face["headPose"]["pitch"],
+    "Roll": lambda face: face["headPose"]["roll"],
+}
+_CONTINUOUS = frozenset(list(_FEATURES)[list(_FEATURES).index("Age") :])
