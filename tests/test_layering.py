@@ -14,9 +14,9 @@ LAYERS = [
     ("images", "model", "prior", "report"),
     ("data", "faces", "attributes", "outputs"),
     ("batches", "bundle"),
-    ("hub", "latents", "runs", "stages"),
-    ("snapshots", "estimate"),
-    ("training",),
+    ("hub", "latents", "runs", "stages", "card"),
+    ("snapshots", "estimate", "package", "api"),
+    ("training", "publish"),
     ("cli",),
     ("__main__", "__init__"),
 ]
