@@ -169,6 +169,8 @@ def _use(bundle: Bundle, repository: str, seeds: Sequence[int]) -> str:
             "`@` and a commit after the name hold on to this very model.",
             "",
             f"![Two generated faces and the way between them]({MORPH})",
+            "",
+            f"*Seeds {seeds[0]} and {seeds[1]}: of those above, the two nearest the average face.*",
         ]
     )
 

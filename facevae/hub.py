@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -233,7 +234,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
     return (http_error, EntryNotFoundError, OSError, ValueError)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Why the Hub did not do what it was asked for, and what to do, in one line."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
@@ -246,8 +247,10 @@ def _reason(error: Exception) -> str:
         RevisionNotFoundError,
     )
 
-    message = getattr(error, "server_message", None) or str(error)
-    first_line = (message.strip().splitlines() or [type(error).__name__])[0]
+    if type(error) is ValueError and isinstance(error.__cause__, _client_errors()):
+        return _reason(error.__cause__)  # the client's "due to the above error"
+    message = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    message = textwrap.shorten(message, 200, placeholder=" …")
     offline = "the Hub is not asked while HF_HUB_OFFLINE is set"
     unreachable = "the Hub cannot be reached; check the network or name a local file"
     known = {  # the first that fits
@@ -257,12 +260,12 @@ def _reason(error: Exception) -> str:
         LocalEntryNotFoundError: f"not here, and {offline if HF_HUB_OFFLINE else unreachable}",
         EntryNotFoundError: f"the repository holds no {MODEL_FILE}, so it is not a facevae model",
         OfflineModeIsEnabled: offline,
-        HfHubHTTPError: f"the Hub refuses ({first_line})",
-        ValueError: first_line,
+        HfHubHTTPError: f"the Hub refuses ({message})",
+        ValueError: message,
     }
     for kind, reason in known.items():
         if isinstance(error, kind):
             return reason
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}; HF_HOME names another place for the cache"
-    return f"the Hub cannot be reached ({first_line}); check the network"
+    return f"the Hub cannot be reached ({message}); check the network"
