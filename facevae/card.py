@@ -1,6 +1,7 @@
 """A model's page on the Hub in words and figures, from what its file says of itself."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,16 +144,18 @@ def _use(bundle: Bundle, repository: str, seeds: Sequence[int]) -> str:
         f"facevae morph --model {repository} seed:{seeds[0]} seed:{seeds[1]} --steps {NUM_MORPHED} -o morph.png",
     ]
     if bundle.attributes:
-        name = bundle.attributes[best_attributes(bundle)[0]].name
+        name = " ".join(bundle.attributes[best_attributes(bundle)[0]].name.split())
+        sweep = f"{ALPHAS[0]:g}:{ALPHAS[-1]:g}:{len(ALPHAS)}"
         commands.append(
-            f'facevae arith --model {repository} seed:{seeds[0]} --attr "{name}" --sweep=-1.5:1.5:7'
+            f"facevae arith --model {repository} seed:{seeds[0]} --attr {shlex.quote(name)} --sweep={sweep}"
         )
     code = [
         "import facevae",
         "",
         f'model = facevae.load("{repository}")',
-        "latents = model.sample(2, seed=0)",
-        "pictures = model.decode(model.morph(latents[0], latents[1], steps=8))",
+        f"latents = model.sample({NUM_SAMPLES}, seed=0)",
+        f"way = model.morph(latents[{seeds[0]}], latents[{seeds[1]}], steps={NUM_MORPHED})",
+        "pictures = model.decode(way)",
     ]
     return "\n".join(
         [
@@ -177,7 +180,7 @@ def _use(bundle: Bundle, repository: str, seeds: Sequence[int]) -> str:
 
 def _training(provenance: Mapping[str, Any]) -> str:
     rows = {
-        "data": ", ".join(map(_plain, _items(provenance.get("sources")))),
+        "data": ", ".join(map(str, _items(provenance.get("sources")))),
         "faces trained on": _number(provenance.get("num_train")),
         "faces held out": _number(provenance.get("num_held_out")),
         "epochs": _number(provenance.get("epochs")),

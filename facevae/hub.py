@@ -70,9 +70,10 @@ def locate(name: str = DEFAULT, *, quiet: bool = False) -> Located:
         return Located(path / MODEL_FILE, name)
     if path.is_file():
         return Located(path, name)
-    if path.suffix == ".safetensors":
-        raise ModelError(_unknown(name))
-    return pull(name, quiet=quiet)
+    if _REPOSITORY.fullmatch(name) and path.suffix != ".safetensors":
+        return pull(name, quiet=quiet)
+    msg = f"{name}: no such model; name a file, a folder, user/repo[@revision]{_listed(DEFAULT)}"
+    raise ModelError(msg)
 
 
 def load_model(name: str = DEFAULT, *, quiet: bool = False) -> tuple[Bundle, Located]:
@@ -104,7 +105,8 @@ def pull(name: str, *, force: bool = False, quiet: bool = False) -> Located:
     alias = ALIASES.get(name)
     match = _REPOSITORY.fullmatch(f"{alias.repository}@{alias.commit}" if alias else name)
     if not match:
-        raise ModelError(_unknown(name))
+        msg = f"{name}: not on the Hub; name user/repo[@revision]{_listed()}"
+        raise ModelError(msg)
     repository, revision = match["repository"], match["revision"]
     with asking(name, quiet=quiet):
         path = _fetch(repository, revision, force=force)
@@ -144,9 +146,9 @@ def _embedded() -> Path:
     return Path(str(resources.files("facevae") / "weights" / "default.safetensors"))
 
 
-def _unknown(name: str) -> str:
-    names = ", ".join(f"'{known}'" for known in (*ALIASES, DEFAULT))
-    return f"{name}: no such model; name a file, a folder, user/repo[@revision], or {names}"
+def _listed(*more: str) -> str:
+    """The short names there are, and `more`, as the end of a list; empty where there are none."""
+    return "".join(f" or '{name}'" for name in (*ALIASES, *more))
 
 
 def _again(located: Located) -> str:

@@ -53,7 +53,7 @@ def write_package(
     return names
 
 
-def claim_folder(folder: Path, model_file: Path) -> None:
+def check_folder(folder: Path, model_file: Path) -> None:
     """Raise `UsageError` unless `folder` is new, empty, or holds what was written here before."""
     if not folder.exists():
         return

@@ -15,7 +15,7 @@ def bundle():
     bundle.provenance |= {
         "complete": True,
         "terms": "for tests only (nobody's)",
-        "sources": ["ffhq"],
+        "sources": ["ff_hq"],
         "num_train": 12345,
         "num_held_out": 678,
         "figures": {"psnr": 24.331, "novelty": 0.5},
@@ -47,7 +47,7 @@ def test_the_metadata_are_what_the_hub_reads(bundle):
 def test_the_card_says_what_the_model_file_does(bundle):
     card = write_card(bundle, "someone/faces", licence_of(bundle), (4, 9))
     for text in (
-        *("32 × 32 px", "8 latent dimensions", "ffhq", "12,345", "678", "24.33 dB"),
+        *("32 × 32 px", "8 latent dimensions", "| ff\\_hq |", "12,345", "678", "24.33 dB"),
         *("novelty | 0.5", "r\\_loss\\_factor calibrated", "seed 7", "75%", "not measured"),
         *("facevae sample --model someone/faces", "seed:4 seed:9", "for tests only (nobody's)"),
         *("Limits and misuse", 'facevae.load("someone/faces")'),
@@ -78,10 +78,10 @@ def test_texts_of_a_file_cannot_become_markup(bundle):
         "figures": {nasty: 1},
     }
     first, *rest = bundle.attributes
-    bundle.attributes = [dataclasses.replace(first, name='q"|<b>'), *rest]
+    bundle.attributes = [dataclasses.replace(first, name="q'\n```\n<b>"), *rest]
     card = write_card(bundle, "someone/faces", licence_of(bundle))
     assert metadata_of(card)["license_name"] == "a-b-x-script-y-http-z-c"
-    for text in ("<script>", "[y](", "\n## x"):
+    for text in ("<script>", "[y](", "\n## x", "q'\n", "\n```\n<b>"):
         assert text not in card, text
 
 

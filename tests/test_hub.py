@@ -190,7 +190,7 @@ def test_a_tag_is_another_model(online):
         ("someone/cut", "not a sound safetensors file"),
         ("someone/text", "not a sound safetensors file"),
         ("some--one/faces", "--"),
-        ("a/b@../../c", "no such model"),
+        ("a/b@../../c", "not on the Hub"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said_in_one_line(online, name, reason):
@@ -289,11 +289,13 @@ def test_an_alias_refuses_any_other_file_in_one_line(aliased):
 
 @pytest.mark.usefixtures("aliased")
 def test_aliases_are_named_only_where_there_are_any(monkeypatch):
-    with pytest.raises(ModelError, match="'small', 'default'"):
+    with pytest.raises(ModelError, match="or 'small' or 'default'"):
         hub.locate("nothing")
     monkeypatch.delitem(hub.ALIASES, "small")
-    with pytest.raises(ModelError, match="or 'default'"):
+    with pytest.raises(ModelError, match=r"\[@revision\] or 'default'$"):
         hub.locate("nothing")
+    with pytest.raises(ModelError, match=r"default: not on the Hub; name user/repo\[@revision\]$"):
+        hub.pull("default")
 
 
 def test_an_alias_names_a_commit_and_a_digest_in_full():

@@ -11,7 +11,7 @@ from facevae.errors import FacevaeError, UsageError
 from facevae.images import to_pixels
 from facevae.latents import decode, latents_of_seeds
 from facevae.package import (
-    claim_folder,
+    check_folder,
     configuration,
     draw_pictures,
     is_configuration,
@@ -66,7 +66,7 @@ def test_what_an_earlier_model_left_goes(source, tmp_path):
     folder = tmp_path / "out"
     write_package(tiny_bundle(), source, "a/b", Licence("other", "none"), folder)
     plain = dataclasses.replace(tiny_bundle(), attributes=[], directions=None)
-    claim_folder(folder, source)
+    check_folder(folder, source)
     names = write_package(plain, source, "a/b", Licence("mit"), folder)
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert found == set(names)
@@ -74,9 +74,9 @@ def test_what_an_earlier_model_left_goes(source, tmp_path):
 
 
 def test_a_folder_of_anything_else_is_refused(source, tmp_path):
-    claim_folder(tmp_path / "new", source)
+    check_folder(tmp_path / "new", source)
     (tmp_path / "empty").mkdir()
-    claim_folder(tmp_path / "empty", source)
+    check_folder(tmp_path / "empty", source)
     package = tmp_path / "package"
     write_package(tiny_bundle(), source, "a/b", Licence("mit"), package)
     (source.parent / "config.json").write_text("{}")  # a run's
@@ -91,9 +91,9 @@ def test_a_folder_of_anything_else_is_refused(source, tmp_path):
         (tmp_path / "file", source),
     ):
         with pytest.raises(UsageError, match="-o"):
-            claim_folder(folder, model)
+            check_folder(folder, model)
     with pytest.raises(FacevaeError, match="JSON"):
-        claim_folder(tmp_path / "odd", source)
+        check_folder(tmp_path / "odd", source)
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {"library_name": "diffusers"}])

@@ -102,7 +102,7 @@ def push(
     from facevae.card import licence_of
     from facevae.files import unused
     from facevae.hub import load_model
-    from facevae.package import claim_folder, write_package
+    from facevae.package import check_folder, write_package
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -121,7 +121,7 @@ def push(
     # Write
     if is_local:
         folder = output or unused(Path(repository.replace("/", "-")))
-        claim_folder(folder, located.path)
+        check_folder(folder, located.path)
         names = write_package(bundle, located.path, repository, licence, folder)
         console.say(f"{folder}: what would be {repository}; nothing is uploaded")
         finish(console, used, [folder / name for name in names], {"dry_run": True})
