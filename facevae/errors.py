@@ -18,7 +18,7 @@ class ImageError(FacevaeError):
 
 
 class ModelError(FacevaeError):
-    """A model that cannot be found, or a file that is not a sound model."""
+    """A model that cannot be found or published, or a file that is not a sound model."""
 
 
 class DataError(FacevaeError):

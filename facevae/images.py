@@ -76,7 +76,12 @@ def open_picture(
     with _readable(name or str(source)), Image.open(source) as image:
         if enough is not None:
             image.draft("RGB", (enough, enough))
-        return _to_srgb(ImageOps.exif_transpose(image))
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture that is open, upright and in RGB, in sRGB, as `open_picture` gives it."""
+    return _to_srgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager

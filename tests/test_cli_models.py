@@ -11,7 +11,18 @@ from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 from facevae.bundle import save
 from facevae.faces import FFHQ
 
-COMMANDS = ("train", "reconstruct", "sample", "morph", "arith", "align", "info", "cache")
+COMMANDS = (
+    "train",
+    "reconstruct",
+    "sample",
+    "morph",
+    "arith",
+    "align",
+    "info",
+    "cache",
+    "pull",
+    "push",
+)
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub", "matplotlib", "av")
 
 HELP = """

@@ -44,7 +44,7 @@ def align(
     files = find_files(photos, SUFFIXES)
     names = [str(path) for path in files]
     paths = folder_paths(choose_output(f"{output}/", ""), names, names)
-    wanted = _framing(framing)
+    wanted = _framing(framing, quiet=quiet)
     written, skipped = [], []
     pictures = [Picture(path) for path in files]
     for i, found in enumerate(load_faces_of(pictures, size, wanted, face_number)):
@@ -63,13 +63,13 @@ def align(
     console.result(written, {"outputs": written, "skipped": skipped})
 
 
-def _framing(name: str) -> "Framing":
+def _framing(name: str, *, quiet: bool) -> "Framing":
     from facevae.faces import FFHQ
     from facevae.hub import load_model
 
     if name == "ffhq":
         return FFHQ
-    found = load_model(name)[0].framing
+    found = load_model(name, quiet=quiet)[0].framing
     if found is None:
         msg = f"--framing {name}: that model's faces were not framed alike; name ffhq or another"
         raise UsageError(msg)

@@ -30,7 +30,7 @@ def info(
     from facevae.model import num_parameters
 
     console = Console(quiet=quiet, as_json=json)
-    bundle, located = load_model(model)
+    bundle, located = load_model(model, quiet=quiet)
     values: dict[str, Any] = {
         "model": {"name": located.name, "path": str(located.path)},
         "num_bytes": located.path.stat().st_size,

@@ -16,7 +16,7 @@ def open_model(console: Console, name: str, device: str) -> "tuple[Bundle, dict[
     from facevae.runtime import describe, select_device
 
     chosen = select_device(device)
-    bundle, located = load_model(name)
+    bundle, located = load_model(name, quiet=console.quiet)
     size = bundle.config.size
     console.say(f"model: {located.name} ({size} × {size} px) on {describe(chosen)}")
     used = {"name": located.name, "path": str(located.path)}

@@ -110,7 +110,7 @@ def train(
 
     # Check
     console = Console(quiet=quiet, as_json=json)
-    started_from = _load_init(init)
+    started_from = _load_init(init, quiet=quiet)
     chosen = _configure(
         preset(preset_name),
         started_from,
@@ -199,10 +199,10 @@ class _Talk:
         self.console.say(text)
 
 
-def _load_init(name: str | None) -> "Bundle | None":
+def _load_init(name: str | None, *, quiet: bool) -> "Bundle | None":
     from facevae.hub import load_model
 
-    return load_model(name)[0] if name else None
+    return load_model(name, quiet=quiet)[0] if name else None
 
 
 def _configure(

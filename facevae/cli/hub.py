@@ -1,0 +1,169 @@
+"""`pull` and `push`."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from facevae.cli import options
+from facevae.cli.session import finish
+from facevae.console import Console
+from facevae.errors import ModelError
+
+if TYPE_CHECKING:
+    from facevae.bundle import Bundle
+    from facevae.card import Licence
+
+
+def pull(
+    model: Annotated[
+        str, typer.Argument(metavar="USER/REPO", help="A repository, as user/repo\\[@revision].")
+    ],
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Download it again, whatever the cache holds.")
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Download a model from the Hugging Face Hub, see that it is sound, and print where it is.
+
+    Examples:
+
+      facevae pull user/faces
+
+      facevae pull user/faces@v1 --json
+    """
+    from facevae import hub
+
+    console = Console(quiet=quiet, as_json=json)
+    located = hub.pull(model, force=force, quiet=quiet)
+    hub.read(located)
+    console.say(f"{located.name}, {located.path.stat().st_size / 1e6:,.1f} MB")
+    used = {"name": located.name, "path": str(located.path)}
+    finish(console, used, [located.path], {"commit": located.commit})
+
+
+def push(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="RUN|MODEL", help="A run's folder, a file, or any other --model."),
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="USER/REPO", help="The repository; made where there is none.")
+    ],
+    *,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository a private one.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="A branch instead of main."),
+    ] = None,
+    message: Annotated[str, typer.Option("--message", help="Of the commit.")] = "",
+    license_id: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="An identifier of the Hub's, as mit (default: the terms that the model carries).",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Replace even a card that was changed by hand, or another program's model.",
+        ),
+    ] = False,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Publish a run that has not come to its end.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the folder, and upload nothing.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to write that folder; implies --dry-run."),
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Publish a model on the Hugging Face Hub, with a card and pictures of generated faces.
+
+    Examples:
+
+      facevae push runs/ffhq user/faces --dry-run
+
+      facevae push runs/ffhq user/faces --private
+    """
+    from facevae import publish
+    from facevae.card import licence_of
+    from facevae.files import unused
+    from facevae.hub import load_model
+    from facevae.package import check_folder, write_package
+
+    # Check
+    console = Console(quiet=quiet, as_json=json)
+    publish.check_repository(repository)
+    is_local = dry_run or output is not None
+    if not is_local:
+        publish.check_token()
+    bundle, located = load_model(model, quiet=quiet)
+    if not (bundle.provenance.get("complete") or unfinished):
+        msg = f"{located.name}: is not finished; `facevae train` again ends it, --unfinished publishes it as it is"
+        raise ModelError(msg)
+    licence = licence_of(bundle, license_id)
+    _warn_of_terms(console, bundle, licence)
+    used = {"name": located.name, "path": str(located.path)}
+
+    # Write
+    if is_local:
+        folder = output or unused(Path(repository.replace("/", "-")))
+        check_folder(folder, located.path)
+        names = write_package(bundle, located.path, repository, licence, folder)
+        console.say(f"{folder}: what would be {repository}; nothing is uploaded")
+        finish(console, used, [folder / name for name in names], {"dry_run": True})
+        return
+
+    # Publish
+    with tempfile.TemporaryDirectory(prefix="facevae-") as name:
+        write_package(bundle, located.path, repository, licence, Path(name))
+        done = publish.push(
+            Path(name),
+            repository,
+            private=private,
+            branch=revision,
+            message=message,
+            replace=replace,
+            quiet=quiet,
+        )
+    if done.kept:
+        console.warn(
+            f"{', '.join(done.kept)} there was not written by a push, or was changed since, and is kept; "
+            "--replace replaces it"
+        )
+    if not done.is_changed:
+        console.say("nothing has changed since the last push")
+    console.say(f"try: facevae sample --model {repository} -n 64 -o grid.png")
+    values = {
+        "model": used,
+        "outputs": [],
+        "url": done.url,
+        "commit": done.commit,
+        "kept": done.kept,
+    }
+    console.result([done.url], values)
+
+
+def _warn_of_terms(console: Console, bundle: "Bundle", licence: "Licence") -> None:
+    """Say what whoever publishes a model should know of its terms."""
+    if licence.identifier == "unknown":
+        console.warn("the model carries no terms; without --license nobody knows what they may do")
+    elif licence.terms and not licence.is_in_words:
+        console.warn(
+            f"beside {licence.identifier} the card repeats the model's own terms: {licence.terms}"
+        )
+    if not bundle.provenance.get("figures"):
+        console.warn("the model carries no figures of held-out faces, so the card has none")

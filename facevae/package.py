@@ -1,0 +1,112 @@
+"""What a model's repository holds: the model, its configuration, its card, pictures of what it makes."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facevae.bundle import FORMAT, Bundle
+from facevae.card import (
+    ALPHAS,
+    ATTRIBUTES,
+    CARD,
+    LIBRARY,
+    LICENSE,
+    MORPH,
+    NUM_MORPHED,
+    NUM_SAMPLES,
+    SAMPLES,
+    Licence,
+    best_attributes,
+    write_card,
+)
+from facevae.edits import plan_edit
+from facevae.errors import UsageError
+from facevae.files import read_json, replacing, write_json, write_text
+from facevae.hub import CONFIG_FILE, MODEL_FILE
+from facevae.images import Pixels, grid, save_picture, to_pixels
+from facevae.latents import decode, latents_of_seeds, morph
+
+
+def write_package(
+    bundle: Bundle, model_file: Path, repository: str, licence: Licence, folder: Path
+) -> list[str]:
+    """Write all that a model's repository holds into `folder`; returns the files' names.
+
+    That is a copy of `model_file`, `config.json`, the card, `LICENSE` where the terms are no
+    published licence, and pictures, all of generated faces: none is of a person.
+    """
+    pictures, seeds = draw_pictures(bundle)
+    for name, pixels in pictures.items():
+        save_picture(folder / name, pixels)
+    with replacing(folder / MODEL_FILE) as temporary:
+        shutil.copyfile(model_file, temporary)
+    write_json(folder / CONFIG_FILE, configuration(bundle))
+    write_text(folder / CARD, write_card(bundle, repository, licence, seeds))
+    names = [MODEL_FILE, CONFIG_FILE, CARD, *pictures]
+    if licence.is_in_words:
+        write_text(folder / LICENSE, f"Terms of the model in this repository:\n\n{licence.terms}\n")
+        names.append(LICENSE)
+    for name in {LICENSE, ATTRIBUTES}.difference(names):
+        (folder / name).unlink(missing_ok=True)  # an earlier model's
+    return names
+
+
+def check_folder(folder: Path, model_file: Path) -> None:
+    """Raise `UsageError` unless `folder` is new, empty, or holds what was written here before."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        msg = f"{folder}: is a file; name a folder with -o"
+        raise UsageError(msg)
+    config = folder / CONFIG_FILE
+    is_earlier = config.is_file() and is_configuration(read_json(config))
+    is_source = (folder / MODEL_FILE).resolve() == model_file.resolve()
+    if is_source or (any(folder.iterdir()) and not is_earlier):
+        msg = f"{folder}: holds other files, which would be mixed up or replaced; name another -o"
+        raise UsageError(msg)
+
+
+def configuration(bundle: Bundle) -> dict[str, Any]:
+    """The model file's metadata for people and for the Hub, which counts downloads by this file."""
+    return {
+        "library_name": LIBRARY,
+        "format": FORMAT,
+        "config": bundle.config.to_dict(),
+        "prior": bundle.prior_config.to_dict(),
+        "framing": bundle.framing.to_dict() if bundle.framing else None,
+        "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
+        "provenance": bundle.provenance,
+    }
+
+
+def is_configuration(values: object) -> bool:
+    """Whether that is what `configuration` writes."""
+    return isinstance(values, dict) and values.get("library_name") == LIBRARY
+
+
+def draw_pictures(bundle: Bundle) -> tuple[dict[str, Pixels], list[int]]:
+    """Pictures by name: seeds from 0, a morph of the two nearest the average, the nearest edited.
+
+    Returns the two seeds as well.
+    """
+
+    def sheet(latents: torch.Tensor, columns: int) -> Pixels:
+        return grid(to_pixels(decode(bundle.vae, latents)), columns)
+
+    faces = latents_of_seeds(bundle, list(range(NUM_SAMPLES)))
+    distances = ((faces - bundle.latent_mean) / bundle.latent_spread).norm(dim=1)
+    seeds = distances.argsort(stable=True)[:2].tolist()
+    pictures = {
+        SAMPLES: sheet(faces, 8),
+        MORPH: sheet(morph(bundle, faces[seeds], NUM_MORPHED), NUM_MORPHED),
+    }
+    if bundle.directions is not None:
+        alphas = torch.tensor(ALPHAS, device=bundle.device)[:, None]
+        names = [bundle.attributes[i].name for i in best_attributes(bundle)]
+        edits = [plan_edit(bundle, [name]) for name in names]
+        swept = [edit.apply(faces[seeds[:1]].repeat(len(alphas), 1), alphas) for edit in edits]
+        pictures[ATTRIBUTES] = sheet(torch.cat(swept), len(ALPHAS))
+    return pictures, seeds

@@ -1,0 +1,183 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw_face
+from PIL import Image
+from tiny import ATTRIBUTES, CONFIG, tiny_bundle
+
+import facevae
+from facevae.api import Model
+from facevae.bundle import save
+from facevae.errors import FacevaeError, ImageError, UsageError
+from facevae.images import to_pixels
+from facevae.latents import decode, encode_pixels, latents_of_seeds, morph
+
+PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"
+
+
+@pytest.fixture
+def model():
+    return Model(tiny_bundle(), "tiny")
+
+
+# ---------------------------------------------------------------- the package
+
+
+def test_importing_the_package_loads_nothing_until_something_is_asked_for():
+    script = """
+import json, sys
+import facevae
+before = sorted(sys.modules)
+names = dir(facevae)
+assert facevae.__version__
+light = sorted(sys.modules)
+facevae.load
+print(json.dumps([before, names, light, "torch" in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    before, names, light, has_torch = json.loads(done.stdout)
+    heavy = {"torch", "numpy", "PIL", "rich", "typer", "safetensors", "huggingface_hub"}
+    assert not heavy & set(before)
+    assert not heavy & set(light)
+    assert has_torch
+    assert set(facevae.__all__) <= set(names)
+
+
+def test_the_package_has_what_it_names_and_nothing_else():
+    from importlib.metadata import version
+
+    for name in facevae.__all__:
+        assert getattr(facevae, name)
+    assert facevae.__version__ == version("facevae")
+    assert facevae.FacevaeError is FacevaeError
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = facevae.nothing
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_a_model_is_loaded_by_any_name(tmp_path):
+    save(tiny_bundle(), tmp_path / "model.safetensors")
+    for name in (tmp_path, str(tmp_path), tmp_path / "model.safetensors"):
+        model = facevae.load(name, device="cpu")
+        assert (model.size, model.latent_dim) == (CONFIG.size, CONFIG.latent_dim)
+        assert model.name == str(name)
+        assert [a.name for a in model.attributes] == list(ATTRIBUTES)
+        assert model.provenance["terms"] == "for tests"
+    assert facevae.load().name == "default"
+    assert "size=32" in repr(model)
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line():
+    for name, device in (("nowhere", "cpu"), ("default", "abacus")):
+        with pytest.raises(FacevaeError) as caught:
+            facevae.load(name, device=device)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+# ---------------------------------------------------------------- faces
+
+
+def test_sampling_gives_the_faces_of_the_command(model):
+    expected = latents_of_seeds(model.bundle, [5, 6, 7], 0.8)
+    latents = model.sample(3, seed=5, temperature=0.8)
+    assert latents.equal(expected)
+    assert latents.dtype == torch.float32
+    assert model.sample(0).shape == (0, CONFIG.latent_dim)
+
+
+def test_decoding_gives_pictures_or_a_tensor(model):
+    latents = model.sample(3)
+    expected = decode(model.bundle.vae, latents)
+    assert model.decode_images(latents).equal(expected)
+    pictures = model.decode(latents)
+    assert [p.mode for p in pictures] == ["RGB"] * 3
+    assert np.array_equal(np.stack([np.array(p) for p in pictures]), to_pixels(expected))
+    one = model.decode(latents[1])
+    assert np.array_equal(np.array(one[0]), to_pixels(expected)[1])
+    assert model.decode_images(latents.double().numpy()).equal(expected)
+    assert model.decode(model.sample(0)) == []
+
+
+def test_encoding_takes_pictures_and_tensors_one_or_many(model):
+    pictures = [draw_face(seed, CONFIG.size) for seed in range(3)]
+    pixels = np.stack([np.array(picture) for picture in pictures])
+    expected = encode_pixels(model.bundle, pixels)
+    assert model.encode(pictures).equal(expected)
+    images = torch.from_numpy(pixels).movedim(-1, 1) / 255
+    assert model.encode(images).equal(expected)
+    assert model.encode(list(images)).equal(expected)
+    for one in (pictures[0], images[0]):
+        assert torch.allclose(model.encode(one), expected[:1], atol=1e-5)
+    assert model.encode([]).shape == (0, CONFIG.latent_dim)
+    # any other picture is brought to the size: upright, its largest centred square
+    wide = Image.new("L", (90, 40))
+    assert model.encode(wide).shape == (1, CONFIG.latent_dim)
+
+
+def test_a_morph_begins_and_ends_at_its_faces(model):
+    a, b = model.sample(2)
+    way = model.morph(a, b, steps=5)
+    assert way.equal(morph(model.bundle, torch.stack([a, b]), 5))
+    assert way[0].equal(a)
+    assert way[-1].equal(b)
+    straight = model.morph(a, b, steps=3, path="lerp")
+    assert torch.allclose(straight[1], (a + b) / 2)
+
+
+def test_an_edit_adds_what_the_attribute_is(model):
+    latents = model.sample(2)
+    directions = model.bundle.directions
+    edited = model.edit(latents, {"glasses": 1.5, "beard": 2.0})
+    # "beard" is against the direction of No_Beard
+    assert torch.allclose(edited, latents + 1.5 * directions[0] - 2.0 * directions[3])
+    assert model.edit(latents, {}).equal(latents)
+    assert model.edit(latents[0], {"smile": 0.0}).equal(latents[:1])
+
+
+def test_aligning_finds_the_face_of_a_photo():
+    model = facevae.load()
+    from_path = model.align(PORTRAIT)
+    with Image.open(PORTRAIT) as photo:
+        assert model.align(photo) == from_path
+    assert from_path.size == (128, 128)
+    with pytest.raises(ImageError, match="no --face 2"):
+        model.align(str(PORTRAIT), face=2)
+
+
+def test_without_a_framing_a_photo_is_its_centred_square(model):
+    with Image.open(PORTRAIT) as photo:
+        assert model.align(photo).size == (CONFIG.size, CONFIG.size)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda m: m.decode(torch.zeros(2, 5)),
+        lambda m: m.decode(torch.zeros(1, 2, CONFIG.latent_dim)),
+        lambda m: m.encode("face.png"),
+        lambda m: m.encode(torch.full((3, CONFIG.size, CONFIG.size), 255.0)),
+        lambda m: m.encode(torch.zeros(3, 7, 7)),
+        lambda m: m.encode(torch.zeros(3, CONFIG.size, CONFIG.size, dtype=torch.uint8)),
+        lambda m: m.morph(m.sample(2), m.sample(2)),
+        lambda m: m.morph(*m.sample(2), steps=1),
+        lambda m: m.edit(m.sample(1), {"wings": 1.0}),
+        lambda m: m.sample(-1),
+        lambda m: m.sample(2, seed=-1),
+        lambda m: m.sample(2, seed=2**63 - 1),
+        lambda m: m.align(PORTRAIT, face=0),
+        lambda m: m.align("nowhere.png"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_in_one_line(model, wrong):
+    with pytest.raises((UsageError, ImageError)) as caught:
+        wrong(model)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "--attr" not in str(caught.value)
