@@ -14,7 +14,7 @@ LAYERS = [
     ("images", "model", "prior", "report"),
     ("data", "faces", "attributes", "outputs"),
     ("batches", "bundle"),
-    ("hub", "latents", "runs", "stages"),
+    ("hub", "latents", "runs", "stages", "export"),
     ("snapshots", "estimate"),
     ("training",),
     ("cli",),

@@ -13,6 +13,7 @@ import typer
 
 from facevae.cli.align import align
 from facevae.cli.edits import arith, morph
+from facevae.cli.export import export
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.models import cache, info
 from facevae.cli.train import train
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, reconstruct, sample, morph, arith, align, info, cache):
+for command in (train, reconstruct, sample, morph, arith, align, export, info, cache):
     app.command()(command)
 
 

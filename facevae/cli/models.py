@@ -13,14 +13,7 @@ from facevae.errors import UsageError
 
 
 def info(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="[MODEL]",
-            envvar="FACEVAE_MODEL",
-            help="default, a file, a folder, or user/repo\\[@revision].",
-        ),
-    ] = "default",
+    model: options.ModelArgument = "default",
     *,
     json: options.Json = False,
     quiet: options.Quiet = False,

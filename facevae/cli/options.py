@@ -19,6 +19,14 @@ Model = Annotated[
         help="The model: 'default' (in the package), a file, a folder, or user/repo\\[@revision] on the Hub.",
     ),
 ]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[MODEL]",
+        envvar="FACEVAE_MODEL",
+        help="default, a file, a folder, or user/repo\\[@revision].",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option("--device", envvar="FACEVAE_DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
