@@ -11,7 +11,7 @@ PACKAGE = Path(facevae.__file__).parent
 LAYERS = [
     ("errors", "console", "losses", "detection"),
     ("files", "config", "runtime", "metrics"),
-    ("images", "model", "prior", "report"),
+    ("images", "model", "prior", "report", "latent_files"),
     ("data", "faces", "attributes", "outputs"),
     ("batches", "bundle"),
     ("hub", "latents", "runs", "stages", "export"),

@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from facevae.images import Pixels
     from facevae.outputs import Output
 
-FaceArgument = Annotated[str, typer.Argument(metavar="FACE", help="A photo, or seed:N.")]
+FaceArgument = Annotated[
+    str, typer.Argument(metavar="FACE", help="A photo, seed:N, or LATENTS.npz#NAME.")
+]
 
 
 def morph(
     faces: Annotated[
-        list[str], typer.Argument(metavar="A B [C …]", help="Two faces or more: photos, or seed:N.")
+        list[str],
+        typer.Argument(
+            metavar="A B [C …]", help="Two faces or more: photos, seed:N, or LATENTS.npz#NAME."
+        ),
     ],
     *,
     steps: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from facevae.cli import options
+from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import finish, open_model
 from facevae.config import MAX_SEED
 from facevae.console import Console
@@ -22,10 +23,14 @@ _MAX_ON_A_SHEET = 1024
 
 def reconstruct(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…|DIR", help="Photos, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE…|DIR", help="Photos, or folders of them; or files of latents to decode."
+        ),
     ],
     *,
     output: options.Output = None,
+    latents: options.Latents = None,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
     model: options.Model = "default",
@@ -42,16 +47,23 @@ def reconstruct(
       facevae reconstruct face.png
 
       facevae reconstruct photos/ -o out/
+
+      facevae reconstruct photos/ --latents faces.npz && facevae reconstruct faces.npz#0
     """
     import numpy as np
 
     from facevae.data import find_files
     from facevae.faces import load_face
+    from facevae.files import distinct_names
     from facevae.images import SUFFIXES, paired_grid, save_picture, to_pixels
     from facevae.latents import decode, encode_pixels
     from facevae.outputs import choose_output, folder_paths
 
     console = Console(quiet=quiet, as_json=json)
+    if stored := stored_faces(images):
+        decode_stored(console, stored, output, model, device, latents=latents)
+        return
+    keep = LatentsKeeper(latents)
     files = find_files(images, SUFFIXES)
     names = [str(path) for path in files]
     if not files:
@@ -62,6 +74,7 @@ def reconstruct(
         msg = f"{len(files):,} pictures are too many for one sheet; name a folder: -o out/"
         raise UsageError(msg)
     paths = folder_paths(target, names, names) if target.is_folder else [target.path]
+    stems = distinct_names(names)
     bundle, used = open_model(console, model, device)
 
     skipped: list[str] = []
@@ -74,7 +87,9 @@ def reconstruct(
         number=face_number,
     )
     for places, originals in _read_chunks(files, load, skipped):
-        pixels = to_pixels(decode(bundle.vae, encode_pixels(bundle, originals)))
+        encoded = encode_pixels(bundle, originals)
+        keep.add([stems[place] for place in places], encoded)
+        pixels = to_pixels(decode(bundle.vae, encoded))
         if target.is_folder:
             for place, picture in zip(places, pixels, strict=True):
                 save_picture(paths[place], picture)
@@ -91,7 +106,8 @@ def reconstruct(
     if not written:
         msg = f"none of the {len(files)} pictures can be read"
         raise ImageError(msg)
-    finish(console, used, written, {"skipped": skipped})
+    keep.save(bundle, used["name"])
+    finish(console, used, [*written, *keep.paths], {"skipped": skipped})
 
 
 def sample(
@@ -101,6 +117,7 @@ def sample(
         typer.Option("--number", "-n", min=1, max=options.MAX_PICTURES, help="How many faces."),
     ] = 64,
     output: options.Output = None,
+    latents: options.Latents = None,
     seed: options.Seed = 0,
     seeds: Annotated[
         str | None, typer.Option("--seeds", help="Certain seeds instead: 0,4,10-19.")
@@ -135,6 +152,7 @@ def sample(
 
     console = Console(quiet=quiet, as_json=json)
     options.finite("--temperature", temperature)
+    keep = LatentsKeeper(latents)
     if seed + number - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
@@ -150,8 +168,10 @@ def sample(
 
     parts: list[Pixels] = []
     for start in range(0, len(chosen), _CHUNK):
-        latents = latents_of_seeds(bundle, chosen[start : start + _CHUNK], temperature)
-        pixels = to_pixels(decode(bundle.vae, latents))
+        some = chosen[start : start + _CHUNK]
+        drawn = latents_of_seeds(bundle, some, temperature)
+        keep.add([f"seed:{s}" for s in some], drawn)
+        pixels = to_pixels(decode(bundle.vae, drawn))
         if target.is_folder:
             for path, picture in zip(paths[start:], pixels, strict=False):
                 save_picture(path, picture)
@@ -161,7 +181,8 @@ def sample(
     if not target.is_folder:
         save_picture(target.path, grid(np.concatenate(parts), columns))
         paths = [target.path]
-    finish(console, used, paths, {"seeds": chosen})
+    keep.save(bundle, used["name"])
+    finish(console, used, [*paths, *keep.paths], {"seeds": chosen})
 
 
 def _read_chunks(
