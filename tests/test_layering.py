@@ -10,8 +10,8 @@ PACKAGE = Path(facevae.__file__).parent
 # a module may use those of lower layers only; `cli` is a package of its own, at the top
 LAYERS = [
     ("errors", "console", "losses", "detection"),
-    ("files", "config", "runtime", "metrics"),
-    ("images", "model", "prior", "report", "latent_files"),
+    ("files", "config", "runtime", "metrics", "hub_files"),
+    ("images", "model", "prior", "report", "latent_files", "tables"),
     ("data", "faces", "attributes", "outputs"),
     ("batches", "bundle"),
     ("hub", "latents", "runs", "stages", "export"),
