@@ -385,12 +385,18 @@ def _in_order(
 ) -> Iterator[_Out]:
     """`map`, which takes no more items than the pool will soon need: they may hold much."""
     waiting: deque[Future[_Out]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > 2 * (os.cpu_count() or 1):
-            yield waiting.popleft().result()
+    problem = None
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * (os.cpu_count() or 1):
+                yield waiting.popleft().result()
+    except DataError as error:
+        problem = error  # of reading further; what was read before is not lost
     while waiting:
         yield waiting.popleft().result()
+    if problem:
+        raise problem
 
 
 def _mark(pixels: Pixels) -> bytes:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -48,11 +49,17 @@ class HubFile:
 
     def open(self, ahead_bytes: int) -> io.RawIOBase:
         """Its bytes, of which those asked for are fetched, and `ahead_bytes` more at a time."""
-        from huggingface_hub import HfFileSystem
-
         place = f"datasets/{self.repository}@{self.commit}/{self.path}"
         with _answering(str(self)):
-            return _Reader(HfFileSystem().open(place, "rb", block_size=ahead_bytes), str(self))
+            return _Reader(_hub().open(place, "rb", block_size=ahead_bytes), str(self))
+
+
+@cache
+def _hub() -> Any:
+    """The Hub as a file system, one for all threads, so that folders are listed once."""
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem()
 
 
 class _Reader(io.RawIOBase):

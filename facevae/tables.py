@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from facevae.errors import DataError
 from facevae.hub_files import HubFile
@@ -26,6 +27,7 @@ _PICTURE_COLUMNS = ("image", "img", "picture", "photo", "face", "jpg", "png")
 _NAME_COLUMNS = ("file_name", "filename", "name", "image_id", "id", "__key__")
 _AT_ONCE = 16  # rows; of 1024 px PNG files, some 25 MB
 _NAMES_AHEAD, _BYTES_AHEAD = 1 << 16, 1 << 23  # bytes fetched ahead from the Hub
+_MOST_MARKS = 3  # yes, no and unknown
 _BUFFER = 1 << 20  # bytes of a column read ahead, where else it would be the whole row group
 
 
@@ -67,6 +69,34 @@ def row_names(file: File) -> list[str]:
     # a dot would begin a suffix
     stem = PurePosixPath(file.name).stem.replace(".", "-")
     return [name or f"{stem}-{row:06}" for row, name in enumerate(names)]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A column of few distinct values: `values[codes[row]]`, a code of -1 being no value."""
+
+    values: list[bool | int]
+    codes: npt.NDArray[np.int64]
+
+
+def read_marks(file: File) -> dict[str, Marks | None]:
+    """The table's columns of truth values and whole numbers; None where they are too many.
+
+    Raises `DataError`.
+    """
+    import pyarrow as pa
+
+    with _opened(file, _NAMES_AHEAD) as table:
+        kinds = {field.name: field.type for field in table.schema}
+        few = [n for n, kind in kinds.items() if pa.types.is_boolean(kind) or _is_count(kind)]
+        columns = table.whole(few)
+    found: dict[str, Marks | None] = {}
+    for name in few:
+        encoded = columns[name].combine_chunks().dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        is_few = len(encoded.dictionary) <= _MOST_MARKS
+        found[name] = Marks(encoded.dictionary.to_pylist(), codes) if is_few else None
+    return found
 
 
 def read_rows(file: File, rows: Sequence[int]) -> Iterator[list[Row]]:
@@ -148,6 +178,12 @@ def _is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def _is_count(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind))
+
+
 def _declared_images(schema: Any) -> set[str]:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -188,6 +224,9 @@ class _Parquet:
     def all_batches(self, leaf: str) -> Iterator[Any]:
         yield from self.file.iter_batches(1 << 16, columns=[leaf])
 
+    def whole(self, columns: list[str]) -> Any:
+        return self.file.read(columns=columns)
+
 
 class _Arrow:
     """An Arrow stream or file, mapped from the disk, by its record batches."""
@@ -218,6 +257,11 @@ class _Arrow:
         for batch in self._batches:
             yield batch.select([leaf.removesuffix(".path")])
 
+    def whole(self, columns: list[str]) -> Any:
+        import pyarrow as pa
+
+        return pa.Table.from_batches(self._batches, self.schema).select(columns)
+
 
 @contextmanager
 def _opened(file: File, ahead_bytes: int) -> Iterator[_Parquet | _Arrow]:
@@ -230,9 +274,12 @@ def _opened(file: File, ahead_bytes: int) -> Iterator[_Parquet | _Arrow]:
         if isinstance(file, HubFile):
             with file.open(ahead_bytes) as source:
                 yield _Parquet(source)
-        else:
+        elif file.suffix.lower() == ".arrow":
             with pa.memory_map(str(file)) if file.stat().st_size else file.open("rb") as source:
-                yield (_Arrow if file.suffix.lower() == ".arrow" else _Parquet)(source)
+                yield _Arrow(source)
+        else:
+            with pa.OSFile(str(file)) as source:
+                yield _Parquet(source)
     except (pa.ArrowException, OSError) as error:
         msg = f"{file}: cannot be read as a table ({_first_line(error)})"
         raise DataError(msg) from error

@@ -17,6 +17,7 @@ from facevae.errors import DataError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from facevae.attributes import Labels
     from facevae.bundle import Bundle
     from facevae.runs import Run
 
@@ -67,8 +68,11 @@ def train(
         int | None, typer.Option("--prior-epochs", help="Passes over the latents for a flow.")
     ] = None,
     labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="A CelebA list or a CSV: learn attributes for `arith`."),
+        str | None,
+        typer.Option(
+            "--labels",
+            help="A CelebA list, a CSV, or Parquet such as DATA itself: learn attributes for `arith`.",
+        ),
     ] = None,
     init: Annotated[
         str | None,
@@ -107,7 +111,6 @@ def train(
       facevae train hf://datasets/owner/faces
     """
     from facevae import runtime
-    from facevae.attributes import read_labels
     from facevae.data import load_faces
     from facevae.runs import Run, RunFolder, settings_of
     from facevae.training import Stopped
@@ -131,7 +134,7 @@ def train(
         r_loss_factor=r_loss_factor,
     )
     target = runtime.select_device(device)
-    table = read_labels(labels) if labels else None
+    table = _read_labels(labels) if labels else None
     folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
     if dry_run:
         _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
@@ -202,6 +205,19 @@ class _Talk:
 
     def notice(self, text: str) -> None:
         self.console.say(text)
+
+
+def _read_labels(name: str) -> "Labels":
+    from facevae.attributes import read_labels, read_table_labels
+    from facevae.data import find_data
+    from facevae.hub_files import is_url
+    from facevae.tables import SUFFIXES
+
+    if is_url(name) or Path(name).is_dir() or Path(name).suffix.lower() in SUFFIXES:
+        tables = [file for file in find_data([name]) if file.suffix.lower() in SUFFIXES]
+        if tables:
+            return read_table_labels(tables)
+    return read_labels(Path(name))
 
 
 def _load_init(name: str | None) -> "Bundle | None":
