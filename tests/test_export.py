@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from tiny import ATTRIBUTES, CONFIG, differing, tensors_of, tiny_bundle
 
 from facevae import prior
@@ -84,6 +86,16 @@ def test_the_command_says_what_it_wrote_and_how_far_it_is_from_torch(exported):
     # nothing of the exporter's own
     assert {line.split(":")[0] for line in said.splitlines()} <= {"model", "Exporting", *NAMES}
     assert {path.name for path in folder.iterdir()} == {p.split("/")[-1] for p in values["outputs"]}
+
+
+def test_the_readmes_program_samples_faces_without_torch(exported, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(exported[0].parent)
+    values = {}
+    exec(program, values)
+    assert values["images"].shape == (16, 3, CONFIG.size, CONFIG.size)
+    assert 0 <= values["images"].min() < values["images"].max() <= 1
 
 
 @pytest.mark.parametrize("name", NAMES)
