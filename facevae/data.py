@@ -116,8 +116,10 @@ def _distinct(files: Iterable[_File]) -> list[_File]:
 
 
 def _place(source: File | Source) -> str:
-    """Where a file or source is, on this machine without its links followed."""
-    return os.path.abspath(source) if isinstance(source, Path) else str(source)  # noqa: PTH100 - keeps links
+    """Where a file or source is, wherever the command was given."""
+    if isinstance(source, HubFile) or is_url(source):
+        return str(source)
+    return os.path.abspath(source)  # noqa: PTH100 - keeps links
 
 
 def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]]) -> Iterator[Path]:

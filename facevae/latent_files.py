@@ -109,6 +109,8 @@ def check_suffix(path: Path) -> None:
 def save_latents(path: Path, names: Sequence[str], latents: Tensor, origin: LatentsOrigin) -> None:
     """Write latents (N, D) with a name each, atomically, as the suffix says."""
     values = latents.detach().cpu().float().contiguous()
+    # a path need not be valid text
+    model = origin.model.encode(errors="backslashreplace").decode()
     with replacing(path) as temporary:
         if path.suffix.lower() == ".npz":
             with temporary.open("wb") as file:
@@ -116,13 +118,13 @@ def save_latents(path: Path, names: Sequence[str], latents: Tensor, origin: Late
                     file,
                     names=np.array(names, dtype=np.str_),
                     latents=values.numpy(),
-                    model=np.array(origin.model),
+                    model=np.array(model),
                     weights=np.array(origin.weights),
                 )
         else:
             texts = {
                 "names": json.dumps(list(names)),
-                "model": origin.model,
+                "model": model,
                 "weights": origin.weights,
             }
             save_file({"latents": values}, temporary, metadata=texts)

@@ -26,6 +26,7 @@ Row = tuple[int, bytes | str]
 _PICTURE_COLUMNS = ("image", "img", "picture", "photo", "face", "jpg", "png")
 _NAME_COLUMNS = ("file_name", "filename", "name", "image_id", "id", "__key__")
 _AT_ONCE = 16  # rows; of 1024 px PNG files, some 25 MB
+_NAMES_AT_ONCE = 1 << 16
 _NAMES_AHEAD, _BYTES_AHEAD = 1 << 16, 1 << 23  # bytes fetched ahead from the Hub
 _MOST_MARKS = 3  # yes, no and unknown
 _BUFFER = 1 << 20  # bytes of a column read ahead, where else it would be the whole row group
@@ -56,19 +57,34 @@ def row_names(file: File) -> list[str]:
     """
     with _opened(file, _NAMES_AHEAD) as table:
         column = _find_column(file, table.schema)
-        names: list[str | None] = [None] * table.num_rows
-        if column.names is not None:
-            leaf = f"{column.names}.path" if column.names_in_struct else column.names
-            names = []
-            for batch in table.all_batches(leaf):
-                values = _field(batch.column(0), "path" if column.names_in_struct else None)
-                names += values.to_pylist()
-    known = [name for name in names if name]
-    if 2 * len({PurePosixPath(name).stem for name in known}) <= len(known):
+        names: list[str | None] = []
+        for group, (first, last) in enumerate(table.groups()):
+            known = _group_names(table, group, column)
+            names += known if len(known) == last - first else [None] * (last - first)
+    given = [name for name in names if name]
+    if 2 * len({PurePosixPath(name).stem for name in given}) <= len(given):
         names = [None] * len(names)
     # a dot would begin a suffix
     stem = PurePosixPath(file.name).stem.replace(".", "-")
     return [name or f"{stem}-{row:06}" for row, name in enumerate(names)]
+
+
+def _group_names(table: "_Parquet | _Arrow", group: int, column: _Column) -> list[str | None]:
+    """The names in a row group; none where there are none, or where they are damaged."""
+    import pyarrow as pa
+
+    if column.names is None:
+        return []
+    names: list[str | None] = []
+    leaf = f"{column.names}.path" if column.names_in_struct else column.names
+    try:
+        for batch in table.batches(group, leaf, _NAMES_AT_ONCE):
+            values = _field(batch.column(0), "path" if column.names_in_struct else None)
+            values.validate(full=True)
+            names += values.to_pylist()
+    except (pa.ArrowException, OSError):
+        return []
+    return names
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,7 @@ def _read_group(
 
     done, start = 0, first
     try:
-        for batch in table.batches(group, column.picture_leaf):
+        for batch in table.batches(group, column.picture_leaf, _AT_ONCE):
             values = _field(batch.column(0), "bytes" if column.is_struct else None)
             values.validate(full=True)
             some: list[Row] = []
@@ -210,7 +226,6 @@ class _Parquet:
 
         self.file = pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False)
         self.schema = self.file.schema_arrow
-        self.num_rows: int = self.file.metadata.num_rows
 
     def groups(self) -> list[tuple[int, int]]:
         metadata = self.file.metadata
@@ -218,11 +233,8 @@ class _Parquet:
         ends = np.cumsum([0, *counts]).tolist()
         return list(pairwise(ends))
 
-    def batches(self, group: int, leaf: str) -> Iterator[Any]:
-        yield from self.file.iter_batches(_AT_ONCE, row_groups=[group], columns=[leaf])
-
-    def all_batches(self, leaf: str) -> Iterator[Any]:
-        yield from self.file.iter_batches(1 << 16, columns=[leaf])
+    def batches(self, group: int, leaf: str, at_once: int) -> Iterator[Any]:
+        yield from self.file.iter_batches(at_once, row_groups=[group], columns=[leaf])
 
     def whole(self, columns: list[str]) -> Any:
         return self.file.read(columns=columns)
@@ -242,20 +254,16 @@ class _Arrow:
             reader = pa.ipc.open_file(source)
             self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self.schema = reader.schema
-        self.num_rows = sum(batch.num_rows for batch in self._batches)
 
     def groups(self) -> list[tuple[int, int]]:
         ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
         return list(pairwise(ends))
 
-    def batches(self, group: int, leaf: str) -> Iterator[Any]:
-        batch = self._batches[group].select([leaf.removesuffix(".bytes")])
-        for start in range(0, batch.num_rows, _AT_ONCE):
-            yield batch.slice(start, _AT_ONCE)
-
-    def all_batches(self, leaf: str) -> Iterator[Any]:
-        for batch in self._batches:
-            yield batch.select([leaf.removesuffix(".path")])
+    def batches(self, group: int, leaf: str, at_once: int) -> Iterator[Any]:
+        whole = leaf.removesuffix(".bytes").removesuffix(".path")
+        batch = self._batches[group].select([leaf if leaf in self.schema.names else whole])
+        for start in range(0, batch.num_rows, at_once):
+            yield batch.slice(start, at_once)
 
     def whole(self, columns: list[str]) -> Any:
         import pyarrow as pa

@@ -71,6 +71,9 @@ def test_names_may_be_anything(path):
     names = ["Zoë 顔", "", "a#b", os.fsdecode(b"caf\xe9"), "x" * 300]
     save_latents(path, names, LATENTS[:5], ORIGIN)
     assert open_latents(path, D, WEIGHTS).names == names
+    save_latents(path, names, LATENTS[:5], LatentsOrigin(os.fsdecode(b"caf\xe9"), "0"))
+    with pytest.raises(LatentsError, match="another model"):
+        open_latents(path, D, WEIGHTS)
 
 
 def test_a_face_is_found_by_name_then_by_number(path):
@@ -303,6 +306,8 @@ def test_names_in_a_file_lead_nowhere_but_into_the_folder(run, tmp_path):
     ("arguments", "code", "said"),
     [
         (("sample", "--latents", "s.csv"), 2, "s.csv"),
+        (("sample", "--latents", "./tiny.safetensors"), 2, "the model itself"),
+        (("reconstruct", "a.png", "--latents", "tiny.safetensors"), 2, "the model itself"),
         (("reconstruct", "s.npz", "a.png"), 2, "not both"),
         (("reconstruct", "s.npz", "--latents", "t.npz"), 2, "already"),
         (("reconstruct", "s.npz#9"), 1, "s.npz#9"),

@@ -80,9 +80,9 @@ def test_groups_without_a_row_that_is_wanted_are_not_read(tmp_path):
     assert read(path, [5, 25]) == [(5, PICTURES[5]), (25, PICTURES[25])]
 
 
-def blind(path, group):
-    """Spoil the pictures of one row group."""
-    chunk = pq.ParquetFile(path).metadata.row_group(group).column(0)
+def blind(path, group, column=0):
+    """Spoil a column, which is first that of pictures, in one row group."""
+    chunk = pq.ParquetFile(path).metadata.row_group(group).column(column)
     raw = bytearray(path.read_bytes())
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     raw[start : start + 200] = b"\xff" * 200
@@ -152,6 +152,15 @@ def test_a_row_without_a_name_is_numbered_among_the_others(tmp_path):
     rows[5], rows[6] = None, {"bytes": PICTURES[6], "path": None}
     path = write(tmp_path / "faces.v2.parquet", {"image": rows})
     assert row_names(path)[4:8] == ["004.png", "faces-v2-000005", "faces-v2-000006", "007.png"]
+
+
+def test_names_that_are_damaged_are_numbers(tmp_path):
+    path = write(tmp_path / "a.parquet", {"image": structs()})
+    blind(path, group=1, column=1)
+    names = row_names(path)
+    assert names[:10] + names[20:] == [f"{i:03}.png" for i in (*range(10), *range(20, 48))]
+    assert names[10:20] == [f"a-{i:06}" for i in range(10, 20)]
+    assert read(path, [12]) == [(12, PICTURES[12])]
 
 
 @pytest.mark.parametrize("columns", [{}, {"text": ["a"], "n": [1], "s": [{"path": "a"}]}])

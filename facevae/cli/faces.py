@@ -76,6 +76,7 @@ def reconstruct(
     paths = folder_paths(target, names, names) if target.is_folder else [target.path]
     stems = distinct_names(names)
     bundle, used = open_model(console, model, device)
+    keep.spare(Path(used["path"]))
 
     skipped: list[str] = []
     rows: list[tuple[Pixels, Pixels]] = []
@@ -163,6 +164,7 @@ def sample(
         raise UsageError(msg)
     paths = folder_paths(target, [f"seed-{s:04d}" for s in chosen]) if target.is_folder else []
     bundle, used = open_model(console, model, device)
+    keep.spare(Path(used["path"]))
     if prior is not None:
         bundle.prior = other_prior(bundle.prior, prior)
 

@@ -32,6 +32,13 @@ class LatentsKeeper:
         self._names: list[str] = []
         self._parts: list[Tensor] = []
 
+    def spare(self, model: Path) -> None:
+        """Raise `UsageError` where the model's own file would be replaced."""
+        for path in self.paths:
+            if path.exists() and path.samefile(model):
+                msg = f"--latents {path}: is the model itself and would be replaced; name another"
+                raise UsageError(msg)
+
     def add(self, names: Sequence[str], latents: "Tensor") -> None:
         """Latents (N, D) with a name each; they take less memory than their paths' names do."""
         if self.paths:
