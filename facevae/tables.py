@@ -253,6 +253,8 @@ class _Arrow:
             source.seek(0)
             reader = pa.ipc.open_file(source)
             self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        for batch in self._batches:
+            batch.validate()  # a damaged length would end the process
         self.schema = reader.schema
 
     def groups(self) -> list[tuple[int, int]]:

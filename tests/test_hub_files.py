@@ -25,6 +25,7 @@ class Hub:
     def __init__(self):
         self.files: dict[str, dict[str, dict[str, bytes]]] = {}
         self.asked: list[str] = []
+        self.sent_bytes = 0
         self.refuse_after = 10**9
         self.commit = COMMIT
 
@@ -78,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups()
         wanted = content[int(first) : int(last) + 1]
+        self.server.known.sent_bytes += len(wanted)
         span = f"bytes {first}-{last}/{len(content)}"
         self.send(206, wanted, {"Content-Range": span, "X-Repo-Commit": COMMIT, "ETag": '"e"'})
 
@@ -309,3 +311,4 @@ def test_only_what_is_asked_for_is_fetched(hub):
         assert file.seek(5) == file.tell() == 5
         assert file.read(3) == content[5:8]
     assert len(hub.asked) == 2
+    assert hub.sent_bytes < 3000

@@ -291,11 +291,11 @@ def test_a_photos_latents_are_a_face_wherever_one_is_taken(run, tmp_path):
 
 
 def test_names_in_a_file_lead_nowhere_but_into_the_folder(run, tmp_path):
-    names = ["../../up", "/etc/x", "a:b", "", "..", "x" * 999, "two", "two"]
-    save_latents(tmp_path / "n.npz", names, LATENTS[:8], ORIGIN)
+    names = ["../../up", "/etc/x", "a:b", "", "..", "nul\0byte", "x" * 999, "two", "two"]
+    save_latents(tmp_path / "n.npz", names, LATENTS[:9], ORIGIN)
     before = set(tmp_path.rglob("*"))
     out, _ = run("reconstruct", "n.npz", "-o", "out")
-    assert len(set(out.splitlines())) == 8
+    assert len(set(out.splitlines())) == 9
     after = set(tmp_path.rglob("*")) - before
     assert after == {tmp_path / "out", *(tmp_path / line for line in out.splitlines())}
     with Image.open(tmp_path / "out" / "two-2.png") as picture:
