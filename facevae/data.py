@@ -23,14 +23,13 @@ from facevae.tables import SUFFIXES as TABLES
 from facevae.tables import File, NoPictures, read_rows, row_names
 
 Rows = npt.NDArray[np.int64]
+Source = Path | str
+"""A file or folder, or `hf://datasets/owner/name[@revision][/split]`."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its parts are done, and how many there are."""
 
 HELD_OUT_ONE_IN = 12
 _LAYOUT = 2  # of a cache folder; a change of how pixels are made or stored makes another key
-Source = Path | str
-"""A file or folder, or `hf://datasets/owner/name[@revision][/split]`."""
-
 _READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
 _CHUNK = 64  # pictures a thread takes at a time
