@@ -1,24 +1,31 @@
-"""A folder, files or tar shards of faces → a cache of pixels."""
+"""Faces in folders, files, tar shards or tables, here or on the Hub → a cache of pixels."""
 
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from facevae.errors import DataError, ImageError
 from facevae.files import cache_folder, digest, locked, read_json, size_bytes, write_json
+from facevae.hub_files import HubFile, Unreachable, find_hub_files, is_url
 from facevae.images import SUFFIXES, Pixels, load_square
+from facevae.tables import SUFFIXES as TABLES
+from facevae.tables import File, NoPictures, read_rows, row_names
 
 Rows = npt.NDArray[np.int64]
+Source = Path | str
+"""A file or folder, or `hf://datasets/owner/name[@revision][/split]`."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its parts are done, and how many there are."""
 
@@ -27,7 +34,12 @@ _LAYOUT = 2  # of a cache folder; a change of how pixels are made or stored make
 _READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
 _CHUNK = 64  # pictures a thread takes at a time
+_LISTED_AT_ONCE = 8  # tables, which on the Hub take a while to answer each
 _Mapped = np.memmap[Any, np.dtype[Any]]
+_Opener = Callable[[], BinaryIO]
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_File = TypeVar("_File", bound=File)
 
 
 # ---------------------------------------------------------------- finding pictures
@@ -35,12 +47,13 @@ _Mapped = np.memmap[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: a file, or `size` bytes from `offset` in a tar shard."""
+    """One picture: a file, `size` bytes from `offset` in a tar shard, or `row` of a table."""
 
-    path: Path
+    path: File
     member: str = ""
     offset: int = 0
     size: int = 0
+    row: int | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +71,8 @@ class Picture:
         return PurePosixPath(self.own_name).stem
 
     def open(self) -> BinaryIO:
-        """Its bytes, as an open file."""
+        """Its bytes, as an open file; those of a table's row come from `opened` alone."""
+        assert isinstance(self.path, Path)  # noqa: S101 - a table's row else
         if not self.member:
             return self.path.open("rb")
         with self.path.open("rb") as shard:
@@ -66,8 +80,19 @@ class Picture:
             return BytesIO(shard.read(self.size))
 
 
+def find_data(sources: Iterable[Source]) -> list[File]:
+    """Every file that the sources name, which may be `hf://datasets/…` too. Raises `DataError`."""
+    found: list[File] = []
+    for source in sources:
+        if is_url(source):
+            found += find_hub_files(str(source))
+        else:
+            found += find_files([Path(source)])
+    return _distinct(found)
+
+
 def find_files(
-    sources: Iterable[Path], suffixes: frozenset[str] = SUFFIXES | {".tar"}
+    sources: Iterable[Path], suffixes: frozenset[str] = SUFFIXES | {".tar"} | TABLES
 ) -> list[Path]:
     """Every file that the sources name: folders are searched for `suffixes`, files are taken.
 
@@ -82,8 +107,19 @@ def find_files(
         else:
             msg = f"{source}: no such file or folder"
             raise DataError(msg)
-    # a file that two sources name counts once
-    return list({os.path.abspath(path): path for path in found}.values())  # noqa: PTH100 - keeps links
+    return _distinct(found)
+
+
+def _distinct(files: Iterable[_File]) -> list[_File]:
+    """A file that two sources name counts once."""
+    return list({_place(file): file for file in files}.values())
+
+
+def _place(source: File | Source) -> str:
+    """Where a file or source is, wherever the command was given."""
+    if isinstance(source, HubFile) or is_url(source):
+        return str(source)
+    return os.path.abspath(source)  # noqa: PTH100 - keeps links
 
 
 def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]]) -> Iterator[Path]:
@@ -103,15 +139,67 @@ def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]])
                 yield path
 
 
-def list_pictures(files: Iterable[Path]) -> list[Picture]:
-    """The pictures in `files`, tar shards opened up, in an order that only names decide."""
+def list_pictures(files: Iterable[File]) -> list[Picture]:
+    """The pictures in `files`, shards and tables opened up, in an order that only names decide.
+
+    Tables of other things are passed over. Raises `DataError` where there is nothing else.
+    """
     pictures: list[Picture] = []
-    for path in files:
-        if path.suffix.lower() == ".tar":
-            pictures += _tar_members(path)
+    tables: list[File] = []
+    for file in files:
+        if file.suffix.lower() in TABLES or isinstance(file, HubFile):
+            tables.append(file)
+        elif file.suffix.lower() == ".tar":
+            pictures += _tar_members(file)
         else:
-            pictures.append(Picture(path))
+            pictures.append(Picture(file))
+    with ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
+        listed = list(pool.map(_table_rows, tables))
+    for rows in listed:
+        pictures += () if isinstance(rows, NoPictures) else rows
+    problems = [rows for rows in listed if isinstance(rows, NoPictures)]
+    if problems and not pictures:
+        raise problems[0]
     return sorted(pictures, key=lambda p: (p.stem, p.own_name, p.name))
+
+
+def _table_rows(file: File) -> list[Picture] | NoPictures:
+    try:
+        return [Picture(file, name, row=row) for row, name in enumerate(row_names(file))]
+    except NoPictures as problem:
+        return problem
+
+
+def opened(
+    pictures: Sequence[Picture], chosen: Iterable[int]
+) -> Iterator[list[tuple[int, _Opener]]]:
+    """What opens each of the chosen pictures, some at a time; a table's rows are read on the way.
+
+    Files in the order of `chosen`, then tables one after another, from their first row on.
+    """
+    files: list[int] = []
+    tables: dict[File, dict[int, int]] = {}
+    for i in chosen:
+        row = pictures[i].row
+        if row is None:
+            files.append(i)
+        else:
+            tables.setdefault(pictures[i].path, {})[row] = i
+    for start in range(0, len(files), _CHUNK):
+        yield [(i, pictures[i].open) for i in files[start : start + _CHUNK]]
+    for file, rows in tables.items():
+        for part in read_rows(file, sorted(rows)):
+            yield [
+                (rows[row], partial(_in_memory, data, pictures[rows[row]].name))
+                for row, data in part
+            ]
+
+
+def _in_memory(data: bytes | str, name: str) -> BinaryIO:
+    if isinstance(data, str):
+        msg = f"{name}: {data}"
+        raise ImageError(msg)
+    return BytesIO(data)
 
 
 def _tar_members(path: Path) -> Iterator[Picture]:
@@ -158,7 +246,7 @@ def faces_cache(cache: Path | None = None) -> Path:
 
 
 def load_faces(
-    sources: list[Path],
+    sources: Sequence[Source],
     size: int,
     *,
     cache: Path | None = None,
@@ -167,19 +255,29 @@ def load_faces(
     """The faces in `sources` at `size` pixels, converted now or before.
 
     Each picture's largest centred square is scaled to `size`. What cannot be read is left out and
-    listed in `skipped`. An interrupted conversion goes on where it stopped. Raises `DataError`
-    when there is nothing to train on.
+    listed in `skipped`. An interrupted conversion goes on where it stopped. What was converted
+    from the Hub before will do where the Hub cannot be reached. Raises `DataError` when there is
+    nothing to train on.
     """
-    files = find_files(sources)
+    try:
+        files = find_data(sources)
+    except Unreachable:
+        if earlier := _converted_before(sources, size, cache):
+            return _load(earlier)
+        raise
     if not files:
         named = ", ".join(map(str, sources))
-        msg = f"{named}: no pictures in there; name a folder of PNG, JPEG or WebP files, or .tar shards"
+        msg = f"{named}: no pictures in there; name a folder of PNG, JPEG or WebP files, .tar shards or Parquet"
         raise DataError(msg)
     folder, is_done = converted(files, size, cache)
     if not is_done:
         with locked(folder, "this cache"):
             if not converted(files, size, cache)[1]:  # by another, meanwhile
                 _convert(files, sources, size, folder, progress)
+    return _load(folder)
+
+
+def _load(folder: Path) -> Faces:
     index = read_json(folder / "index.json")
     # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
     pixels = np.load(folder / "pixels.npy", mmap_mode="c")
@@ -197,23 +295,33 @@ def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Face
     return None
 
 
-def converted(files: list[Path], size: int, cache: Path | None = None) -> tuple[Path, bool]:
+def _converted_before(sources: Sequence[Source], size: int, cache: Path | None) -> Path | None:
+    """The last conversion of the same sources, whatever they held then."""
+    places = [_place(source) for source in sources]
+    entries = [e for e in list_cache(cache) if (e.sources, e.size) == (places, size)]
+    return entries[-1].folder if entries else None
+
+
+def converted(files: Sequence[File], size: int, cache: Path | None = None) -> tuple[Path, bool]:
     """Where these files at this size are kept, converted, and whether they are there yet."""
     folder = faces_cache(cache) / _cache_key(files, size)
     return folder, (folder / "index.json").exists()
 
 
-def _cache_key(files: list[Path], size: int) -> str:
+def _cache_key(files: Sequence[File], size: int) -> str:
     parts = [f"{_LAYOUT} {size}"]
-    for path in files:
-        status = path.stat()
-        place = os.path.abspath(path)  # noqa: PTH100 - keeps links
-        parts.append(f"{place}\0{status.st_size}\0{status.st_mtime_ns}")
+    for file in files:
+        if isinstance(file, HubFile):
+            # in whichever commit: it is the same file
+            parts.append(f"{file.repository}/{file.path}\0{file.size}\0{file.mark}")
+        else:
+            status = file.stat()
+            parts.append(f"{_place(file)}\0{status.st_size}\0{status.st_mtime_ns}")
     return digest(*parts)[:20]
 
 
 def _convert(
-    files: list[Path], sources: list[Path], size: int, folder: Path, progress: Progress
+    files: list[File], sources: Sequence[Source], size: int, folder: Path, progress: Progress
 ) -> None:
     """Fill `folder`: rows of pixels first, then their status, then the index that completes it."""
     pictures = list_pictures(files)
@@ -229,7 +337,7 @@ def _convert(
     kept = [row for row in range(len(pictures)) if row not in reasons]
     marks = sorted(f"{pictures[row].stem} {rows['digest'][row].decode()}" for row in kept)
     index = {
-        "sources": [os.path.abspath(source) for source in sources],  # noqa: PTH100 - keeps links
+        "sources": [_place(source) for source in sources],
         "size": size,
         "created": time.time(),
         "fingerprint": digest(*marks)[:16],
@@ -258,11 +366,11 @@ def _fill(
     done = len(pictures) - len(pending)
     reasons: dict[int, str] = {}
 
-    def convert(chunk: Rows) -> list[tuple[int, int, bytes]]:
+    def convert(chunk: list[tuple[int, _Opener]]) -> list[tuple[int, int, bytes]]:
         results = []
-        for row in chunk.tolist():
+        for row, open_it in chunk:
             try:
-                with pictures[row].open() as file:
+                with open_it() as file:
                     pixels[row] = load_square(file, pixels.shape[1], pictures[row].name)
                 status, mark = _READ, _mark(pixels[row])
             except (ImageError, OSError) as error:
@@ -273,9 +381,8 @@ def _fill(
 
     # Pillow decodes and scales outside the interpreter's lock: threads use every core
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chunks = [pending[i : i + _CHUNK] for i in range(0, len(pending), _CHUNK)]
         try:
-            for results in pool.map(convert, chunks):
+            for results in _in_order(pool, convert, opened(pictures, pending.tolist())):
                 for row, status, mark in results:
                     rows[row] = (status, mark)
                 done += len(results)
@@ -284,6 +391,25 @@ def _fill(
             pool.shutdown(cancel_futures=True)
             raise
     return reasons
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In]
+) -> Iterator[_Out]:
+    """`map`, which takes no more items than the pool will soon need: they may hold much."""
+    waiting: deque[Future[_Out]] = deque()
+    problem = None
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * (os.cpu_count() or 1):
+                yield waiting.popleft().result()
+    except DataError as error:
+        problem = error  # of reading further; what was read before is not lost
+    while waiting:
+        yield waiting.popleft().result()
+    if problem:
+        raise problem
 
 
 def _mark(pixels: Pixels) -> bytes:

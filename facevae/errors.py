@@ -27,3 +27,7 @@ class DataError(FacevaeError):
 
 class RunError(FacevaeError):
     """A run folder that cannot be started, resumed or extended as asked."""
+
+
+class LatentsError(FacevaeError):
+    """A file of latents that cannot be used, or a face that is not in it."""

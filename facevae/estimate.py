@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
-from facevae.data import Faces, converted, find_files, list_pictures
+from facevae.data import Faces, Picture, Source, converted, find_data, list_pictures, opened
 from facevae.errors import DataError, ImageError
 from facevae.images import load_square
 from facevae.model import VAE
@@ -44,27 +45,28 @@ class Estimate:
 
 
 def estimate(
-    sources: list[Path],
+    sources: Sequence[Source],
     model: ModelConfig,
     train: TrainConfig,
     device: torch.device,
     cache: Path | None = None,
 ) -> Estimate:
     """Measure a few conversions and steps and scale them up. Raises `DataError` without pictures."""
-    files = find_files(sources)
+    files = find_data(sources)
     pictures = list_pictures(files)
     if not pictures:
         msg = f"{', '.join(map(str, sources))}: no pictures in there"
         raise DataError(msg)
     folder, is_done = converted(files, model.size, cache)
     begun = time.perf_counter()
-    some = pictures[:: max(1, len(pictures) // _NUM_PICTURES)][:_NUM_PICTURES]
-    for picture in () if is_done else some:
-        try:
-            with picture.open() as file:
-                load_square(file, model.size, picture.name)
-        except (ImageError, OSError):
-            continue  # the conversion itself will name it
+    some = _some(pictures)
+    for chunk in () if is_done else opened(pictures, some):
+        for i, open_it in chunk:
+            try:
+                with open_it() as file:
+                    load_square(file, model.size, pictures[i].name)
+            except (ImageError, OSError):
+                continue  # the conversion itself will name it
     one = (time.perf_counter() - begun) / len(some) / (os.cpu_count() or 1)
 
     keep_freed_memory()
@@ -100,6 +102,14 @@ def estimate(
         peak_bytes(device) + 4 * len(pictures) * model.latent_dim * 4,
         2 * (state_bytes + prior_bytes) + state_bytes // 4,
     )
+
+
+def _some(pictures: Sequence[Picture]) -> list[int]:
+    """Pictures from everywhere; of tables the first rows of one, since rows are read in order."""
+    rows = [(str(p.path), p.row, i) for i, p in enumerate(pictures) if p.row is not None]
+    if rows:
+        return [i for *_, i in sorted(rows)[:_NUM_PICTURES]]
+    return list(range(0, len(pictures), max(1, len(pictures) // _NUM_PICTURES)))[:_NUM_PICTURES]
 
 
 def _seconds_a_step(stage: Stage, device: torch.device) -> float:

@@ -2,13 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -177,37 +178,34 @@ def place_photo(
     return place(open_picture(source, name), framing, number, name or str(source))
 
 
-class Photo(Protocol):
-    """A picture that can be opened, and what to call it."""
-
-    @property
-    def name(self) -> str:
-        """Where it is, for people."""
-
-    def open(self) -> BinaryIO:
-        """Its bytes, as an open file."""
+Opener = Callable[[], BinaryIO]
 
 
 def load_faces_of(
-    photos: Sequence[Photo], size: int, framing: Framing | None, number: int = 1
+    photos: Iterable[tuple[str, Opener]], size: int, framing: Framing | None, number: int = 1
 ) -> Iterator[Pixels | ImageError]:
-    """What `load_face` gives of each photo, or why there is none, in order, on every core."""
+    """What `load_face` gives of each photo, or why there is none, in order, on every core.
 
-    def load(photo: Photo) -> Pixels | ImageError:
+    A photo is its name, for people, and what opens it.
+    """
+
+    def load(photo: tuple[str, Opener]) -> Pixels | ImageError:
+        name, opener = photo
         try:
-            with photo.open() as file:
-                return load_face(file, size, framing, number, photo.name)
+            with opener() as file:
+                return load_face(file, size, framing, number, name)
         except ImageError as error:
             return error
         except OSError as error:
-            return ImageError(f"{photo.name}: {error.strerror or error}")
+            return ImageError(f"{name}: {error.strerror or error}")
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a photo a core, not a core a network
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(photos), _UNDER_WAY):
-                yield from pool.map(load, photos[start : start + _UNDER_WAY])
+            rest = iter(photos)
+            while part := list(islice(rest, _UNDER_WAY)):
+                yield from pool.map(load, part)
     finally:
         torch.set_num_threads(threads)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from facevae.errors import DataError
 from facevae.files import digest
 from facevae.images import SUFFIXES
+from facevae.tables import File, Marks, read_marks, row_names
 
 Values = npt.NDArray[np.float32]
 
@@ -77,6 +78,45 @@ def read_labels(path: Path) -> Labels:
     if not labels.names or not labels.stems:
         msg = f"{path}: no labels in there; need a header and one row a picture"
         raise DataError(msg)
+    return labels
+
+
+def read_table_labels(files: Sequence[File]) -> Labels:
+    """The yes-or-no columns of tables of pictures: truth values, 1/0 or 1/-1; null is not known.
+
+    Raises `DataError` where there are none.
+    """
+    tables = [(row_names(file), read_marks(file)) for file in files]
+    columns = list(dict.fromkeys(name for _, marks in tables for name in marks))
+    names, parts, ignored = [], [], []
+    for column in columns:
+        found = [_column_of(rows, marks.get(column, Marks([], _NONE))) for rows, marks in tables]
+        known = [part for part in found if part is not None]
+        if len(known) < len(found):
+            ignored.append(column)
+        else:
+            names.append(column)
+            parts.append(np.concatenate(known))
+    stems = [PurePosixPath(name).stem for rows, _ in tables for name in rows]
+    if not names:
+        msg = f"{files[0]}: no yes-or-no columns in there; name a CSV"
+        raise DataError(msg)
+    return Labels(stems, names, np.stack(parts, axis=1), ignored=tuple(ignored))
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _column_of(rows: Sequence[str], marks: Marks | None) -> Values | None:
+    """A label a row, NaN for a column that this table lacks; None for what is not yes-or-no."""
+    values = [_mark(str(value)) for value in marks.values] if marks else [None]
+    known = [value for value in values if value is not None]
+    if marks is None or len(known) < len(values):
+        return None
+    if not len(marks.codes):
+        return np.full(len(rows), np.nan, np.float32)
+    # a code of -1 takes the last
+    labels: Values = np.array([*known, np.nan], np.float32)[marks.codes]
     return labels
 
 

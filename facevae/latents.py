@@ -13,6 +13,7 @@ from facevae.config import MAX_SEED
 from facevae.errors import UsageError
 from facevae.faces import load_face
 from facevae.images import Pixels, from_pixels, to_pixels
+from facevae.latent_files import LatentsFile, digest_of, open_latents, split_name
 from facevae.model import VAE
 from facevae.prior import sample_latents
 from facevae.runtime import exact, face_noise
@@ -67,10 +68,12 @@ def encode_pixels(bundle: Bundle, pixels: Pixels) -> Tensor:
 def read_face(
     bundle: Bundle, name: str, *, align: bool = True, number: int = 1
 ) -> tuple[Pixels, Tensor]:
-    """The picture (size, size, 3) and latent (D,) of a photo, or of a sample named `seed:N`.
+    """The picture (size, size, 3) and latent (D,) of a photo, or of what else names a face.
 
+    That is `seed:N`, a sample, or `FILE.npz#NAME`, a row of a file of latents, by name or number.
     With `align`, face `number` of the photo, the largest being 1, is brought into the model's
-    framing. Raises `ImageError` for a photo that cannot be used, `UsageError` for a bad seed.
+    framing. Raises `ImageError` for a photo that cannot be used, `UsageError` for a bad seed, and
+    `LatentsError` for latents that are not there, or another model's.
     """
     if name.startswith("seed:"):
         seed = name.removeprefix("seed:")
@@ -79,9 +82,19 @@ def read_face(
             raise UsageError(msg)
         latents = latents_of_seeds(bundle, [int(seed)])
         return to_pixels(decode(bundle.vae, latents))[0], latents[0]
+    if stored := split_name(name):
+        file = latents_file(bundle, stored[0])
+        row = file.row(stored[1])
+        latents = next(file.read(row, row + 1)).to(bundle.device)
+        return to_pixels(decode(bundle.vae, latents))[0], latents[0]
     framing = bundle.framing if align else None
     pixels = load_face(Path(name).expanduser(), bundle.config.size, framing, number)
     return pixels, encode_pixels(bundle, pixels[None])[0]
+
+
+def latents_file(bundle: Bundle, path: Path) -> LatentsFile:
+    """A file of this model's latents. Raises `LatentsError`, for another's too."""
+    return open_latents(path, bundle.config.latent_dim, digest_of(bundle.vae))
 
 
 def interpolate(

@@ -1,6 +1,7 @@
 """Attributes of a model from labelled faces: its training set's, or anyone's photos."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,13 +9,27 @@ import torch
 from facevae.attributes import Examples, Method, learn
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
-from facevae.data import Faces, is_held_out
+from facevae.data import Faces, Source, find_data, is_held_out
+from facevae.hub_files import is_url
 from facevae.images import Pixels, from_pixels
-from facevae.labels import Labels, Values
+from facevae.labels import Labels, Values, read_labels, read_table_labels
 from facevae.latents import encode_both_sides
+from facevae.tables import SUFFIXES
 
 MIN_MEASURED = 100  # photos, of which fewer all teach and none measures
 _CHUNK = 64
+
+
+def find_labels(source: Source) -> Labels:
+    """The labels in a list, a CSV, a folder of FFHQ's features, or the tables of a data set.
+
+    Raises `DataError`.
+    """
+    if is_url(source) or Path(source).is_dir() or Path(source).suffix.lower() in SUFFIXES:
+        tables = [file for file in find_data([source]) if file.suffix.lower() in SUFFIXES]
+        if tables:
+            return read_table_labels(tables)
+    return read_labels(Path(source))
 
 
 def examples_of_faces(bundle: Bundle, faces: Faces, labels: Labels) -> Examples | None:

@@ -97,7 +97,7 @@ class FlowPrior(nn.Module):
         nn.init.zeros_(self.outward.bias)
 
     def velocity(self, points: Tensor, times: Tensor) -> Tensor:
-        """Velocity (B, D) at whitened points (B, D) and times (B, 1) in [0, 1]."""
+        """Velocity (B, D) at whitened points (B, D) and times (B, 1), or (1, 1) for all, in [0, 1]."""
         angles = times * self.frequencies
         embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
         hidden = self.inward(points)
@@ -111,7 +111,7 @@ class FlowPrior(nn.Module):
         points = noise
         step = 1 / SAMPLING_STEPS
         for i in range(SAMPLING_STEPS):
-            start = noise.new_full((len(noise), 1), i * step)
+            start = noise.new_full((1, 1), i * step)  # one for all rows
             first = self.velocity(points, start)
             second = self.velocity(points + step * first, start + step)
             points = points + step / 2 * (first + second)

@@ -18,12 +18,23 @@ COMMANDS = (
     "morph",
     "arith",
     "align",
+    "export",
     "info",
     "cache",
     "pull",
     "push",
 )
-HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub", "matplotlib", "av")
+HEAVY = (
+    "torch",
+    "numpy",
+    "PIL",
+    "safetensors",
+    "huggingface_hub",
+    "matplotlib",
+    "av",
+    "onnx",
+    "pyarrow",
+)
 
 HELP = """
 import contextlib, io, json, sys

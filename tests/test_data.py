@@ -378,6 +378,13 @@ def test_arrays_that_were_cut_off_while_being_made_are_made_again(tmp_path, face
     np.testing.assert_array_equal(load(tmp_path, faces_folder).pixels, whole.pixels)
 
 
+def test_sources_are_kept_by_their_whole_path(tmp_path, faces_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load(tmp_path, faces_folder.name)
+    [entry] = data.list_cache(tmp_path / "cache")
+    assert entry.sources == [str(faces_folder)]
+
+
 def test_list_cache_tells_what_is_there(tmp_path, faces_folder):
     cache = tmp_path / "cache"
     assert data.list_cache(cache) == []

@@ -10,11 +10,11 @@ PACKAGE = Path(facevae.__file__).parent
 # a module may use those of lower layers only; `cli` is a package of its own, at the top
 LAYERS = [
     ("errors", "console", "losses", "detection"),
-    ("files", "config", "runtime", "metrics", "attributes"),
-    ("images", "model", "prior", "report"),
+    ("files", "config", "runtime", "metrics", "attributes", "hub_files"),
+    ("images", "model", "prior", "report", "latent_files", "tables"),
     ("data", "faces", "labels", "outputs"),
     ("batches", "bundle"),
-    ("hub", "latents", "runs", "stages", "card"),
+    ("hub", "latents", "runs", "stages", "card", "export"),
     ("snapshots", "estimate", "edits", "learning"),
     ("training", "package", "api"),
     ("publish",),

@@ -62,7 +62,7 @@ def test_the_wheel_installs_the_command_and_the_licences(wheel, names):
         text = archive.read(metadata).decode()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert f"Version: {project['version']}" in text
-    for extra in ("plot", "video", "test"):
+    for extra in ("plot", "video", "onnx", "parquet", "test"):
         assert f"Provides-Extra: {extra}" in text
     for licence in project["license-files"]:
         assert any(n.endswith(f".dist-info/licenses/{licence}") for n in names), licence

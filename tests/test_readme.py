@@ -25,6 +25,8 @@ SHORT = "--size 32 --epochs 1 --prior-epochs 1 --latent-dim 4 --batch-size 8"
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with all that the README's commands name."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(ROOT / ".github" / "pictures" / "astronaut.png", tmp_path / "photos" / "a.png")
     for folder in ("ffhq", "celeba128"):
         (tmp_path / folder).mkdir()
         for i in range(16):

@@ -14,6 +14,7 @@ import typer
 from facevae.cli import attributes
 from facevae.cli.align import align
 from facevae.cli.edits import arith, morph
+from facevae.cli.export import export
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.hub import pull, push
 from facevae.cli.models import cache, info
@@ -30,7 +31,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, reconstruct, sample, morph, arith, align, info, cache, pull, push):
+COMMANDS = (train, reconstruct, sample, morph, arith, align, export, info, cache, pull, push)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(attributes.app, name="attributes")
 

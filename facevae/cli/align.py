@@ -46,8 +46,8 @@ def align(
     paths = folder_paths(choose_output(f"{output}/", ""), names, names)
     wanted = _framing(framing, quiet=quiet)
     written, skipped = [], []
-    pictures = [Picture(path) for path in files]
-    for i, found in enumerate(load_faces_of(pictures, size, wanted, face_number)):
+    photos_of = [(str(path), Picture(path).open) for path in files]
+    for i, found in enumerate(load_faces_of(photos_of, size, wanted, face_number)):
         if isinstance(found, ImageError):
             skipped.append(str(found))
         else:

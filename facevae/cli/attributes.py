@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from facevae.attributes import Examples
     from facevae.bundle import Bundle
     from facevae.data import Faces, Picture
+    from facevae.faces import Opener
     from facevae.images import Pixels
     from facevae.labels import Values
 
@@ -90,7 +91,7 @@ def _row(record: dict[str, Any]) -> tuple[object, ...]:
 def learn_attributes(
     model: options.ModelArgument,
     data: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
             metavar="[DATA…]",
             help="The labelled photos, if they are not the model's training set.",
@@ -98,9 +99,10 @@ def learn_attributes(
     ] = None,
     *,
     labels: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            "--labels", help="A CelebA list, a CSV, or a folder of FFHQ features; may repeat."
+            "--labels",
+            help="A CelebA list, a CSV, a folder of FFHQ features, or a table; may repeat.",
         ),
     ] = None,
     name: Annotated[
@@ -170,8 +172,8 @@ def learn_attributes(
 
 
 def _check(
-    data: Sequence[Path] | None,
-    labels: Sequence[Path] | None,
+    data: Sequence[str] | None,
+    labels: Sequence[str] | None,
     name: str | None,
     having: Sequence[Path] | None,
     lacking: Sequence[Path] | None,
@@ -208,8 +210,8 @@ def _target(model: str, path: Path, output: Path | None) -> Path:
 def _labelled(
     console: Console,
     bundle: "Bundle",
-    data: list[Path],
-    labels: Sequence[Path],
+    data: list[str],
+    labels: Sequence[str],
     align: bool,  # noqa: FBT001 - an option's value
     cache_dir: Path | None,
     skipped: list[str],
@@ -217,11 +219,11 @@ def _labelled(
     """Faces with labels in tables: those of the training set, or of the photos in `data`."""
     import numpy as np
 
-    from facevae.data import find_files, list_pictures
-    from facevae.labels import merged, read_labels
-    from facevae.learning import examples_of_faces
+    from facevae.data import find_data, list_pictures
+    from facevae.labels import merged
+    from facevae.learning import examples_of_faces, find_labels
 
-    table = merged([read_labels(path) for path in labels])
+    table = merged([find_labels(source) for source in labels])
     for column in table.ignored:
         console.warn(f"left out: the column {column}, which is neither yes-or-no nor numbers")
     examples: Examples | None = None
@@ -230,7 +232,7 @@ def _labelled(
         console.say("learning from the model's training set")
         examples = examples_of_faces(bundle, faces, table)
     elif data:
-        pictures = list_pictures(find_files(data))
+        pictures = list_pictures(find_data(data))
         values = table.rows_for([picture.stem for picture in pictures])
         rows = np.flatnonzero(~np.isnan(values).all(1))
         chosen = [pictures[row] for row in rows.tolist()]
@@ -248,14 +250,14 @@ def _labelled(
     return examples
 
 
-def _training_faces(bundle: "Bundle", data: list[Path], cache_dir: Path | None) -> "Faces | None":
+def _training_faces(bundle: "Bundle", data: list[str], cache_dir: Path | None) -> "Faces | None":
     """The model's training set, if that is what `data` is, or if none is named and it is cached."""
-    from facevae.data import cached_faces, converted, find_files, load_faces
+    from facevae.data import cached_faces, converted, find_data, load_faces
 
     fingerprint, size = str(bundle.provenance.get("fingerprint")), bundle.config.size
     if not data:
         return cached_faces(fingerprint, size, cache_dir)
-    if converted(find_files(data), size, cache_dir)[1]:
+    if converted(find_data(data), size, cache_dir)[1]:
         faces = load_faces(data, size, cache=cache_dir)
         return faces if faces.fingerprint == fingerprint else None
     return None
@@ -296,6 +298,7 @@ def _read(
     skipped: list[str],
 ) -> "Examples":
     """The pictures, framed as the model's training faces are, with the labels of those readable."""
+    from facevae.data import opened
     from facevae.errors import ImageError
     from facevae.faces import load_faces_of
     from facevae.learning import examples_of_photos
@@ -303,15 +306,23 @@ def _read(
     framing = bundle.framing if align else None
 
     def readable() -> "Iterator[tuple[Pixels, str, Values]]":
-        found_any = False
-        for i, found in enumerate(load_faces_of(pictures, bundle.config.size, framing)):
-            console.progress("Encoding", i + 1, len(pictures))
+        num_found = 0
+        order: list[int] = []
+
+        def photos() -> "Iterator[tuple[str, Opener]]":
+            for part in opened(pictures, range(len(pictures))):
+                for i, opener in part:
+                    order.append(i)
+                    yield pictures[i].name, opener
+
+        for done, found in enumerate(load_faces_of(photos(), bundle.config.size, framing)):
+            console.progress("Encoding", done + 1, len(pictures))
             if isinstance(found, ImageError):
                 skipped.append(str(found))
             else:
-                found_any = True
-                yield found, pictures[i].stem, values[i]
-        if not found_any:
+                num_found += 1
+                yield found, pictures[order[done]].stem, values[order[done]]
+        if not num_found:
             msg = f"none of the {len(pictures)} photos can be used; the first: {skipped[0]}"
             raise ImageError(msg)
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from facevae.images import Pixels
     from facevae.outputs import Output
 
-FaceArgument = Annotated[str, typer.Argument(metavar="FACE", help="A photo, or seed:N.")]
+FaceArgument = Annotated[
+    str, typer.Argument(metavar="FACE", help="A photo, seed:N, or LATENTS.npz#NAME.")
+]
 
 
 Attr = Annotated[
@@ -43,7 +45,10 @@ Keep = Annotated[
 
 def morph(
     faces: Annotated[
-        list[str], typer.Argument(metavar="A B [C …]", help="Two faces or more: photos, or seed:N.")
+        list[str],
+        typer.Argument(
+            metavar="A B [C …]", help="Two faces or more: photos, seed:N, or LATENTS.npz#NAME."
+        ),
     ],
     *,
     steps: Annotated[
@@ -320,8 +325,10 @@ def _plain(name: str) -> str:
 
 
 def _is_photo(face: str) -> bool:
-    return not face.startswith("seed:")
+    from facevae.latent_files import split_name
+
+    return not face.startswith("seed:") and split_name(face) is None
 
 
 def _stem(face: str) -> str:
-    return Path(face).stem if _is_photo(face) else face.replace(":", "-")
+    return Path(face).stem if _is_photo(face) else re.sub(r"\W+", "-", face)

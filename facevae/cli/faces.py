@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from facevae.cli import options
+from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import finish, open_model
 from facevae.config import MAX_SEED
 from facevae.console import Console
@@ -22,10 +23,14 @@ _MAX_ON_A_SHEET = 1024
 
 def reconstruct(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…|DIR", help="Photos, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE…|DIR", help="Photos, or folders of them; or files of latents to decode."
+        ),
     ],
     *,
     output: options.Output = None,
+    latents: options.Latents = None,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
     paste: options.Paste = False,
@@ -45,28 +50,36 @@ def reconstruct(
       facevae reconstruct photos/ -o out/
 
       facevae reconstruct photo.jpg --paste -o whole.png
+
+      facevae reconstruct photos/ --latents faces.npz && facevae reconstruct faces.npz#0
     """
     import numpy as np
 
-    from facevae.data import find_files
     from facevae.faces import load_face, place_photo
-    from facevae.images import SUFFIXES, paired_grid, save_picture, to_pixels
+    from facevae.files import distinct_names
+    from facevae.images import paired_grid, save_picture, to_pixels
     from facevae.latents import decode, encode_pixels
     from facevae.outputs import choose_output, folder_paths
 
     console = Console(quiet=quiet, as_json=json)
-    files = find_files(images, SUFFIXES)
+    if stored := stored_faces(images):
+        if paste:
+            msg = f"{images[0]}: --paste puts faces back into photos, and this is none"
+            raise UsageError(msg)
+        decode_stored(console, stored, output, model, device, latents=latents)
+        return
+    keep = LatentsKeeper(latents)
+    files = _find_photos(images)
     names = [str(path) for path in files]
-    if not files:
-        msg = f"{', '.join(map(str, images))}: no pictures in there"
-        raise ImageError(msg)
     target = choose_output(output, "reconstructions.png", inputs=names)
     if not target.is_folder and len(files) > (1 if paste else _MAX_ON_A_SHEET):
         what = "whole photos do not go on" if paste else "pictures are too many for"
         msg = f"{len(files):,} {what} one sheet; name a folder: -o out/"
         raise UsageError(msg)
     paths = folder_paths(target, names, names) if target.is_folder else [target.path]
+    stems = distinct_names(names)
     bundle, used = open_model(console, model, device)
+    keep.spare(Path(used["path"]))
 
     skipped: list[str] = []
     rows: list[tuple[Pixels, Pixels]] = []
@@ -74,7 +87,9 @@ def reconstruct(
     framing = bundle.framing if align else None
     load = partial(load_face, size=bundle.config.size, framing=framing, number=face_number)
     for places, originals in _read_chunks(files, load, skipped):
-        pixels = to_pixels(decode(bundle.vae, encode_pixels(bundle, originals)))
+        encoded = encode_pixels(bundle, originals)
+        keep.add([stems[place] for place in places], encoded)
+        pixels = to_pixels(decode(bundle.vae, encoded))
         if paste or target.is_folder:
             for place, picture in zip(places, pixels, strict=True):
                 whole = partial(place_photo, files[place], framing, face_number)
@@ -92,7 +107,19 @@ def reconstruct(
     if not written:
         msg = f"none of the {len(files)} pictures can be read"
         raise ImageError(msg)
-    finish(console, used, written, {"skipped": skipped})
+    keep.save(bundle, used["name"])
+    finish(console, used, [*written, *keep.paths], {"skipped": skipped})
+
+
+def _find_photos(images: list[Path]) -> list[Path]:
+    from facevae.data import find_files
+    from facevae.images import SUFFIXES
+
+    files = find_files(images, SUFFIXES)
+    if not files:
+        msg = f"{', '.join(map(str, images))}: no pictures in there"
+        raise ImageError(msg)
+    return files
 
 
 def sample(
@@ -102,6 +129,7 @@ def sample(
         typer.Option("--number", "-n", min=1, max=options.MAX_PICTURES, help="How many faces."),
     ] = 64,
     output: options.Output = None,
+    latents: options.Latents = None,
     seed: options.Seed = 0,
     seeds: Annotated[
         str | None, typer.Option("--seeds", help="Certain seeds instead: 0,4,10-19.")
@@ -136,6 +164,7 @@ def sample(
 
     console = Console(quiet=quiet, as_json=json)
     options.finite("--temperature", temperature)
+    keep = LatentsKeeper(latents)
     if seed + number - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
@@ -146,13 +175,16 @@ def sample(
         raise UsageError(msg)
     paths = folder_paths(target, [f"seed-{s:04d}" for s in chosen]) if target.is_folder else []
     bundle, used = open_model(console, model, device)
+    keep.spare(Path(used["path"]))
     if prior is not None:
         bundle.prior = other_prior(bundle.prior, prior)
 
     parts: list[Pixels] = []
     for start in range(0, len(chosen), _CHUNK):
-        latents = latents_of_seeds(bundle, chosen[start : start + _CHUNK], temperature)
-        pixels = to_pixels(decode(bundle.vae, latents))
+        some = chosen[start : start + _CHUNK]
+        drawn = latents_of_seeds(bundle, some, temperature)
+        keep.add([f"seed:{s}" for s in some], drawn)
+        pixels = to_pixels(decode(bundle.vae, drawn))
         if target.is_folder:
             for path, picture in zip(paths[start:], pixels, strict=False):
                 save_picture(path, picture)
@@ -162,7 +194,8 @@ def sample(
     if not target.is_folder:
         save_picture(target.path, grid(np.concatenate(parts), columns))
         paths = [target.path]
-    finish(console, used, paths, {"seeds": chosen})
+    keep.save(bundle, used["name"])
+    finish(console, used, [*paths, *keep.paths], {"seeds": chosen})
 
 
 def _read_chunks(

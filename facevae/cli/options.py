@@ -59,6 +59,12 @@ Temperature = Annotated[
         "--temperature", "-t", min=0, help="Below 1 for cleaner faces, above for more varied ones."
     ),
 ]
+Latents = Annotated[
+    Path | None,
+    typer.Option(
+        "--latents", help="Write the latents too, as .npz or .safetensors; FILE#NAME is a face."
+    ),
+]
 Align = Annotated[
     bool,
     typer.Option("--align/--no-align", help="Find the face and frame it as the model's were."),

@@ -26,8 +26,11 @@ _INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them
 
 def train(
     data: Annotated[
-        list[Path],
-        typer.Argument(metavar="DATA…", help="Folders, pictures, or .tar shards of them."),
+        list[str],
+        typer.Argument(
+            metavar="DATA…",
+            help="Folders, pictures, .tar shards, Parquet, or hf://datasets/owner/name\\[/split].",
+        ),
     ],
     *,
     preset_name: Annotated[
@@ -64,8 +67,11 @@ def train(
         int | None, typer.Option("--prior-epochs", help="Passes over the latents for a flow.")
     ] = None,
     labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="A CelebA list or a CSV: learn attributes for `arith`."),
+        str | None,
+        typer.Option(
+            "--labels",
+            help="A CelebA list, a CSV, or Parquet such as DATA itself: learn attributes for `arith`.",
+        ),
     ] = None,
     init: Annotated[
         str | None,
@@ -100,10 +106,12 @@ def train(
       facevae train ./ffhq
 
       facevae train celeba/ --size 64 --epochs 10 --labels list_attr_celeba.txt -o runs/celeba
+
+      facevae train hf://datasets/owner/faces
     """
     from facevae import runtime
     from facevae.data import load_faces
-    from facevae.labels import read_labels
+    from facevae.learning import find_labels
     from facevae.runs import Run, RunFolder, settings_of
     from facevae.training import Stopped
     from facevae.training import train as train_run
@@ -126,7 +134,7 @@ def train(
         r_loss_factor=r_loss_factor,
     )
     target = runtime.select_device(device)
-    table = read_labels(labels) if labels else None
+    table = find_labels(labels) if labels else None
     folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
     if dry_run:
         _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
@@ -144,7 +152,7 @@ def train(
         faces,
         target,
         preset=preset_name,
-        sources=[path.name or str(path) for path in data],
+        sources=[_source_name(source) for source in data],
         labels=table,
         init=started_from,
         terms=terms,
@@ -232,9 +240,19 @@ def _configure(
     )
 
 
-def _data_name(data: list[Path]) -> str:
-    name = data[0].resolve().name
-    return re.sub(r"(-\d+)?\.tar$", "", name) or "faces"
+def _data_name(data: list[str]) -> str:
+    """What a run's folder is called by: the data's own name, without numbers of shards."""
+    from facevae.hub_files import is_url, repository_of
+
+    first = data[0]
+    name = repository_of(first).split("/")[1] if is_url(first) else Path(first).resolve().name
+    return re.sub(r"(-\d+)?(-of-\d+)?\.(tar|parquet|arrow)$", "", name) or "faces"
+
+
+def _source_name(source: str) -> str:
+    from facevae.hub_files import is_url
+
+    return source if is_url(source) else Path(source).name or source
 
 
 def _describe(console: Console, run: "Run") -> None:
@@ -269,7 +287,7 @@ def _describe(console: Console, run: "Run") -> None:
 
 def _estimate(
     console: Console,
-    data: list[Path],
+    data: list[str],
     chosen: Preset,
     device: "torch.device",
     *,

@@ -1,0 +1,88 @@
+"""`export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from facevae.cli import options
+from facevae.cli.session import finish
+from facevae.console import Console
+from facevae.errors import UsageError
+
+
+def export(
+    model: options.ModelArgument = "default",
+    *,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx", help="Encoder, decoder and prior as ONNX files in a folder (extra 'onnx')."
+        ),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="With --onnx the folder (default: onnx), else a .safetensors."
+        ),
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store a .safetensors at half precision.")
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a model for other programs, as ONNX, or as a model file at another precision.
+
+    Examples:
+
+      facevae export --onnx
+
+      facevae export runs/ffhq --onnx -o ffhq-onnx/
+
+      facevae export runs/ffhq --half -o ffhq.safetensors
+    """
+    from facevae.bundle import save
+    from facevae.export import export_onnx, require_onnx
+    from facevae.hub import load_model
+
+    console = Console(quiet=quiet, as_json=json)
+    target = _target(output, onnx=onnx, half=half)
+    if onnx:
+        require_onnx()
+    bundle, located = load_model(model)
+    console.say(f"model: {located.name}")
+    used = {"name": located.name, "path": str(located.path)}
+    if onnx:
+        files = export_onnx(bundle, located.name, target, console.progress)
+        differences = {file.path.stem: file.max_difference for file in files}
+        for name, difference in differences.items():
+            console.say(f"{name}: differs from torch by {difference:.1e} at most")
+        written = [*(file.path for file in files), target / "model.json"]
+        finish(console, used, written, {"max_differences": differences})
+        return
+    if target.exists() and target.samefile(located.path):
+        msg = f"{target}: is the model itself and would be replaced; name another -o"
+        raise UsageError(msg)
+    save(bundle, target, half=half)
+    finish(console, used, [target], {"half": half})
+
+
+def _target(output: str | None, *, onnx: bool, half: bool) -> Path:
+    """Where to write. Raises `UsageError` for what cannot be meant."""
+    from facevae.files import unused
+
+    if onnx:
+        target = Path(output).expanduser() if output else unused(Path("onnx"))
+        if half:
+            msg = "--half goes with -o FILE.safetensors; ONNX files hold float32"
+            raise UsageError(msg)
+        if target.exists() and not target.is_dir():
+            msg = f"{target}: is a file, and --onnx writes several; name a folder with -o"
+            raise UsageError(msg)
+        return target
+    target = Path(output or "").expanduser()
+    if target.suffix.lower() != ".safetensors":
+        msg = "say what to write: --onnx, or -o with a name that ends in .safetensors"
+        raise UsageError(msg)
+    return target

@@ -1,0 +1,215 @@
+"""A model as ONNX files, each checked against torch before it is there."""
+
+import dataclasses
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facevae.bundle import Bundle
+from facevae.errors import ModelError, UsageError
+from facevae.files import replacing, write_json
+from facevae.model import VAE
+from facevae.runtime import exact, generator
+
+OPSET = 18  # of 2022: the lowest that the exporter writes without converting
+_IR_VERSION = 8  # of the same release of ONNX, 1.13
+_TOLERANCE = 1e-3  # of the largest output; sums in another order differ by some 1e-6
+_SHEET = "model.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, and how far its outputs are from torch's at most."""
+
+    path: Path
+    max_difference: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A network to export: a batch of its `example` inputs, and what goes in and out by name."""
+
+    name: str
+    network: nn.Module
+    example: Callable[[int], Tensor]
+    given: str
+    results: tuple[str, ...]
+
+
+def export_onnx(
+    bundle: Bundle,
+    name: str,
+    folder: Path,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[Exported]:
+    """Write `encoder.onnx`, `decoder.onnx`, `prior.onnx` and `model.json` into `folder`.
+
+    Images (N, 3, size, size) in [0, 1] → mean, logvar (N, D); latents (N, D) → images; standard
+    normal noise (N, D) → latents, a flow's steps unrolled. `name` says which model it is. Raises
+    `UsageError` without the extra `onnx`, `ModelError` where a file's outputs are not torch's.
+    """
+    require_onnx()
+    bundle.to(torch.device("cpu"))
+    about = _about(bundle, name)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+    parts = _parts(bundle)
+    written = []
+    for i, part in enumerate(parts):
+        written.append(_export(part, folder / f"{part.name}.onnx", texts))
+        progress("Exporting", i + 1, len(parts))
+    write_json(folder / _SHEET, {**about, **_numbers(bundle)})
+    return written
+
+
+def require_onnx() -> None:
+    """Raise `UsageError` where the extra `onnx` is missing."""
+    try:
+        import onnx  # noqa: F401 - an extra, asked for only when used
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401 - what torch's exporter needs
+    except ImportError as error:
+        msg = "--onnx needs the extra 'onnx': pip install 'facevae[onnx]'"
+        raise UsageError(msg) from error
+
+
+class _Posterior(nn.Module):
+    """Images to mean and log-variance, which `VAE.forward` does not stop at."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vae.encode(images)
+
+
+def _parts(bundle: Bundle) -> list[_Part]:
+    size, latent_dim = bundle.config.size, bundle.config.latent_dim
+
+    def images(count: int) -> Tensor:
+        return torch.rand(count, 3, size, size, generator=generator(count))
+
+    def noise(count: int) -> Tensor:
+        return torch.randn(count, latent_dim, generator=generator(count))
+
+    return [
+        _Part("encoder", _Posterior(bundle.vae), images, "images", ("mean", "logvar")),
+        _Part("decoder", bundle.vae.decoder, noise, "latents", ("images",)),
+        _Part("prior", bundle.prior, noise, "noise", ("latents",)),
+    ]
+
+
+def _about(bundle: Bundle, name: str) -> dict[str, Any]:
+    return {
+        "model": name,
+        "terms": str(bundle.provenance.get("terms", "")),
+        "config": bundle.config.to_dict(),
+        "prior": bundle.prior_config.to_dict(),
+        "framing": bundle.framing.to_dict() if bundle.framing else None,
+        "attributes": [attribute.name for attribute in bundle.attributes],
+        "provenance": bundle.provenance,
+    }
+
+
+def _numbers(bundle: Bundle) -> dict[str, Any]:
+    """What arithmetic on latents needs beside the networks."""
+    rows = zip(
+        *(t.tolist() for t in (bundle.directions, bundle.scorers) if t is not None), strict=True
+    )
+    attributes = [
+        dataclasses.asdict(attribute) | {"direction": direction, "scorer": scorer}
+        for attribute, (direction, scorer) in zip(bundle.attributes, rows, strict=True)
+    ]
+    return {
+        "attributes": attributes,
+        "latents": {
+            "mean": bundle.latent_mean.tolist(),
+            "spread": bundle.latent_spread.tolist(),
+        },
+    }
+
+
+def _export(part: _Part, path: Path, texts: dict[str, str]) -> Exported:
+    import onnx
+
+    with exact(), _silent():
+        program = torch.onnx.export(
+            part.network.eval(),
+            (part.example(2),),
+            input_names=[part.given],
+            output_names=list(part.results),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101 - the other exporter's answer
+    proto = program.model_proto
+    _strip(proto)
+    proto.ir_version = _IR_VERSION
+    proto.producer_name, proto.producer_version = "facevae", version("facevae")
+    onnx.helper.set_model_props(proto, texts)
+    with replacing(path) as temporary:
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+            onnx.save(proto, temporary)
+        except (ValueError, onnx.checker.ValidationError) as error:
+            msg = f"{path}: this model cannot be written as one ONNX file ({error})"
+            raise ModelError(msg) from error
+        return Exported(path, _check(part, path, temporary))
+
+
+def _strip(proto: Any) -> None:
+    """Take out what the exporter notes for itself, such as the paths of source files here."""
+    del proto.graph.metadata_props[:]
+    graph = proto.graph
+    for values in (graph.node, graph.initializer, graph.input, graph.output, graph.value_info):
+        for value in values:
+            del value.metadata_props[:]
+
+
+def _check(part: _Part, path: Path, written: Path) -> float:
+    """The largest difference from torch, on batches of other sizes than the exporter saw."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(
+        written.read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
+    differences = []
+    for count in (1, 3):
+        example = part.example(count)
+        with exact():
+            expected = part.network(example)
+        found = session.run(list(part.results), {part.given: example.numpy()})
+        outputs = expected if isinstance(expected, tuple) else (expected,)
+        for name, a, b in zip(part.results, found, outputs, strict=True):
+            difference = float((torch.from_numpy(a) - b).abs().max())
+            differences.append(difference)
+            if not difference <= _TOLERANCE * max(1.0, float(b.abs().max())):
+                msg = f"{path}: its {name} differ from torch's by {difference:.2g}; nothing is written there"
+                raise ModelError(msg)
+    return max(differences)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the exporter's warnings, which are about packages and torch itself, from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

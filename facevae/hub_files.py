@@ -1,0 +1,208 @@
+"""Parquet files of a data set on the Hugging Face Hub, read where they are."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Any
+
+from facevae.errors import DataError
+
+_URL = re.compile(
+    r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+?)"
+    r"(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<below>.*?))?/*"
+)
+_CONVERTED = "refs/convert/parquet"  # where the Hub keeps its own conversion of other formats
+_SUFFIX = ".parquet"
+
+
+class Unreachable(DataError):
+    """The Hub did not answer, or stopped answering."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of `size` bytes; `mark` is the Hub's digest of what is in it."""
+
+    repository: str
+    commit: str
+    path: str
+    size: int
+    mark: str
+
+    def __str__(self) -> str:
+        """Its address."""
+        return f"hf://datasets/{self.repository}@{self.commit[:12]}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        """Its name without folders."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def suffix(self) -> str:
+        """Of its name, with the dot."""
+        return PurePosixPath(self.path).suffix
+
+    def open(self, ahead_bytes: int) -> io.RawIOBase:
+        """Its bytes, of which those asked for are fetched, and `ahead_bytes` more at a time."""
+        place = f"datasets/{self.repository}@{self.commit}/{self.path}"
+        with _answering(str(self)):
+            return _Reader(_hub().open(place, "rb", block_size=ahead_bytes), str(self))
+
+
+@cache
+def _hub() -> Any:
+    """The Hub as a file system, one for all threads, so that folders are listed once."""
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem()
+
+
+class _Reader(io.RawIOBase):
+    """A file on the Hub whose failures are `Unreachable`, however deep below they happen."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._name = file, name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _answering(self._name):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def is_url(source: object) -> bool:
+    """Whether that names data on the Hub."""
+    return isinstance(source, str) and source.startswith("hf://")
+
+
+def repository_of(url: str) -> str:
+    """`hf://datasets/owner/name@v1/train` → `owner/name`. Raises `DataError`."""
+    return _parts(url)[0]
+
+
+def find_hub_files(url: str) -> list[HubFile]:
+    """The Parquet files that `hf://datasets/owner/name[@revision][/split or path]` names.
+
+    Without a split or path it is the train split, where there is one. Where there is no Parquet
+    in the repository itself, it is the Hub's own conversion. Raises `DataError`.
+    """
+    repository, revision, below = _parts(url)
+    files = _list(url, repository, revision)
+    if not files and revision is None:
+        try:
+            files = _list(url, repository, _CONVERTED)
+        except Unreachable:
+            raise
+        except DataError:
+            files = []  # the Hub has converted nothing
+    if not files:
+        msg = f"{url}: no Parquet files in there; download it with `hf download --repo-type dataset {repository}` and name its folder"
+        raise DataError(msg)
+    chosen = _below(files, below) if below else _of_split(files, "train") or files
+    if not chosen:
+        folders = sorted({str(PurePosixPath(file.path).parent) for file in files})
+        names = sorted({file.name for file in files})
+        msg = f"{url}: no split or path '{below}'; there are {_few(folders)} with {_few(names)}"
+        raise DataError(msg)
+    return chosen
+
+
+def _parts(url: str) -> tuple[str, str | None, str]:
+    match = _URL.fullmatch(url)
+    if match is None:
+        msg = f"{url}: write it as hf://datasets/owner/name, with @revision and /split if need be"
+        raise DataError(msg)
+    return match["repository"], match["revision"], match["below"] or ""
+
+
+def _list(url: str, repository: str, revision: str | None) -> list[HubFile]:
+    from huggingface_hub import HfApi
+
+    with _answering(url):
+        info = HfApi().dataset_info(repository, revision=revision, files_metadata=True)
+    return [
+        HubFile(
+            repository,
+            str(info.sha),
+            entry.rfilename,
+            entry.size or 0,
+            (entry.lfs.sha256 if entry.lfs else entry.blob_id) or "",
+        )
+        for entry in sorted(info.siblings or [], key=lambda entry: entry.rfilename)
+        if entry.rfilename.endswith(_SUFFIX)
+    ]
+
+
+def _below(files: list[HubFile], place: str) -> list[HubFile]:
+    """Files at a path or below it, else those of the split that its last part names."""
+    there = [f for f in files if f.path == place or f.path.startswith(f"{place}/")]
+    folder, _, split = place.rpartition("/")
+    return there or _of_split([f for f in files if f.path.startswith(folder)], split)
+
+
+def _of_split(files: list[HubFile], split: str) -> list[HubFile]:
+    """Files with the split's name as a word in their path, as in `data/train-00000-of-00002`."""
+    word = re.compile(rf"(?<![^\W_]){re.escape(split)}(?![^\W_])")
+    return [file for file in files if word.search(file.path)]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")  # noqa: PLR2004 - a line's worth
+
+
+@contextmanager
+def _answering(name: str) -> Iterator[None]:
+    """Whatever the Hub answers amiss, as one line that names what was asked for."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # its retries; what fails in the end is said below
+    try:
+        yield
+    except GatedRepoError as error:
+        problem = "is gated; ask for access on its page and log in with `hf auth login`"
+        raise DataError(f"{name}: {problem}") from error
+    except RepositoryNotFoundError as error:
+        problem = "no such data set on the Hub (a private one needs `hf auth login`)"
+        raise DataError(f"{name}: {problem}") from error
+    except RevisionNotFoundError as error:
+        raise DataError(f"{name}: the data set has no such revision") from error
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise Unreachable(f"{name}: {_reason(error)}") from error
+    except Exception as error:
+        # the HTTP library's own kinds, which differ from one release of huggingface_hub to another
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+            raise
+        raise Unreachable(f"{name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    first_line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return f"the Hub does not give it ({first_line}); the same command goes on when it does"
