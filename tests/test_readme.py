@@ -26,7 +26,8 @@ SHORT = "--size 32 --epochs 1 --prior-epochs 1 --latent-dim 4 --batch-size 8"
 def place(tmp_path: Path) -> Path:
     """A folder with all that the README's commands name."""
     (tmp_path / "photos").mkdir()
-    shutil.copy(ROOT / ".github" / "pictures" / "astronaut.png", tmp_path / "photos" / "a.png")
+    for name in ("a.png", "b.png"):
+        shutil.copy(ROOT / ".github" / "pictures" / "astronaut.png", tmp_path / "photos" / name)
     for folder in ("ffhq", "celeba128"):
         (tmp_path / folder).mkdir()
         for i in range(16):
@@ -35,7 +36,7 @@ def place(tmp_path: Path) -> Path:
         shutil.copy(ROOT / ".github" / "pictures" / "astronaut.png", tmp_path / name)
     rows = [f"{i:05}.jpg {1 if i % 2 == 0 else -1}" for i in range(16)]
     (tmp_path / "celeba128-list_attr.txt").write_text("\n".join(["16", "Eyeglasses", *rows]))
-    (tmp_path / "labels.csv").write_text("name,Eyeglasses\n00001.png,0\n00002.png,1\n")
+    (tmp_path / "labels.csv").write_text("name,Eyeglasses\n00001.png,0\n00002.png,1\na.png,1\nb.png,0\n")
     shutil.copytree(ROOT / ".github", tmp_path / ".github")
     return tmp_path
 

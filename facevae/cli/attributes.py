@@ -164,8 +164,7 @@ def learn_attributes(
         raise DataError(msg)
     save(bundle, target, half=bundle.half)
     console.say(
-        f"learned {len(learned)} attributes from {len(examples.values):,} faces; "
-        f"see them with: facevae attributes list {target}"
+        f"learned {', '.join(learned)}; see them with: facevae attributes list {target}"
     )
     values = {"model": used, "outputs": [str(target)], "learned": learned, "skipped": skipped}
     console.result([target], values)
