@@ -142,6 +142,12 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(levels.round().astype(np.uint8))
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, as the file's beginning says. Raises `FileNotFoundError`."""
+    with path.open("rb") as file, _readable(str(path)), Image.open(file) as image:
+        return image.size
+
+
 # ---------------------------------------------------------------- arranging
 
 

@@ -18,7 +18,7 @@ from tiny import differing, tensors_of, tiny_bundle
 
 from facevae.bundle import load, save
 from facevae.config import ModelConfig
-from facevae.report import read_metrics
+from facevae.runs import read_metrics
 
 TINY = ("--size", "32", "--latent-dim", "4", "--batch-size", "16")
 

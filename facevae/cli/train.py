@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import shlex
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +13,7 @@ import typer
 
 from facevae.cli import options
 from facevae.config import PRESETS, Preset, preset
-from facevae.console import Console
+from facevae.console import Console, duration
 from facevae.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -86,6 +88,10 @@ def train(
         typer.Option("--output", "-o", help="The run's folder (default: runs/<data>-<preset>)."),
     ] = None,
     cache_dir: options.CacheDir = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write event files for TensorBoard into the folder."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take in time, disk and memory.")
     ] = False,
@@ -104,6 +110,7 @@ def train(
     from facevae import runtime
     from facevae.attributes import read_labels
     from facevae.data import load_faces
+    from facevae.events import require_tensorboard
     from facevae.runs import Run, RunFolder, settings_of
     from facevae.training import Stopped
     from facevae.training import train as train_run
@@ -132,6 +139,8 @@ def train(
         _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
         return
 
+    if tensorboard:
+        require_tensorboard()
     RunFolder(folder).check(settings_of(chosen.model, chosen.train))
 
     # Prepare
@@ -149,6 +158,8 @@ def train(
         init=started_from,
         terms=terms,
         half=half,
+        tensorboard=tensorboard,
+        command=shlex.join(["facevae", *sys.argv[1:]]),
     )
     _describe(console, run)
 
@@ -170,6 +181,8 @@ def train(
         f"{figures['r_loss_factor']:,.0f} (σ = {figures['sigma']:.3f})"
     )
     console.say(f"try: facevae sample --model {folder} -o grid.png")
+    if tensorboard:
+        console.say(f"see: tensorboard --logdir {folder}")
     path = folder / "model.safetensors"
     console.result(
         [path],
@@ -238,7 +251,7 @@ def _data_name(data: list[Path]) -> str:
 
 
 def _describe(console: Console, run: "Run") -> None:
-    from facevae import report
+    from facevae import curves
     from facevae.runtime import describe
 
     faces = run.faces
@@ -263,7 +276,7 @@ def _describe(console: Console, run: "Run") -> None:
             face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
             msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
             raise DataError(msg)
-    if not report.is_available():
+    if not curves.is_available():
         console.say(_INSTALL_PLOT)
 
 
@@ -281,21 +294,15 @@ def _estimate(
 
     found = estimate(data, chosen.model, chosen.train, device, cache_dir)
     disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
-    time = _duration(found.convert_seconds) if found.convert_seconds else "done before"
+    time = duration(found.convert_seconds) if found.convert_seconds else "done before"
     speed = f"{found.images_per_second:,.0f} images/s"
     run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
     lines = [
         f"pictures:   {found.num_pictures:,}",
         f"converting: {time}; {disk}",
-        f"training:   {_duration(found.train_seconds)} for {chosen.train.epochs} epochs at {speed}",
-        f"prior:      {_duration(found.prior_seconds)}",
+        f"training:   {duration(found.train_seconds)} for {chosen.train.epochs} epochs at {speed}",
+        f"prior:      {duration(found.prior_seconds)}",
         f"memory:     about {gigabytes:,.1f} GB",
         f"run folder: about {run_megabytes:,.0f} MB in {folder}",
     ]
     console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

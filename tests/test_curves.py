@@ -1,12 +1,9 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from facevae.errors import FacevaeError
-from facevae.report import draw_curves, draw_histograms, is_available, read_metrics
+from facevae.curves import draw_curves, draw_histograms, is_available, save
 
 plt = pytest.importorskip("matplotlib.pyplot")
 MAGENTA = (255, 0, 255)
@@ -28,46 +25,31 @@ def share_of(path, colour) -> float:
     return float((abs(pixels - colour).max(-1) < 12).mean())
 
 
-def test_records_are_read_in_order_and_a_line_cut_off_at_the_end_is_passed_over(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    path.write_text("".join(json.dumps(r) + "\n" for r in some_records()) + '{"event": "st')
-    assert read_metrics(path) == some_records()
-
-
-def test_damage_amid_the_records_is_named_with_its_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
-    with pytest.raises(FacevaeError, match="line 2 is damaged") as caught:
-        read_metrics(path)
-    assert str(caught.value).startswith(f"{path}: ")
-
-
 def test_samples_are_pinned_along_the_curve(tmp_path):
     assert is_available()
     plain, pinned = tmp_path / "plain.png", tmp_path / "pinned.png"
-    draw_curves(some_records(), tmp_path, plain)
+    save(draw_curves(some_records(), tmp_path), plain)
     for epoch in (1, 3):
         Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / f"samples-{epoch:04}.png")
-    draw_curves(some_records(), tmp_path, pinned)
+    save(draw_curves(some_records(), tmp_path), pinned)
     assert share_of(plain, MAGENTA) == 0
     assert share_of(pinned, MAGENTA) > 0.005
     # the second picture is half the space of one more
     Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / "samples-0002.png")
-    draw_curves(some_records(), tmp_path, plain)
+    save(draw_curves(some_records(), tmp_path), plain)
     assert share_of(plain, MAGENTA) > 1.3 * share_of(pinned, MAGENTA)
 
 
 @pytest.mark.parametrize("num_epochs", [0, 1])
 def test_curves_of_hardly_anything_are_drawn(tmp_path, num_epochs):
-    draw_curves(some_records(num_epochs), tmp_path, tmp_path / "curves.png")
+    save(draw_curves(some_records(num_epochs), tmp_path), tmp_path / "curves.png")
     assert share_of(tmp_path / "curves.png", (255, 255, 255)) > 0.3
 
 
 @pytest.mark.parametrize("num_dims", [1, 2, 60])
 def test_histograms_of_any_number_of_dimensions_are_drawn(tmp_path, num_dims):
     latents = torch.randn(300, num_dims, generator=torch.Generator().manual_seed(0))
-    draw_histograms(latents, tmp_path / "latents.png")
+    save(draw_histograms(latents), tmp_path / "latents.png")
     blue, orange = (31, 119, 180), (255, 127, 14)  # matplotlib's tab:blue and tab:orange
     assert share_of(tmp_path / "latents.png", blue) > 0.01
     assert share_of(tmp_path / "latents.png", orange) > 0
@@ -77,7 +59,8 @@ def test_wide_latents_overflow_the_density_and_narrow_ones_stand_high_in_it(tmp_
     shares = []
     for scale in (0.2, 1.0):
         draw = torch.Generator().manual_seed(0)
-        draw_histograms(scale * torch.randn(2000, 1, generator=draw), tmp_path / "latents.png")
+        latents = scale * torch.randn(2000, 1, generator=draw)
+        save(draw_histograms(latents), tmp_path / "latents.png")
         shares.append(share_of(tmp_path / "latents.png", (31, 119, 180)))
     # both have the same area, but the axes end where the higher one does
     assert shares[0] < shares[1]
@@ -85,8 +68,8 @@ def test_wide_latents_overflow_the_density_and_narrow_ones_stand_high_in_it(tmp_
 
 def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path):
     before = dict(plt.rcParams)
-    draw_curves(some_records(), tmp_path, tmp_path / "curves.png")
-    draw_histograms(torch.randn(50, 3), tmp_path / "latents.png")
+    save(draw_curves(some_records(), tmp_path), tmp_path / "curves.png")
+    save(draw_histograms(torch.randn(50, 3)), tmp_path / "latents.png")
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "latents.png"]
