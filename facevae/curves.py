@@ -139,12 +139,15 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     if not there or not steps:
         return
     wanted = np.linspace(0, len(there) - 1, min(NUM_THUMBNAILS, len(there))).round().astype(int)
-    for record in (there[i] for i in sorted(set(wanted.tolist()))):
+    shown = [there[i] for i in sorted(set(wanted.tolist()))]
+    # side by side, wherever along the curve they belong
+    places = np.linspace(shown[0]["images"], shown[-1]["images"], len(shown)).tolist()
+    for record, place in zip(shown, places, strict=True):
         sheet = open_picture(pictures / record["samples"])
         corner = np.asarray(sheet.crop((0, 0, sheet.width // 2, sheet.height // 2)))
         on_curve = min(steps, key=lambda r: abs(r["images"] - record["images"]))
         point = (on_curve["images"], on_curve["kl_nats"])
-        _pin(axes, corner, point, (record["images"], top * 1.42), _THUMBNAIL)
+        _pin(axes, corner, point, (place, top * 1.42), _THUMBNAIL)
 
 
 def _pin(

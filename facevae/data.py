@@ -5,6 +5,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -183,6 +184,17 @@ def load_faces(
     # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
     pixels = np.load(folder / "pixels.npy", mmap_mode="c")
     return _split(pixels, index)
+
+
+def find_faces(fingerprint: str, size: int, cache: Path | None = None) -> Faces | None:
+    """The faces of that fingerprint at `size` pixels, if they are still in the cache."""
+    for entry in list_cache(cache):
+        if entry.size == size:
+            index = read_json(entry.folder / "index.json")
+            if index.get("fingerprint") == fingerprint:
+                with suppress(OSError, ValueError):  # removed or damaged since
+                    return _split(np.load(entry.folder / "pixels.npy", mmap_mode="c"), index)
+    return None
 
 
 def converted(files: list[Path], size: int, cache: Path | None = None) -> tuple[Path, bool]:

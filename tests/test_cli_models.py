@@ -11,8 +11,8 @@ from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 from facevae.bundle import save
 from facevae.faces import FFHQ
 
-COMMANDS = ("train", "reconstruct", "sample", "morph", "arith", "align", "info", "cache")
-HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub", "matplotlib", "av")
+COMMANDS = ("train", "reconstruct", "sample", "morph", "arith", "align", "report", "info", "cache")
+HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub", "matplotlib", "jinja2", "av")
 
 HELP = """
 import contextlib, io, json, sys

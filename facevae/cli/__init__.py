@@ -15,6 +15,7 @@ from facevae.cli.align import align
 from facevae.cli.edits import arith, morph
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.models import cache, info
+from facevae.cli.report import report
 from facevae.cli.train import train
 from facevae.console import Console
 from facevae.errors import FacevaeError
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, reconstruct, sample, morph, arith, align, info, cache):
+for command in (train, reconstruct, sample, morph, arith, align, report, info, cache):
     app.command()(command)
 
 

@@ -181,6 +181,7 @@ def train(
         f"{figures['r_loss_factor']:,.0f} (σ = {figures['sigma']:.3f})"
     )
     console.say(f"try: facevae sample --model {folder} -o grid.png")
+    console.say(f"see: facevae report {folder}")
     if tensorboard:
         console.say(f"see: tensorboard --logdir {folder}")
     path = folder / "model.safetensors"

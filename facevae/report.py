@@ -1,0 +1,420 @@
+"""A run or a model as one page of HTML that needs nothing else. Needs the extra `plot`."""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facevae import curves
+from facevae.attributes import Attribute
+from facevae.batches import batches_of
+from facevae.bundle import Bundle
+from facevae.config import PRESETS, Preset
+from facevae.data import Faces, find_faces
+from facevae.files import read_json, write_text
+from facevae.hub import load_model
+from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
+from facevae.latents import decode, latents_of_seeds, morph, posteriors
+from facevae.metrics import principal_plane
+from facevae.model import sample_posterior
+from facevae.page import Section, Table, drawing, photo, render, require_pages, table
+from facevae.runs import RunFolder, read_metrics
+from facevae.runtime import environment, generator
+
+_NUM_SAMPLES = 64
+_NUM_HELD_OUT, _NUM_GENERATED = 2048, 512  # whose latents are shown; a flow takes its time
+_MAP_CELLS = 13  # on each side of the map, so that its pictures hardly overlap
+_MORPH_SEEDS, _MORPH_STEPS = (0, 1), 8
+_COLUMNS = 8
+# config key → option, for those that a training takes
+_OPTIONS = {
+    "size": "--size",
+    "latent_dim": "--latent-dim",
+    "dropout": "--dropout",
+    "batch_size": "--batch-size",
+    "learning_rate": "--learning-rate",
+    "r_loss_factor": "--r-loss-factor",
+    "prior": "--prior",
+    "prior_epochs": "--prior-epochs",
+    "seed": "--seed",
+}
+_OF_PEOPLE = (
+    "This page holds pictures of the training data: do not publish it where their terms, or the "
+    "people they show, forbid that."
+)
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of its parts are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a page is about: a run as far as it has come, or a model alone.
+
+    `about` is a run's `config.json`, `records` its `metrics.jsonl`; both are empty for a model
+    alone. `faces` are its training data, where they are still in the cache.
+    """
+
+    name: str
+    path: Path
+    bundle: Bundle | None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    pictures: Path | None = None
+    faces: Faces | None = None
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """What is known of the training: the model's provenance, then the run's own words."""
+        return {**self.about, **(self.bundle.provenance if self.bundle else {})}
+
+    def setting(self, group: str) -> Mapping[str, Any]:
+        """The settings of the `model` or of its `train`ing; empty where they are not known."""
+        if group == "model" and self.bundle:
+            return self.bundle.config.to_dict()
+        identity = _dictionary(self.about.get("identity"))
+        return _dictionary(self.known.get(group)) or _dictionary(identity.get(group))
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of held-out figures."""
+        return [r for r in self.records if r["event"] == "epoch"]
+
+
+def open_source(name: str, device: torch.device, cache: Path | None = None) -> Source:
+    """What there is of the run in a folder, or a model by its name. Raises `FacevaeError`."""
+    folder = RunFolder(Path(name).expanduser())
+    is_run = name != "default" and (folder.metrics.is_file() or folder.config.is_file())
+    if is_run and not folder.model.is_file():
+        bundle, path = None, folder.path
+    else:
+        bundle, located = load_model(name)
+        name, path = located.name, located.path
+        bundle.to(device)
+    found = read_json(folder.config) if is_run and folder.config.is_file() else {}
+    about = _dictionary(found)
+    records = read_metrics(folder.metrics) if is_run else []
+    source = Source(name, path, bundle, about, records, folder.pictures if is_run else None)
+    fingerprint = source.known.get("fingerprint")
+    if bundle and fingerprint:
+        faces = find_faces(str(fingerprint), bundle.config.size, cache)
+        source = dataclasses.replace(source, faces=faces)
+    return source
+
+
+def write_report(source: Source, path: Path, progress: Progress = lambda *_: None) -> None:
+    """Write the page, atomically. Raises `UsageError` without the extra `plot`."""
+    require_pages()
+    sections = []
+    for i, make in enumerate(_SECTIONS):
+        sections += [section for section in [make(source)] if section]
+        progress("Drawing", i + 1, len(_SECTIONS))
+    shows_data = source.faces or _last_picture(source, "reconstructions")
+    page = render(
+        source.name,
+        _status(source),
+        _headlines(source),
+        sections,
+        warning=_OF_PEOPLE if shows_data else "",
+    )
+    write_text(path, page)
+
+
+def _status(source: Source) -> str:
+    known = source.known
+    done, wanted = _count(known.get("epochs")), _count(source.about.get("epochs"))
+    size = source.setting("model").get("size")
+    parts = [f"preset {known['preset']}"] if known.get("preset") else []
+    parts += [f"{size} × {size} px"] if size else []
+    if source.bundle and known.get("complete") and done >= wanted:
+        parts += [f"finished, {done} epochs"]
+    elif source.about:
+        made = source.epochs[-1].get("epoch", 0) if source.epochs else 0
+        parts += [f"not finished, {made:.0f} of {wanted} epochs"]
+    return " · ".join(parts)
+
+
+def _headlines(source: Source) -> list[tuple[str, str]]:
+    """The last held-out figures, each with its unit."""
+    last = source.epochs[-1] if source.epochs else {}
+    known = _dictionary(source.known.get("figures")) or last
+    shown = (
+        ("psnr", "held-out PSNR", "{:.2f} dB"),
+        ("kl_nats", "KL divergence", "{:,.0f} nats"),
+        ("sigma", "σ", "{:.3f}"),
+        ("r_loss_factor", "r_loss_factor", "{:,.0f}"),
+        ("sharpness", "sharpness (real = 1)", "{:.2f}"),
+        ("active_units", "active units", "{:.0f}"),
+    )
+    return [
+        (label, form.format(known[key]))
+        for key, label, form in shown
+        if isinstance(known.get(key), int | float)
+    ]
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _dictionary(value: object) -> Mapping[str, Any]:
+    """`value`, or nothing if it is no object: a model file's provenance may say anything."""
+    return value if isinstance(value, dict) else {}
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _samples(source: Source) -> Section | None:
+    if not source.bundle:
+        path = _last_picture(source, "samples")
+        shown = (
+            [photo(np.asarray(open_picture(path)), "Samples of the last epoch.")] if path else []
+        )
+        return Section("Samples", figures=shown) if shown else None
+    latents = latents_of_seeds(source.bundle, list(range(_NUM_SAMPLES)))
+    sheet = grid(to_pixels(decode(source.bundle.vae, latents)))
+    text = f"{_NUM_SAMPLES} faces that do not exist, one of each of the first seeds, none left out."
+    command = f"facevae sample -n {_NUM_SAMPLES} -m {shlex.quote(source.name)} -o grid.png"
+    return Section("Samples", text, [photo(sheet, "Generated faces.")], command=command)
+
+
+def _reconstructions(source: Source) -> Section | None:
+    side = source.setting("model").get("size")
+    path = _last_picture(source, "reconstructions")
+    if not path or not side:
+        return None
+    pictures = tiles(np.asarray(open_picture(path)), side)
+    count = len(pictures) // 2
+    if not count:
+        return None
+    sheet = paired_grid(pictures[:count], pictures[count : 2 * count], _COLUMNS)
+    text = "Faces that were held out, each above its reconstruction from the posterior's mean."
+    return Section("Reconstructions", text, [photo(sheet, "Held-out faces above reconstructions.")])
+
+
+def _training(source: Source) -> Section | None:
+    if not source.records or not source.pictures:
+        return None
+    figures = [
+        drawing(
+            curves.draw_kl(source.records, source.pictures),
+            "The KL divergence over the training, with samples along it.",
+        ),
+        drawing(
+            curves.draw_figures(source.records),
+            "Means over the steps before (lines), and of held-out faces after each epoch (dots).",
+        ),
+    ]
+    return Section("Training", figures=figures)
+
+
+def _latents(source: Source) -> Section | None:
+    if not source.bundle:
+        return None
+    if source.faces:
+        found = _held_out_latents(source.bundle, source.faces)
+    else:
+        found = _generated_latents(source.bundle)
+    places, shares = principal_plane(found.points)
+    chosen = curves.spread_out(places, _MAP_CELLS)
+    figures = [
+        drawing(
+            curves.draw_map(places, shares, chosen, found.pictures_of(chosen)),
+            f"The two directions in which latents of {found.whose} vary most, with some of the faces.",
+        ),
+        drawing(
+            curves.draw_histograms(found.drawn, found.whose),
+            "The most varied latents over N(0, 1), which the KL divergence draws them towards.",
+        ),
+    ]
+    plane = source.pictures / "plane.png" if source.pictures else None
+    if plane and plane.is_file():
+        sheet = np.asarray(open_picture(plane))
+        figures.append(photo(sheet, "The latent plane decoded, two deviations either way."))
+    return Section("Latents", found.text, figures)
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """`points` (N, D) for the map and `drawn` (N, D) for the histograms, both on the CPU."""
+
+    text: str
+    whose: str
+    points: Tensor
+    drawn: Tensor
+    pictures_of: Callable[[list[int]], Pixels]
+
+
+def _held_out_latents(bundle: Bundle, faces: Faces) -> _Latents:
+    rows = faces.held_out[:: math.ceil(len(faces.held_out) / _NUM_HELD_OUT)]
+    mean, logvar = posteriors(bundle.vae, batches_of(faces, rows, bundle.device))
+    mean, logvar = mean.cpu(), logvar.cpu()
+    noise = torch.randn(mean.shape, generator=generator(0))
+    text = (
+        f"Of {len(rows):,} held-out faces: on the map their posteriors' means, in the histograms "
+        "a sample of each posterior."
+    )
+    drawn = sample_posterior(mean, logvar, noise)
+    return _Latents(text, "held-out faces", mean, drawn, lambda some: faces.pixels[rows[some]])
+
+
+def _generated_latents(bundle: Bundle) -> _Latents:
+    latents = latents_of_seeds(bundle, list(range(_NUM_GENERATED))).cpu()
+    text = (
+        f"Of {len(latents):,} generated faces, drawn from the model's own prior: its training "
+        "data are not in the cache here."
+    )
+    return _Latents(
+        *(text, "generated faces", latents, latents),
+        lambda some: to_pixels(decode(bundle.vae, latents[some])),
+    )
+
+
+def _attributes(source: Source) -> Section | None:
+    if not source.bundle or not source.bundle.attributes:
+        return None
+    best = sorted(source.bundle.attributes, key=lambda a: -(a.accuracy or 0))
+    text = (
+        "Directions learned from labels. The accuracy is balanced over held-out faces with and "
+        "without the attribute: 50 % is chance."
+    )
+    columns = ("attribute", "held-out accuracy", "faces with it", "faces without it")
+    command = (
+        f"facevae arith seed:0 --attr {shlex.quote(best[0].name)} --sweep -2:2:7 "
+        f"-m {shlex.quote(source.name)} -o sweep.png"
+    )
+    tables = [Table(columns, [_attribute_row(a) for a in best])]
+    return Section("Attributes", text, tables=tables, command=command)
+
+
+def _attribute_row(attribute: Attribute) -> tuple[str, ...]:
+    accuracy = attribute.accuracy
+    measured = "not measured" if accuracy is None else f"{accuracy:.0%}"
+    counts = f"{attribute.num_positives:,}", f"{attribute.num_negatives:,}"
+    return attribute.name, measured, *counts
+
+
+def _morph(source: Source) -> Section | None:
+    if not source.bundle:
+        return None
+    ends = latents_of_seeds(source.bundle, list(_MORPH_SEEDS))
+    frames = to_pixels(decode(source.bundle.vae, morph(source.bundle, ends, _MORPH_STEPS)))
+    strip = grid(frames, columns=len(frames))
+    seeds = " ".join(f"seed:{seed}" for seed in _MORPH_SEEDS)
+    command = (
+        f"facevae morph {seeds} --steps {_MORPH_STEPS} -m {shlex.quote(source.name)} -o morph.png"
+    )
+    text = "The way between two generated faces, around the mean of all latents."
+    return Section("Morph", text, [photo(strip, "From one face to another.")], command=command)
+
+
+def _configuration(source: Source) -> Section | None:
+    bundle = source.bundle
+    groups: dict[str, Mapping[str, Any]] = {
+        "network": source.setting("model"),
+        "training": {k: _setting(k, v) for k, v in source.setting("train").items()},
+        "prior": bundle.prior_config.to_dict() if bundle else {},
+        "framing": bundle.framing.to_dict() if bundle and bundle.framing else {},
+    }
+    tables = [table(title, values) for title, values in groups.items() if values]
+    return Section("Configuration", tables=tables) if tables else None
+
+
+def _setting(key: str, value: object) -> object:
+    return "auto" if key == "r_loss_factor" and value is None else value
+
+
+def _provenance(source: Source) -> Section:
+    known = source.known
+    skipped = known.get("skipped")
+    shown = {
+        "data": known.get("sources"),
+        "faces trained on": known.get("num_train"),
+        "faces held out": known.get("num_held_out"),
+        "pictures left out": len(skipped) if isinstance(skipped, list) else None,
+        "fingerprint of the data": known.get("fingerprint"),
+        "images seen": known.get("images_seen"),
+        "training time in seconds": known.get("train_seconds"),
+        "terms": known.get("terms") or "none are stated",
+        "facevae": known.get("facevae"),
+        "torch": known.get("torch"),
+    }
+    rows = {key: value for key, value in shown.items() if value is not None}
+    return Section("Provenance", tables=[table("of the training", rows)])
+
+
+def _reproduction(source: Source) -> Section | None:
+    typed = source.about.get("command")
+    command = typed or _equivalent_command(source)
+    if not command:
+        return None
+    text = (
+        "The command by which this run was started or last gone on with."
+        if typed
+        else "Put together from the settings above: how the command was typed is not recorded."
+    )
+    device = source.bundle.device if source.bundle else torch.device("cpu")
+    places = {
+        "of the training": _dictionary(source.about.get("environment")),
+        "of this page": environment(device),
+    }
+    tables = [table(f"environment {whose}", v) for whose, v in places.items() if v]
+    return Section("Reproduce", text, tables=tables, command=str(command))
+
+
+_SECTIONS = (
+    _samples,
+    _reconstructions,
+    _training,
+    _latents,
+    _attributes,
+    _morph,
+    _configuration,
+    _provenance,
+    _reproduction,
+)
+
+
+def _equivalent_command(source: Source) -> str:
+    """A command of these settings, as far as they differ from the preset's; empty if unknown."""
+    known, train = source.known, source.setting("train")
+    if not train:
+        return ""
+    name, sources = str(known.get("preset") or "base"), known.get("sources")
+    preset: Preset = PRESETS.get(name, PRESETS["base"])
+    usual = {**preset.model.to_dict(), **preset.train.to_dict()}
+    found = {**source.setting("model"), **train}
+    words = [
+        "facevae",
+        "train",
+        *(map(str, sources) if isinstance(sources, list) else ["DATA"]),
+        "--preset",
+        name,
+    ]
+    words += ["--epochs", str(known.get("epochs", usual["epochs"]))]
+    for key, option in _OPTIONS.items():
+        if key in found and found[key] != usual[key]:
+            words += [option, str(_setting(key, found[key]))]
+    if source.bundle and source.bundle.attributes:
+        words += ["--labels", "LABELS"]
+    if known.get("terms"):
+        words += ["--terms", str(known["terms"])]
+    return shlex.join(words)
+
+
+# ---------------------------------------------------------------- what pages are made of
+
+
+def _last_picture(source: Source, kind: str) -> Path | None:
+    """The last picture of that kind that the records name and the run's folder holds."""
+    if not source.pictures:
+        return None
+    named = (source.pictures / str(r[kind]) for r in reversed(source.epochs) if r.get(kind))
+    return next((path for path in named if path.is_file()), None)
