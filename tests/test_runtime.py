@@ -145,3 +145,20 @@ def test_outside_the_main_thread_no_signal_is_touched():
     thread.start()
     thread.join()
     assert seen == [0, before]
+
+
+def test_memory_is_that_of_this_process_and_grows_with_it():
+    before = runtime.memory_bytes(torch.device("cpu"))
+    assert before.keys() <= {"process"}
+    held = torch.ones(2**24)
+    after = runtime.memory_bytes(torch.device("cpu"))
+    if before:
+        assert after["process"] - before["process"] > 0.8 * held.nbytes
+        assert after["process"] < 2**40
+
+
+def test_the_environment_names_versions_and_the_device():
+    found = runtime.environment(torch.device("cpu"))
+    assert found["torch"] == torch.__version__
+    assert found["device"] == "cpu"
+    assert all(isinstance(value, str) and value for value in found.values())
