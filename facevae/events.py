@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from facevae.errors import FacevaeError, UsageError
+from facevae.errors import FacevaeError, ImageError, UsageError
 from facevae.images import picture_size
 
 _PREFIX = "events"
@@ -91,8 +91,8 @@ class Events:
             self._write(_histogram(f"latents/{name}", counted), *where)
         for name in ("reconstructions", "samples"):
             path = self._pictures / str(record.get(name))
-            # a picture that was removed is only one picture less
-            with suppress(FileNotFoundError):
+            # a picture that was removed or damaged is only one picture less
+            with suppress(OSError, ImageError):
                 self._write(_picture(f"pictures/{name}", path), *where)
 
     def _write(self, summary: Any, images: int, seconds: float) -> None:

@@ -1,10 +1,9 @@
 """A run or a model as one page of HTML that needs nothing else. Needs the extra `plot`."""
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,96 +15,27 @@ from facevae import curves
 from facevae.attributes import Attribute
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
-from facevae.config import PRESETS, Preset
-from facevae.data import Faces, find_faces
-from facevae.files import read_json, write_text
-from facevae.hub import load_model
+from facevae.data import Faces
+from facevae.files import write_text
 from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
 from facevae.latents import decode, latents_of_seeds, morph, posteriors
 from facevae.metrics import principal_plane
 from facevae.model import sample_posterior
 from facevae.page import Section, Table, drawing, photo, render, require_pages, table
-from facevae.runs import RunFolder, read_metrics
 from facevae.runtime import environment, generator
+from facevae.sources import Source, count, dictionary, setting_text
 
 _NUM_SAMPLES = 64
 _NUM_HELD_OUT, _NUM_GENERATED = 2048, 512  # whose latents are shown; a flow takes its time
 _MAP_CELLS = 13  # on each side of the map, so that its pictures hardly overlap
 _MORPH_SEEDS, _MORPH_STEPS = (0, 1), 8
 _COLUMNS = 8
-# config key → option, for those that a training takes
-_OPTIONS = {
-    "size": "--size",
-    "latent_dim": "--latent-dim",
-    "dropout": "--dropout",
-    "batch_size": "--batch-size",
-    "learning_rate": "--learning-rate",
-    "r_loss_factor": "--r-loss-factor",
-    "prior": "--prior",
-    "prior_epochs": "--prior-epochs",
-    "seed": "--seed",
-}
 _OF_PEOPLE = (
     "This page holds pictures of the training data: do not publish it where their terms, or the "
     "people they show, forbid that."
 )
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its parts are done, and how many there are."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a page is about: a run as far as it has come, or a model alone.
-
-    `about` is a run's `config.json`, `records` its `metrics.jsonl`; both are empty for a model
-    alone. `faces` are its training data, where they are still in the cache.
-    """
-
-    name: str
-    path: Path
-    bundle: Bundle | None
-    about: Mapping[str, Any] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    pictures: Path | None = None
-    faces: Faces | None = None
-
-    @property
-    def known(self) -> Mapping[str, Any]:
-        """What is known of the training: the model's provenance, then the run's own words."""
-        return {**self.about, **(self.bundle.provenance if self.bundle else {})}
-
-    def setting(self, group: str) -> Mapping[str, Any]:
-        """The settings of the `model` or of its `train`ing; empty where they are not known."""
-        if group == "model" and self.bundle:
-            return self.bundle.config.to_dict()
-        identity = _dictionary(self.about.get("identity"))
-        return _dictionary(self.known.get(group)) or _dictionary(identity.get(group))
-
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        """The records of held-out figures."""
-        return [r for r in self.records if r["event"] == "epoch"]
-
-
-def open_source(name: str, device: torch.device, cache: Path | None = None) -> Source:
-    """What there is of the run in a folder, or a model by its name. Raises `FacevaeError`."""
-    folder = RunFolder(Path(name).expanduser())
-    is_run = name != "default" and (folder.metrics.is_file() or folder.config.is_file())
-    if is_run and not folder.model.is_file():
-        bundle, path = None, folder.path
-    else:
-        bundle, located = load_model(name)
-        name, path = located.name, located.path
-        bundle.to(device)
-    found = read_json(folder.config) if is_run and folder.config.is_file() else {}
-    about = _dictionary(found)
-    records = read_metrics(folder.metrics) if is_run else []
-    source = Source(name, path, bundle, about, records, folder.pictures if is_run else None)
-    fingerprint = source.known.get("fingerprint")
-    if bundle and fingerprint:
-        faces = find_faces(str(fingerprint), bundle.config.size, cache)
-        source = dataclasses.replace(source, faces=faces)
-    return source
 
 
 def write_report(source: Source, path: Path, progress: Progress = lambda *_: None) -> None:
@@ -115,7 +45,7 @@ def write_report(source: Source, path: Path, progress: Progress = lambda *_: Non
     for i, make in enumerate(_SECTIONS):
         sections += [section for section in [make(source)] if section]
         progress("Drawing", i + 1, len(_SECTIONS))
-    shows_data = source.faces or _last_picture(source, "reconstructions")
+    shows_data = source.faces or source.last_picture("reconstructions")
     page = render(
         source.name,
         _status(source),
@@ -128,7 +58,7 @@ def write_report(source: Source, path: Path, progress: Progress = lambda *_: Non
 
 def _status(source: Source) -> str:
     known = source.known
-    done, wanted = _count(known.get("epochs")), _count(source.about.get("epochs"))
+    done, wanted = count(known.get("epochs")), count(source.about.get("epochs"))
     size = source.setting("model").get("size")
     parts = [f"preset {known['preset']}"] if known.get("preset") else []
     parts += [f"{size} × {size} px"] if size else []
@@ -143,7 +73,7 @@ def _status(source: Source) -> str:
 def _headlines(source: Source) -> list[tuple[str, str]]:
     """The last held-out figures, each with its unit."""
     last = source.epochs[-1] if source.epochs else {}
-    known = _dictionary(source.known.get("figures")) or last
+    known = dictionary(source.known.get("figures")) or last
     shown = (
         ("psnr", "held-out PSNR", "{:.2f} dB"),
         ("kl_nats", "KL divergence", "{:,.0f} nats"),
@@ -159,21 +89,12 @@ def _headlines(source: Source) -> list[tuple[str, str]]:
     ]
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _dictionary(value: object) -> Mapping[str, Any]:
-    """`value`, or nothing if it is no object: a model file's provenance may say anything."""
-    return value if isinstance(value, dict) else {}
-
-
 # ---------------------------------------------------------------- sections
 
 
 def _samples(source: Source) -> Section | None:
     if not source.bundle:
-        path = _last_picture(source, "samples")
+        path = source.last_picture("samples")
         shown = (
             [photo(np.asarray(open_picture(path)), "Samples of the last epoch.")] if path else []
         )
@@ -187,7 +108,7 @@ def _samples(source: Source) -> Section | None:
 
 def _reconstructions(source: Source) -> Section | None:
     side = source.setting("model").get("size")
-    path = _last_picture(source, "reconstructions")
+    path = source.last_picture("reconstructions")
     if not path or not side:
         return None
     pictures = tiles(np.asarray(open_picture(path)), side)
@@ -319,16 +240,12 @@ def _configuration(source: Source) -> Section | None:
     bundle = source.bundle
     groups: dict[str, Mapping[str, Any]] = {
         "network": source.setting("model"),
-        "training": {k: _setting(k, v) for k, v in source.setting("train").items()},
+        "training": {k: setting_text(k, v) for k, v in source.setting("train").items()},
         "prior": bundle.prior_config.to_dict() if bundle else {},
         "framing": bundle.framing.to_dict() if bundle and bundle.framing else {},
     }
     tables = [table(title, values) for title, values in groups.items() if values]
     return Section("Configuration", tables=tables) if tables else None
-
-
-def _setting(key: str, value: object) -> object:
-    return "auto" if key == "r_loss_factor" and value is None else value
 
 
 def _provenance(source: Source) -> Section:
@@ -352,7 +269,7 @@ def _provenance(source: Source) -> Section:
 
 def _reproduction(source: Source) -> Section | None:
     typed = source.about.get("command")
-    command = typed or _equivalent_command(source)
+    command = typed or source.equivalent_command()
     if not command:
         return None
     text = (
@@ -362,7 +279,7 @@ def _reproduction(source: Source) -> Section | None:
     )
     device = source.bundle.device if source.bundle else torch.device("cpu")
     places = {
-        "of the training": _dictionary(source.about.get("environment")),
+        "of the training": dictionary(source.about.get("environment")),
         "of this page": environment(device),
     }
     tables = [table(f"environment {whose}", v) for whose, v in places.items() if v]
@@ -380,41 +297,3 @@ _SECTIONS = (
     _provenance,
     _reproduction,
 )
-
-
-def _equivalent_command(source: Source) -> str:
-    """A command of these settings, as far as they differ from the preset's; empty if unknown."""
-    known, train = source.known, source.setting("train")
-    if not train:
-        return ""
-    name, sources = str(known.get("preset") or "base"), known.get("sources")
-    preset: Preset = PRESETS.get(name, PRESETS["base"])
-    usual = {**preset.model.to_dict(), **preset.train.to_dict()}
-    found = {**source.setting("model"), **train}
-    words = [
-        "facevae",
-        "train",
-        *(map(str, sources) if isinstance(sources, list) else ["DATA"]),
-        "--preset",
-        name,
-    ]
-    words += ["--epochs", str(known.get("epochs", usual["epochs"]))]
-    for key, option in _OPTIONS.items():
-        if key in found and found[key] != usual[key]:
-            words += [option, str(_setting(key, found[key]))]
-    if source.bundle and source.bundle.attributes:
-        words += ["--labels", "LABELS"]
-    if known.get("terms"):
-        words += ["--terms", str(known["terms"])]
-    return shlex.join(words)
-
-
-# ---------------------------------------------------------------- what pages are made of
-
-
-def _last_picture(source: Source, kind: str) -> Path | None:
-    """The last picture of that kind that the records name and the run's folder holds."""
-    if not source.pictures:
-        return None
-    named = (source.pictures / str(r[kind]) for r in reversed(source.epochs) if r.get(kind))
-    return next((path for path in named if path.is_file()), None)

@@ -192,7 +192,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            _ = [record[key] for key in _PLACE]
+            _ = [record[key] for key in _PLACE]  # raises where one is missing
             records.append(record)
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):

@@ -148,7 +148,7 @@ def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int
 # ---------------------------------------------------------------- pictures
 
 
-def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> dict[str, Any]:
+def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> dict[str, str]:
     """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names."""
     rows = run.faces.held_out
     rows = rows[:: max(1, len(rows) // _NUM_PICTURES)][:_NUM_PICTURES]

@@ -204,8 +204,8 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
             progress.framing = framing
             if save_progress:
                 save(progress, folder.model, half=run.half)
-            shown = draw_progress(run, folder, progress, epoch)
-            shown |= {"histograms": latent_histograms(mean, logvar)}
+            pictures = draw_progress(run, folder, progress, epoch)
+            shown = {**pictures, "histograms": latent_histograms(mean, logvar)}
             where["seconds"] = watch.seconds()
             folder.record({"event": "epoch", **where, "epoch": epoch, **figures, **shown})
             watch.lap()

@@ -15,8 +15,8 @@ LAYERS = [
     ("data", "faces", "attributes", "outputs", "curves", "events"),
     ("batches", "bundle", "page"),
     ("hub", "latents", "runs", "stages"),
-    ("snapshots", "estimate", "report"),
-    ("training",),
+    ("snapshots", "estimate", "sources"),
+    ("training", "report"),
     ("cli",),
     ("__main__", "__init__"),
 ]

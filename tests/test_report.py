@@ -13,7 +13,8 @@ from facevae.attributes import read_labels
 from facevae.bundle import load, save
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, ModelError
-from facevae.report import open_source, write_report
+from facevae.report import write_report
+from facevae.sources import open_source
 from facevae.training import train
 
 pytest.importorskip("jinja2")
@@ -156,6 +157,9 @@ def test_provenance_of_any_kind_is_no_reason_to_fail(tmp_path):
 
 
 def test_what_is_neither_run_nor_model_is_named(tmp_path):
+    with pytest.raises(ModelError, match="no model"):
+        open_source(str(tmp_path), CPU)
+    (tmp_path / "config.json").write_text('{"model_type": "another tool\'s"}')
     with pytest.raises(ModelError, match="no model"):
         open_source(str(tmp_path), CPU)
     (tmp_path / "config.json").write_text("{")

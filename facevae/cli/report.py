@@ -47,8 +47,9 @@ def report(
         msg = f"-o {path}: a report is one .html file; name one"
         raise UsageError(msg)
     from facevae.page import require_pages
-    from facevae.report import open_source, write_report
+    from facevae.report import write_report
     from facevae.runtime import describe, select_device
+    from facevae.sources import open_source
 
     require_pages()
     chosen = select_device(device)

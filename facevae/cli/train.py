@@ -107,7 +107,7 @@ def train(
 
       facevae train celeba/ --size 64 --epochs 10 --labels list_attr_celeba.txt -o runs/celeba
     """
-    from facevae import runtime
+    from facevae import curves, runtime
     from facevae.attributes import read_labels
     from facevae.data import load_faces
     from facevae.events import require_tensorboard
@@ -134,13 +134,13 @@ def train(
     )
     target = runtime.select_device(device)
     table = read_labels(labels) if labels else None
+    if tensorboard:
+        require_tensorboard()
     folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
     if dry_run:
         _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
         return
 
-    if tensorboard:
-        require_tensorboard()
     RunFolder(folder).check(settings_of(chosen.model, chosen.train))
 
     # Prepare
@@ -181,7 +181,8 @@ def train(
         f"{figures['r_loss_factor']:,.0f} (σ = {figures['sigma']:.3f})"
     )
     console.say(f"try: facevae sample --model {folder} -o grid.png")
-    console.say(f"see: facevae report {folder}")
+    if curves.is_available():
+        console.say(f"see: facevae report {folder}")
     if tensorboard:
         console.say(f"see: tensorboard --logdir {folder}")
     path = folder / "model.safetensors"
