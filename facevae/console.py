@@ -4,10 +4,11 @@ import atexit
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 _SECONDS_A_LINE = 30.0
+_BETWEEN = " · "  # the parts of a note, which may stand on lines of their own
+_BAR_WIDTH, _BESIDE_BAR = 40, 45  # columns: of a bar, and of what stands beside it
 
 
 class Console:
@@ -33,6 +36,7 @@ class Console:
         self.quiet, self.as_json = quiet, as_json
         self._rich = RichConsole(stderr=True, highlight=False)
         self._last_line = 0.0
+        self._begun: dict[str, tuple[float, int]] = {}  # when a task was first told, and how far
 
     def say(self, text: str) -> None:
         """A line for people, on stderr."""
@@ -70,22 +74,21 @@ class Console:
         RichConsole(highlight=False).print(table)
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
-        """A bar on a terminal; elsewhere a line now and then."""
+        """A bar with `note` below it on a terminal; elsewhere a line now and then.
+
+        Where a line has no room for all of `note`, it is broken at " · ".
+        """
         if self.quiet:
             return
-        if not self._rich.is_terminal:
-            now = time.monotonic()
-            if now - self._last_line > _SECONDS_A_LINE or done == total:
-                self._last_line = now
-                self.say(f"{task}: {done:,} of {total:,}  {note}".rstrip())
+        if not self._rich.is_interactive:
+            self._line(task, done, total, note)
             return
         if Console._progress is None:
-            Console._progress = Progress(
+            Console._progress = _Bars(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(max(5, min(_BAR_WIDTH, self._rich.width - _BESIDE_BAR))),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
                 console=self._rich,
             )
             Console._progress.start()
@@ -97,6 +100,17 @@ class Console:
             self._tasks[task] = bars.add_task(task, total=total, completed=done, note=note)
         bars.update(self._tasks[task], completed=done, total=total, note=note)
 
+    def _line(self, task: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        begun, first = self._begun.setdefault(task, (now, done))
+        if now - self._last_line <= _SECONDS_A_LINE and done != total:
+            return
+        self._last_line = now
+        left = ""
+        if first < done < total:
+            left = f", {duration((now - begun) / (done - first) * (total - done))} left"
+        self.say(f"{task}: {done:,} of {total:,}{left}  {note}".rstrip())
+
     @classmethod
     def close(cls) -> None:
         """Take down the bars, so that what follows stands below them."""
@@ -104,3 +118,34 @@ class Console:
             cls._progress.stop()
             cls._progress = None
             cls._tasks.clear()
+
+
+class _Bars(Progress):
+    """The bars, each with its note below, in as many lines as the terminal's width asks for."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.visible and task.fields["note"]:
+                lines = packed(task.fields["note"].split(_BETWEEN), self.console.width)
+                yield Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+
+
+def packed(parts: Sequence[str], width: int) -> list[str]:
+    """The parts in lines of up to `width` columns, none of them broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(_BETWEEN) + len(part) <= width:
+            lines[-1] += _BETWEEN + part
+        else:
+            lines.append(part)
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 05 s` or `12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -147,6 +147,12 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(levels.round().astype(np.uint8))
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, as the file's beginning says. Raises `FileNotFoundError`."""
+    with path.open("rb") as file, _readable(str(path)), Image.open(file) as image:
+        return image.size
+
+
 # ---------------------------------------------------------------- arranging
 
 
@@ -179,7 +185,21 @@ def _row(pixels: Pixels, start: int, columns: int) -> Pixels:
     return np.concatenate([part, missing])
 
 
+def tiles(sheet: Pixels, side: int) -> Pixels:
+    """The inverse of `grid` without gaps: a sheet (R · side, C · side, 3) → (R · C, side, side, 3)."""
+    rows, columns = sheet.shape[0] // side, sheet.shape[1] // side
+    cut = sheet[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
+    return np.ascontiguousarray(cut.swapaxes(1, 2).reshape(rows * columns, side, side, 3))
+
+
 # ---------------------------------------------------------------- writing
+
+
+def encode_jpeg(pixels: Pixels) -> bytes:
+    """(H, W, 3) as a JPEG file of high quality, for pages."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)
+    return file.getvalue()
 
 
 def check_suffix(path: Path, suffixes: Sequence[str] = STILL_SUFFIXES) -> None:

@@ -1,136 +1,299 @@
-"""Curves and histograms, drawn from what a run recorded. Needs the extra `plot` (matplotlib)."""
+"""A run or a model as one page of HTML that needs nothing else. Needs the extra `plot`."""
 
-import json
-import logging
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor
 
-from facevae.errors import FacevaeError
-from facevae.files import replacing
+from facevae import curves
+from facevae.attributes import Attribute
+from facevae.batches import batches_of
+from facevae.bundle import Bundle
+from facevae.data import Faces
+from facevae.files import write_text
+from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
+from facevae.latents import decode, latents_of_seeds, morph, posteriors
+from facevae.metrics import principal_plane
+from facevae.model import sample_posterior
+from facevae.page import Section, Table, drawing, photo, render, require_pages, table
+from facevae.runtime import environment, generator
+from facevae.sources import Source, count, dictionary, setting_text
 
-NUM_HISTOGRAMS = 50  # as in the notebooks of the lineage
-NUM_THUMBNAILS = 8
-
-
-def is_available() -> bool:
-    """Whether matplotlib is there to draw with."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are its own affair
-    try:
-        import matplotlib as mpl  # noqa: F401 - an extra
-    except ImportError:
-        return False
-    return True
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, in order; a last line that was cut off is passed over."""
-    records = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):
-                break
-            msg = f"{path}: line {number} is damaged; restore the file or remove the line"
-            raise FacevaeError(msg) from error
-    return records
+_NUM_SAMPLES = 64
+_NUM_HELD_OUT, _NUM_GENERATED = 2048, 512  # whose latents are shown; a flow takes its time
+_MAP_CELLS = 13  # on each side of the map, so that its pictures hardly overlap
+_MORPH_SEEDS, _MORPH_STEPS = (0, 1), 8
+_COLUMNS = 8
+_OF_PEOPLE = (
+    "This page holds pictures of the training data: do not publish it where their terms, or the "
+    "people they show, forbid that."
+)
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of its parts are done, and how many there are."""
 
 
-def draw_curves(records: list[dict[str, Any]], pictures: Path, path: Path) -> None:
-    """The loss terms over training, with samples along the KL curve (the paper's figure 8).
+def write_report(source: Source, path: Path, progress: Progress = lambda *_: None) -> None:
+    """Write the page, atomically. Raises `UsageError` without the extra `plot`."""
+    require_pages()
+    sections = []
+    for i, make in enumerate(_SECTIONS):
+        sections += [section for section in [make(source)] if section]
+        progress("Drawing", i + 1, len(_SECTIONS))
+    shows_data = source.faces or source.last_picture("reconstructions")
+    page = render(
+        source.name,
+        _status(source),
+        _headlines(source),
+        sections,
+        warning=_OF_PEOPLE if shows_data else "",
+    )
+    write_text(path, page)
 
-    `records` are those of `metrics.jsonl`; the samples they name are taken from `pictures`.
-    """
-    plt = _pyplot()
-    steps = [r for r in records if r["event"] == "steps"]
-    epochs = [r for r in records if r["event"] == "epoch"]
-    with plt.style.context("default"):
-        figure, axes = plt.subplots(3, 1, figsize=(11, 10), height_ratios=(2, 1, 1), sharex=True)
-        kl, error, quality = axes
-        kl.plot([r["images"] for r in steps], [r["kl_nats"] for r in steps], color="tab:blue")
-        kl.set(ylabel="KL divergence, nats an image", title="KL divergence, with samples along it")
-        top = max((r["kl_nats"] for r in steps), default=1)
-        kl.set_ylim(0, top * 1.75)
-        kl.margins(x=0.08)  # room for the pictures at both ends
-        _pin_pictures(kl, epochs, steps, pictures, top)
-        error.plot([r["images"] for r in steps], [r["mse"] for r in steps], color="tab:red")
-        error.set(ylabel="mean squared error", yscale="log")
-        quality.plot(
-            [r["images"] for r in epochs],
-            [r["psnr"] for r in epochs],
-            "o-",
-            ms=3,
-            color="tab:green",
+
+def _status(source: Source) -> str:
+    known = source.known
+    done, wanted = count(known.get("epochs")), count(source.about.get("epochs"))
+    size = source.setting("model").get("size")
+    parts = [f"preset {known['preset']}"] if known.get("preset") else []
+    parts += [f"{size} × {size} px"] if size else []
+    if source.bundle and known.get("complete") and done >= wanted:
+        parts += [f"finished, {done} epochs"]
+    elif source.about:
+        made = source.epochs[-1].get("epoch", 0) if source.epochs else 0
+        parts += [f"not finished, {made:.0f} of {wanted} epochs"]
+    return " · ".join(parts)
+
+
+def _headlines(source: Source) -> list[tuple[str, str]]:
+    """The last held-out figures, each with its unit."""
+    last = source.epochs[-1] if source.epochs else {}
+    known = dictionary(source.known.get("figures")) or last
+    shown = (
+        ("psnr", "held-out PSNR", "{:.2f} dB"),
+        ("kl_nats", "KL divergence", "{:,.0f} nats"),
+        ("sigma", "σ", "{:.3f}"),
+        ("r_loss_factor", "r_loss_factor", "{:,.0f}"),
+        ("sharpness", "sharpness (real = 1)", "{:.2f}"),
+        ("active_units", "active units", "{:.0f}"),
+    )
+    return [
+        (label, form.format(known[key]))
+        for key, label, form in shown
+        if isinstance(known.get(key), int | float)
+    ]
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _samples(source: Source) -> Section | None:
+    if not source.bundle:
+        path = source.last_picture("samples")
+        shown = (
+            [photo(np.asarray(open_picture(path)), "Samples of the last epoch.")] if path else []
         )
-        quality.set(ylabel="held-out PSNR, dB", xlabel="images seen")
-        quality.xaxis.set_major_formatter("{x:,.0f}")
-        for ax in axes:
-            ax.grid(alpha=0.3)
-        _save(figure, path)
+        return Section("Samples", figures=shown) if shown else None
+    latents = latents_of_seeds(source.bundle, list(range(_NUM_SAMPLES)))
+    sheet = grid(to_pixels(decode(source.bundle.vae, latents)))
+    text = f"{_NUM_SAMPLES} faces that do not exist, one of each of the first seeds, none left out."
+    command = f"facevae sample -n {_NUM_SAMPLES} -m {shlex.quote(source.name)} -o grid.png"
+    return Section("Samples", text, [photo(sheet, "Generated faces.")], command=command)
 
 
-def _pin_pictures(
-    axes: Any,
-    epochs: list[dict[str, Any]],
-    steps: list[dict[str, Any]],
-    pictures: Path,
-    top: float,
-) -> None:
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-
-    there = [r for r in epochs if (pictures / r["samples"]).exists()]
-    if not there or not steps:
-        return
-    wanted = np.linspace(0, len(there) - 1, min(NUM_THUMBNAILS, len(there))).round().astype(int)
-    for record in (there[i] for i in sorted(set(wanted.tolist()))):
-        with Image.open(pictures / record["samples"]) as sheet:
-            corner = sheet.convert("RGB").crop((0, 0, sheet.width // 2, sheet.height // 2))
-        box = OffsetImage(np.asarray(corner), zoom=80 / corner.width)
-        on_curve = min(steps, key=lambda r: abs(r["images"] - record["images"]))
-        point = (on_curve["images"], on_curve["kl_nats"])
-        arrow = {"arrowstyle": "-", "color": "grey", "lw": 0.7}
-        place = (record["images"], top * 1.42)
-        axes.add_artist(AnnotationBbox(box, point, place, frameon=False, arrowprops=arrow))
+def _reconstructions(source: Source) -> Section | None:
+    side = source.setting("model").get("size")
+    path = source.last_picture("reconstructions")
+    if not path or not side:
+        return None
+    pictures = tiles(np.asarray(open_picture(path)), side)
+    count = len(pictures) // 2
+    if not count:
+        return None
+    sheet = paired_grid(pictures[:count], pictures[count : 2 * count], _COLUMNS)
+    text = "Faces that were held out, each above its reconstruction from the posterior's mean."
+    return Section("Reconstructions", text, [photo(sheet, "Held-out faces above reconstructions.")])
 
 
-def draw_histograms(latents: Tensor, path: Path) -> None:
-    """Histograms of posterior samples (N, D), the most varied dimensions first, over N(0, 1)."""
-    plt = _pyplot()
-    order = latents.var(0).argsort(descending=True)[:NUM_HISTOGRAMS]
-    columns = min(10, len(order))
-    rows = -(-len(order) // columns)
-    grid = np.linspace(-4, 4, 200)
-    density = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
-    with plt.style.context("default"):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(1.5 * columns, 1.2 * rows + 0.6), squeeze=False, sharey=True
-        )
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for ax, dim in zip(axes.flat, order.tolist(), strict=False):
-            ax.hist(latents[:, dim].numpy(), bins=40, range=(-4, 4), density=True, color="tab:blue")
-            ax.plot(grid, density, color="tab:orange", lw=1)
-            ax.set_title(f"z{dim}", fontsize=7)
-        figure.suptitle("Latents of training faces (blue) over N(0, 1) (orange)", fontsize=9)
-        _save(figure, path)
+def _training(source: Source) -> Section | None:
+    if not source.records or not source.pictures:
+        return None
+    figures = [
+        drawing(
+            curves.draw_kl(source.records, source.pictures),
+            "The KL divergence over the training, with samples along it.",
+        ),
+        drawing(
+            curves.draw_figures(source.records),
+            "Means over the steps before (lines), and of held-out faces after each epoch (dots).",
+        ),
+    ]
+    return Section("Training", figures=figures)
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
+def _latents(source: Source) -> Section | None:
+    if not source.bundle:
+        return None
+    if source.faces:
+        found = _held_out_latents(source.bundle, source.faces)
+    else:
+        found = _generated_latents(source.bundle)
+    places, shares = principal_plane(found.points)
+    chosen = curves.spread_out(places, _MAP_CELLS)
+    figures = [
+        drawing(
+            curves.draw_map(places, shares, chosen, found.pictures_of(chosen)),
+            f"The two directions in which latents of {found.whose} vary most, with some of the faces.",
+        ),
+        drawing(
+            curves.draw_histograms(found.drawn, found.whose),
+            "The most varied latents over N(0, 1), which the KL divergence draws them towards.",
+        ),
+    ]
+    plane = source.pictures / "plane.png" if source.pictures else None
+    if plane and plane.is_file():
+        sheet = np.asarray(open_picture(plane))
+        figures.append(photo(sheet, "The latent plane decoded, two deviations either way."))
+    return Section("Latents", found.text, figures)
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
 
-    return plt
+@dataclass(frozen=True)
+class _Latents:
+    """`points` (N, D) for the map and `drawn` (N, D) for the histograms, both on the CPU."""
+
+    text: str
+    whose: str
+    points: Tensor
+    drawn: Tensor
+    pictures_of: Callable[[list[int]], Pixels]
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    _pyplot().close(figure)
+def _held_out_latents(bundle: Bundle, faces: Faces) -> _Latents:
+    rows = faces.held_out[:: math.ceil(len(faces.held_out) / _NUM_HELD_OUT)]
+    mean, logvar = posteriors(bundle.vae, batches_of(faces, rows, bundle.device))
+    mean, logvar = mean.cpu(), logvar.cpu()
+    noise = torch.randn(mean.shape, generator=generator(0))
+    text = (
+        f"Of {len(rows):,} held-out faces: on the map their posteriors' means, in the histograms "
+        "a sample of each posterior."
+    )
+    drawn = sample_posterior(mean, logvar, noise)
+    return _Latents(text, "held-out faces", mean, drawn, lambda some: faces.pixels[rows[some]])
+
+
+def _generated_latents(bundle: Bundle) -> _Latents:
+    latents = latents_of_seeds(bundle, list(range(_NUM_GENERATED))).cpu()
+    text = (
+        f"Of {len(latents):,} generated faces, drawn from the model's own prior: its training "
+        "data are not in the cache here."
+    )
+    return _Latents(
+        *(text, "generated faces", latents, latents),
+        lambda some: to_pixels(decode(bundle.vae, latents[some])),
+    )
+
+
+def _attributes(source: Source) -> Section | None:
+    if not source.bundle or not source.bundle.attributes:
+        return None
+    best = sorted(source.bundle.attributes, key=lambda a: -(a.accuracy or 0))
+    text = (
+        "Directions learned from labels. The accuracy is balanced over held-out faces with and "
+        "without the attribute: 50 % is chance."
+    )
+    columns = ("attribute", "held-out accuracy", "faces with it", "faces without it")
+    command = (
+        f"facevae arith seed:0 --attr {shlex.quote(best[0].name)} --sweep -2:2:7 "
+        f"-m {shlex.quote(source.name)} -o sweep.png"
+    )
+    tables = [Table(columns, [_attribute_row(a) for a in best])]
+    return Section("Attributes", text, tables=tables, command=command)
+
+
+def _attribute_row(attribute: Attribute) -> tuple[str, ...]:
+    accuracy = attribute.accuracy
+    measured = "not measured" if accuracy is None else f"{accuracy:.0%}"
+    counts = f"{attribute.num_positives:,}", f"{attribute.num_negatives:,}"
+    return attribute.name, measured, *counts
+
+
+def _morph(source: Source) -> Section | None:
+    if not source.bundle:
+        return None
+    ends = latents_of_seeds(source.bundle, list(_MORPH_SEEDS))
+    frames = to_pixels(decode(source.bundle.vae, morph(source.bundle, ends, _MORPH_STEPS)))
+    strip = grid(frames, columns=len(frames))
+    seeds = " ".join(f"seed:{seed}" for seed in _MORPH_SEEDS)
+    command = (
+        f"facevae morph {seeds} --steps {_MORPH_STEPS} -m {shlex.quote(source.name)} -o morph.png"
+    )
+    text = "The way between two generated faces, around the mean of all latents."
+    return Section("Morph", text, [photo(strip, "From one face to another.")], command=command)
+
+
+def _configuration(source: Source) -> Section | None:
+    bundle = source.bundle
+    groups: dict[str, Mapping[str, Any]] = {
+        "network": source.setting("model"),
+        "training": {k: setting_text(k, v) for k, v in source.setting("train").items()},
+        "prior": bundle.prior_config.to_dict() if bundle else {},
+        "framing": bundle.framing.to_dict() if bundle and bundle.framing else {},
+    }
+    tables = [table(title, values) for title, values in groups.items() if values]
+    return Section("Configuration", tables=tables) if tables else None
+
+
+def _provenance(source: Source) -> Section:
+    known = source.known
+    skipped = known.get("skipped")
+    shown = {
+        "data": known.get("sources"),
+        "faces trained on": known.get("num_train"),
+        "faces held out": known.get("num_held_out"),
+        "pictures left out": len(skipped) if isinstance(skipped, list) else None,
+        "fingerprint of the data": known.get("fingerprint"),
+        "images seen": known.get("images_seen"),
+        "training time in seconds": known.get("train_seconds"),
+        "terms": known.get("terms") or "none are stated",
+        "facevae": known.get("facevae"),
+        "torch": known.get("torch"),
+    }
+    rows = {key: value for key, value in shown.items() if value is not None}
+    return Section("Provenance", tables=[table("of the training", rows)])
+
+
+def _reproduction(source: Source) -> Section | None:
+    typed = source.about.get("command")
+    command = typed or source.equivalent_command()
+    if not command:
+        return None
+    text = (
+        "The command by which this run was started or last gone on with."
+        if typed
+        else "Put together from the settings above: how the command was typed is not recorded."
+    )
+    device = source.bundle.device if source.bundle else torch.device("cpu")
+    places = {
+        "of the training": dictionary(source.about.get("environment")),
+        "of this page": environment(device),
+    }
+    tables = [table(f"environment {whose}", v) for whose, v in places.items() if v]
+    return Section("Reproduce", text, tables=tables, command=str(command))
+
+
+_SECTIONS = (
+    _samples,
+    _reconstructions,
+    _training,
+    _latents,
+    _attributes,
+    _morph,
+    _configuration,
+    _provenance,
+    _reproduction,
+)

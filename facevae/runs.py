@@ -14,15 +14,21 @@ from torch import Tensor, nn
 from facevae.bundle import Bundle, load_state, save_state
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces
-from facevae.errors import ModelError, RunError
+from facevae.errors import FacevaeError, ModelError, RunError
+from facevae.events import Events
 from facevae.files import digest, read_json, write_json, write_text
 from facevae.labels import Labels
-from facevae.report import read_metrics
+
+_PLACE = ("event", "step", "images", "seconds")  # what every record says
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of. `terms` says what others may do with its weights."""
+    """What a run is made of.
+
+    `terms` says what others may do with its weights; `tensorboard` asks for event files beside
+    `metrics.jsonl`; `command` is how a shell would ask for this run.
+    """
 
     folder: Path
     model: ModelConfig
@@ -35,6 +41,8 @@ class Run:
     init: Bundle | None = None
     terms: str = ""
     half: bool = False
+    tensorboard: bool = False
+    command: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What makes a run the same: all but the epochs, by which it may be extended."""
@@ -65,13 +73,15 @@ def settings_of(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
 class RunFolder:
     """`model.safetensors`, `config.json`, `metrics.jsonl`, `pictures/` and `state/`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
+        """With `tensorboard`, what `metrics.jsonl` says stands in event files in a folder too."""
         self.path = path
         self.model = path / "model.safetensors"
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.pictures = path / "pictures"
         self.records: list[dict[str, Any]] = []
+        self._events = Events(path / "tensorboard", self.pictures) if tensorboard else None
 
     def check(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """What `config.json` says, empty where there is none.
@@ -108,12 +118,29 @@ class RunFolder:
             for left in folder.glob(".*-????????.*"):  # by a process that was killed while writing
                 left.unlink()
         epochs = max(about.get("epochs", 0), found.get("epochs", 0))
-        write_json(self.config, {**about, "epochs": epochs, "identity": identity})
+        write_json(self.config, {**found, **about, "epochs": epochs, "identity": identity})
+
+    def begin(self, command: str, environment: Mapping[str, str]) -> None:
+        """Keep by which command and where the work goes on from now."""
+        found = read_json(self.config)
+        write_json(self.config, {**found, "command": command, "environment": environment})
 
     def recall(self, step: int) -> None:
         """Keep the records up to `step`; what came after it is made again."""
         self.records = [r for r in read_metrics(self.metrics) if r["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in self.records))
+        self.write_events()
+
+    def write_events(self) -> None:
+        """Have the event files, if there are to be any, say what all records so far say."""
+        if self._events:
+            about = {k: v for k, v in read_json(self.config).items() if k != "skipped"}
+            self._events.begin(about, read_metrics(self.metrics))
+
+    def close(self) -> None:
+        """End the event files."""
+        if self._events:
+            self._events.close()
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Add a record to `metrics.jsonl`."""
@@ -122,6 +149,8 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if self._events:
+            self._events.add(values)
 
     def save_state(self, name: str, state: Mapping[str, Tensor], step: int, key: str = "") -> None:
         """Keep the state before step number `step` of a stage; the one before it is kept too."""
@@ -154,6 +183,23 @@ class RunFolder:
 
     def _earlier(self, name: str) -> Path:
         return self.path / "state" / f"{name}-earlier.safetensors"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, in order; a last line that was cut off is passed over."""
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            _ = [record[key] for key in _PLACE]  # raises where one is missing
+            records.append(record)
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            msg = f"{path}: line {number} is damaged; restore the file or remove the line"
+            raise FacevaeError(msg) from error
+    return records
 
 
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

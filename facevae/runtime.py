@@ -1,11 +1,15 @@
 """The machine: devices, precision, memory and random numbers."""
 
 import ctypes
+import os
+import platform
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -103,6 +107,37 @@ def peak_bytes(device: torch.device) -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_bytes(device: torch.device) -> dict[str, int]:
+    """Memory in bytes: `process` now (the most so far where that is all one can know), and the
+    most that PyTorch has held on a CUDA device as `gpu`. What is not known is not there.
+    """
+    process = _resident_bytes() or peak_bytes(torch.device("cpu"))
+    found = {"process": process} if process else {}
+    return found | ({"gpu": peak_bytes(device)} if device.type == "cuda" else {})
+
+
+def _resident_bytes() -> int:
+    """Of this process, now; 0 where the system does not say it as Linux does."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a run's figures may depend on beside its settings: versions, system and device."""
+    return {
+        "facevae": version("facevae"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": platform.platform(),
+        "device": describe(device),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -2,12 +2,13 @@
 
 import copy
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facevae import losses, metrics, report
+from facevae import curves, losses, metrics
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
@@ -119,9 +120,29 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
     )
 
 
-def progress_model(run: Run, vae: VAE, images: int) -> Bundle:
-    """A model to use meanwhile: with one Gaussian where a prior is to be fitted at the end."""
-    mean, logvar = posteriors(vae, batches_of(run.faces, _probes(run), run.device))
+def probe(run: Run, vae: VAE) -> tuple[Tensor, Tensor]:
+    """Means and log-variances, each (N, D), of some training faces."""
+    return posteriors(vae, batches_of(run.faces, _probes(run), run.device))
+
+
+def latent_histograms(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
+    """How samples of the posteriors (N, D) are distributed, and the KL in nats of each dimension."""
+    return {
+        "latents": metrics.histogram(_samples(mean, logvar)),
+        "kl_nats_of_dimensions": metrics.histogram(losses.kl_divergence(mean, logvar).mean(0)),
+    }
+
+
+def _samples(mean: Tensor, logvar: Tensor) -> Tensor:
+    noise = torch.randn(mean.shape, generator=generator(0)).to(mean)
+    return sample_posterior(mean, logvar, noise)
+
+
+def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int) -> Bundle:
+    """A model to use meanwhile: with one Gaussian where a prior is to be fitted at the end.
+
+    It is fitted to the posteriors `mean` and `logvar`, each (N, D).
+    """
     bundle = new_bundle(run, vae, mean, images)
     if run.train.prior != "normal":
         prior = GaussianPrior(run.model.latent_dim).to(run.device)
@@ -149,11 +170,10 @@ def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> di
 
 def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
     """Histograms of samples of the posteriors (N, D), where there is matplotlib to draw them."""
-    if not report.is_available():
+    if not curves.is_available():
         return
-    noise = torch.randn(mean.shape, generator=generator(0)).to(mean)
-    latents = sample_posterior(mean, logvar, noise)[:20_000].cpu()
-    report.draw_histograms(latents, folder.pictures / "latents.png")
+    latents = _samples(mean, logvar)[:20_000].cpu()
+    curves.save(curves.draw_histograms(latents), folder.pictures / "latents.png")
 
 
 def draw_plane(folder: RunFolder, bundle: Bundle) -> None:

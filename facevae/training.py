@@ -4,13 +4,14 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from facevae import report
+from facevae import curves
 from facevae.batches import Batches, batches_of
 from facevae.bundle import Bundle, load, save
 from facevae.errors import ModelError, RunError
@@ -22,14 +23,16 @@ from facevae.learning import add_attributes, examples_of_faces
 from facevae.model import VAE
 from facevae.prior import FlowPrior, GaussianPrior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
-from facevae.runtime import seeded, stop_requests
+from facevae.runtime import environment, memory_bytes, seeded, stop_requests
 from facevae.snapshots import (
     draw_latents,
     draw_plane,
     draw_progress,
     implied,
+    latent_histograms,
     measure,
     new_bundle,
+    probe,
     progress_model,
     snapshot,
 )
@@ -82,16 +85,22 @@ def train(run: Run, listener: Listener) -> Bundle:
     Raises `RunError` for a folder of another run, or figures that are no longer finite, and
     `Stopped` after Ctrl-C or SIGTERM, with everything saved.
     """
-    with locked(run.folder, "this run"), stop_requests() as stop_signal:
-        work = _Work(run, RunFolder(run.folder), listener, stop_signal)
+    with (
+        locked(run.folder, "this run"),
+        stop_requests() as stop_signal,
+        closing(RunFolder(run.folder, tensorboard=run.tensorboard)) as folder,
+    ):
+        work = _Work(run, folder, listener, stop_signal)
         work.folder.claim(run.identity(), run.about())
         earlier = _earlier_model(work)
         if earlier and _is_enough(run, earlier):
+            folder.write_events()
             epochs = earlier.provenance["epochs"]
             listener.notice(f"{run.folder}: finished already, at epoch {epochs}; nothing to do")
             return earlier
         if earlier and earlier.attributes and not run.labels:
             listener.notice("without --labels, the longer run's model will know no attributes")
+        folder.begin(run.command, environment(run.device))
         framing = _measure_framing(work)
         # a finished model stays in place until the longer run's takes it
         save_progress = earlier is None
@@ -173,9 +182,10 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
         is_epoch = is_last or images % batches.num_faces < batches.size
         if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
             means = dict(zip(stage.terms, (sums / num_steps).tolist(), strict=True))
-            where = {"step": index + 1, "images": images, "seconds": watch.seconds()}
             means |= implied(run, means["mse"], means["kl_nats"])
             _check_finite(folder, means)
+            means |= _cost(run, num_steps * batches.size, watch.lap())
+            where = {"step": index + 1, "images": images, "seconds": watch.seconds()}
             folder.record({"event": "steps", **where, **means})
             note = _note(folder.records)
             work.listener.progress("Training", index + 1, stage.num_steps, note)
@@ -188,13 +198,16 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
             figures = measure(run, averaged)
             _check_finite(folder, figures)
             epoch = images // batches.num_faces
-            progress = progress_model(run, averaged, images)
+            mean, logvar = probe(run, averaged)
+            progress = progress_model(run, averaged, mean, logvar, images)
             progress.framing = framing
             if save_progress:
                 save(progress, folder.model, half=run.half)
             pictures = draw_progress(run, folder, progress, epoch)
+            shown = {**pictures, "histograms": latent_histograms(mean, logvar)}
             where["seconds"] = watch.seconds()
-            folder.record({"event": "epoch", **where, "epoch": epoch, **figures, **pictures})
+            folder.record({"event": "epoch", **where, "epoch": epoch, **figures, **shown})
+            watch.lap()
             folder.save_state("network", stage.state(), index + 1)
             work.listener.epoch(folder.records[-1])
     return snapshot(run, stage)
@@ -215,9 +228,15 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
         epochs = run.train.prior_epochs
         stage = PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed)
         first = _resume(work, "prior", stage, key)
-        for index, _ in _steps(work, "prior", stage, first, key):
-            if index % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
-                work.listener.progress("Fitting the prior", index + 1, stage.num_steps)
+        sums, num_steps = torch.zeros(1, device=run.device), 0
+        for index, loss in _steps(work, "prior", stage, first, key):
+            sums += loss
+            num_steps += 1
+            if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
+                note = f"flow-matching loss {sums.item() / num_steps:.3f}"
+                work.listener.progress("Fitting the prior", index + 1, stage.num_steps, note)
+                sums.zero_()
+                num_steps = 0
         work.folder.save_state("prior", stage.state(), stage.num_steps, key)
     bundle = new_bundle(run, vae, mean, run.train.epochs * len(run.faces.train))
     bundle.prior, bundle.prior_config = prior.eval(), config
@@ -240,18 +259,31 @@ def _finish(work: _Work, bundle: Bundle) -> None:
     save_picture(folder.pictures / "samples.png", grid(pixels))
     if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane can be shown whole
         draw_plane(folder, bundle)
-    if report.is_available():
-        report.draw_curves(folder.records, folder.pictures, folder.pictures / "curves.png")
+    if curves.is_available():
+        drawn = curves.draw_curves(folder.records, folder.pictures)
+        curves.save(drawn, folder.pictures / "curves.png")
     save(bundle, folder.model, half=run.half)
 
 
+def _cost(run: Run, images: int, seconds: float) -> dict[str, float]:
+    """What training on so many images in so many seconds takes."""
+    held = {f"{of}_bytes": count for of, count in memory_bytes(run.device).items()}
+    return {"images_per_second": images / seconds, **held}
+
+
 def _note(records: list[dict[str, Any]]) -> str:
+    """The last figures in a few words, in parts between " · "."""
     last = records[-1]
-    window = [r for r in records[-6:] if r["event"] == "steps"]
-    seconds = last["seconds"] - window[0]["seconds"]
-    speed = f"{(last['images'] - window[0]['images']) / seconds:,.0f} images/s" if seconds else ""
     terms = f"reconstruction {last['reconstruction_nats']:,.0f} + KL {last['kl_nats']:,.0f} nats"
-    return f"{terms}  {speed}"
+    measured = next((r for r in reversed(records) if r["event"] == "epoch"), None)
+    parts = [
+        terms,
+        f"held-out PSNR {measured['psnr']:.2f} dB" if measured else "",
+        f"{last['images_per_second']:,.0f} images/s",
+        f"memory {last['process_bytes'] / 1e9:.1f} GB" if "process_bytes" in last else "",
+        f"GPU {last['gpu_bytes'] / 1e9:.1f} GB" if "gpu_bytes" in last else "",
+    ]
+    return " · ".join(filter(None, parts))
 
 
 # ---------------------------------------------------------------- steps and states
@@ -287,6 +319,12 @@ class _Watch:
 
     def __init__(self, before: float) -> None:
         self._before, self._begun = before, time.monotonic()
+        self._lap = self._begun
+
+    def lap(self) -> float:
+        """Seconds since the lap before."""
+        before, self._lap = self._lap, time.monotonic()
+        return max(self._lap - before, 1e-6)
 
     def seconds(self) -> float:
         return round(self._before + time.monotonic() - self._begun, 3)

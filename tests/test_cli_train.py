@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from tiny import differing, tensors_of, tiny_bundle
 
 from facevae.bundle import load, save
 from facevae.config import ModelConfig
-from facevae.report import read_metrics
+from facevae.runs import read_metrics
 
 TINY = ("--size", "32", "--latent-dim", "4", "--batch-size", "16")
 
@@ -92,7 +93,11 @@ def test_a_run_leaves_a_model_its_figures_and_pictures_in_the_default_folder(pla
     assert [a.name for a in bundle.attributes] == ["Eyeglasses"]
     assert bundle.provenance["terms"] == "for tests"
     assert bundle.provenance["figures"] == values["figures"]
-    assert json.loads((folder / "config.json").read_text())["num_train"] < 40
+    kept = json.loads((folder / "config.json").read_text())
+    assert kept["num_train"] < 40
+    assert kept["command"].startswith("facevae train faces --size 32 --latent-dim 4 ")
+    assert "--terms 'for tests' --json" in kept["command"]
+    assert kept["environment"]["device"] == "cpu"
     last = read_metrics(folder / "metrics.jsonl")[-1]
     assert last["psnr"] == values["figures"]["psnr"]
     names = {path.name for path in (folder / "pictures").iterdir()}
@@ -113,16 +118,20 @@ def test_a_run_tells_its_faces_epochs_figures_and_what_to_try(first):
 
 def test_a_finished_run_says_so_whatever_is_free_to_differ(place, first):
     assert first.returncode == 0
-    before = (place / "runs" / "faces-base" / "model.safetensors").read_bytes()
+    folder = place / "runs" / "faces-base"
+    before = [(folder / name).read_bytes() for name in ("model.safetensors", "config.json")]
+    more = ("--tensorboard",) if find_spec("tensorboardX") else ()
     again = trained(
         place,
         *("faces", *TINY, "--epochs", 2, "--prior-epochs", 1, "--labels", "labels.csv"),
-        *("--device", "cpu", "--cache-dir", "another-cache"),
+        *("--device", "cpu", "--cache-dir", "another-cache", *more),
     )
     assert again.stdout == "runs/faces-base/model.safetensors\n"
     assert "finished already" in again.stderr
     assert again.stderr.count("pip install") == 1, "without matplotlib it says so, once"
-    assert (place / "runs" / "faces-base" / "model.safetensors").read_bytes() == before
+    after = [(folder / name).read_bytes() for name in ("model.safetensors", "config.json")]
+    assert after == before
+    assert len(list(folder.glob("tensorboard/events.out.tfevents.*"))) == len(more)
 
 
 def test_another_configuration_in_the_folder_is_refused(place, first):

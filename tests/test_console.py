@@ -1,10 +1,15 @@
 """Results go to stdout, talk to stderr, and nothing else happens to either."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 
-from facevae.console import Console
+from facevae.console import Console, duration, packed
 
 
 def test_the_result_is_on_stdout_and_the_talk_on_stderr(capsys):
@@ -84,3 +89,72 @@ def test_a_table_without_rows_still_has_its_columns(capsys):
     out = capsys.readouterr().out
     assert "key" in out
     assert "size" in out
+
+
+def test_a_note_is_broken_between_its_parts_where_a_line_is_too_short():
+    parts = ["aaaa", "bb", "cccccc"]
+    assert packed(parts, 40) == ["aaaa · bb · cccccc"]
+    assert packed(parts, 10) == ["aaaa · bb", "cccccc"]
+    assert packed(parts, 3) == parts, "no part is ever broken"
+    assert packed([], 10) == []
+
+
+def test_progress_into_a_file_says_how_long_it_will_take(capsys, monkeypatch):
+    clock = iter([1000.0, 1040.0, 1400.0])
+    monkeypatch.setattr("facevae.console.time.monotonic", lambda: next(clock))
+    console = Console()
+    for done in (10, 20, 110):
+        console.progress("Training", done, 110, "KL 7 nats · 3 images/s")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "Training: 10 of 110  KL 7 nats · 3 images/s",
+        "Training: 20 of 110, 6 min 00 s left  KL 7 nats · 3 images/s",
+        "Training: 110 of 110  KL 7 nats · 3 images/s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3725, "1 h 02 min"), (90_000, "25 h 00 min")],
+)
+def test_a_duration_is_said_as_people_say_it(seconds, said):
+    assert duration(seconds) == said
+
+
+SHOW = """
+from facevae.console import Console
+console = Console()
+for done in range(1, 4):
+    note = "reconstruction -12,345 + KL 678 nats · held-out PSNR 23.45 dB · 1,234 images/s"
+    console.progress("Training", done, 3, note)
+console.result(["end"], {})
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_no_line_of_a_terminal_is_longer_than_it_is_wide(width, term):
+    import pty
+
+    main, end = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "LINES"}
+    environment |= {"COLUMNS": str(width), "TERM": term, "NO_COLOR": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SHOW], stdin=end, stdout=end, stderr=end, env=environment
+    ) as process:
+        os.close(end)
+        shown = b""
+        with suppress(OSError):  # how a pseudo-terminal says that there is no more
+            while part := os.read(main, 4096):
+                shown += part
+    os.close(main)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert not re.search(r"\x1b\[[\d;]*3[0-7]m", text), "NO_COLOR"
+    lines = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+    assert "end" in lines
+    for part in ("KL 678 nats", "held-out PSNR 23.45 dB", "1,234 images/s"):
+        assert any(part in line for line in lines)
+    if term == "xterm":
+        assert max(map(len, lines)) <= width

@@ -450,3 +450,13 @@ def test_what_is_no_tar_is_named(tmp_path, content):
         path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=r"shard\.tar: cannot be read as an uncompressed tar"):
         load(tmp_path, path)
+
+
+def test_faces_are_found_again_by_their_fingerprint_alone(tmp_path, faces_folder):
+    faces = data.load_faces([faces_folder], 32, cache=tmp_path / "cache")
+    found = data.cached_faces(faces.fingerprint, 32, tmp_path / "cache")
+    assert np.array_equal(found.pixels, faces.pixels)
+    assert np.array_equal(found.held_out, faces.held_out)
+    assert data.cached_faces(faces.fingerprint, 64, tmp_path / "cache") is None
+    assert data.cached_faces("another", 32, tmp_path / "cache") is None
+    assert data.cached_faces(faces.fingerprint, 32, tmp_path / "nowhere") is None

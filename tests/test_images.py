@@ -515,3 +515,27 @@ def test_a_folder_that_may_not_be_read_is_no_damaged_picture(tmp_path, monkeypat
     monkeypatch.setattr(images.Image, "open", refuse)
     with pytest.raises(ImageError, match=r"a\.png: Permission denied"):
         images.load_square(tmp_path / "a.png", 8)
+
+
+def test_tiles_are_the_inverse_of_a_grid():
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 3), np.uint8)
+    assert np.array_equal(images.tiles(images.grid(pictures, 3), 5), pictures)
+    # what is left over at the edges belongs to no tile
+    assert np.array_equal(images.tiles(images.grid(pictures, 3)[:9], 5), pictures[:3])
+
+
+def test_a_picture_says_its_size_without_being_read(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.new("RGB", (70, 30)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    assert images.picture_size(path) == (70, 30)
+
+
+def test_a_jpeg_for_a_page_is_near_the_picture_whatever_it_shows():
+    for pixels in (
+        np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8),
+        np.full((7, 9, 3), 200, np.uint8),
+    ):
+        with Image.open(io.BytesIO(images.encode_jpeg(pixels))) as picture:
+            difference = np.asarray(picture).astype(int) - pixels
+        assert abs(difference).mean() < 6

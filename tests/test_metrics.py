@@ -76,3 +76,34 @@ def test_kl_nats_is_that_of_the_joint_distribution():
         for m, v in zip(mean, logvar, strict=True)
     ]
     assert metrics.kl_nats(mean, logvar).tolist() == pytest.approx(expected)
+
+
+def test_a_histogram_counts_every_value_once():
+    values = torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
+    counted = metrics.histogram(values, bins=5)
+    expected, edges = np.histogram(values.numpy(), 5)
+    assert counted["counts"] == expected.tolist()
+    assert (counted["low"], counted["high"]) == (pytest.approx(edges[0]), pytest.approx(edges[-1]))
+    assert counted["sum"] == pytest.approx(float(values.sum()), rel=1e-5)
+    assert counted["sum_squares"] == pytest.approx(float(values.square().sum()), rel=1e-5)
+    assert sum(metrics.histogram(torch.ones(4))["counts"]) == 4
+
+
+def test_the_principal_plane_is_that_of_most_variance():
+    draw = torch.Generator().manual_seed(0)
+    spread = torch.tensor([0.1, 5.0, 0.2, 2.0])
+    latents = 3 + torch.randn(500, 4, generator=draw) * spread
+    places, shares = metrics.principal_plane(latents)
+    centred = latents - latents.mean(0)
+    for axis, dim in ((0, 1), (1, 3)):
+        assert torch.corrcoef(torch.stack([places[:, axis], centred[:, dim]]))[0, 1] > 0.99
+    expected = np.sort(np.linalg.eigvalsh(np.cov(latents.numpy().T)))[::-1]
+    assert shares.tolist() == pytest.approx((expected / expected.sum())[:2].tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (2, 3)])
+def test_a_plane_of_hardly_anything_is_flat(shape):
+    places, shares = metrics.principal_plane(torch.arange(math.prod(shape)).float().view(shape))
+    assert places.shape == (shape[0], 2)
+    assert places.isfinite().all()
+    assert shares.isfinite().all()

@@ -38,11 +38,11 @@ def test_the_wheel_holds_every_module_and_the_weights_with_their_papers(names):
     modules = {p.relative_to(ROOT).as_posix() for p in package.rglob("*.py")}
     weights = {p.relative_to(ROOT).as_posix() for p in (package / "weights").iterdir()}
     assert "facevae/weights/default.safetensors" in weights
-    assert modules | weights <= names
+    assert modules | weights | {"facevae/page.html"} <= names
 
 
 def test_the_wheel_holds_nothing_else(names):
-    kinds = {".py", ".safetensors", ".md", ".typed", ".json", ""}
+    kinds = {".py", ".safetensors", ".md", ".typed", ".json", ".html", ""}
     for name in names:
         top = name.split("/")[0]
         assert top == "facevae" or top.endswith(".dist-info"), name
@@ -62,7 +62,7 @@ def test_the_wheel_installs_the_command_and_the_licences(wheel, names):
         text = archive.read(metadata).decode()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert f"Version: {project['version']}" in text
-    for extra in ("plot", "video", "onnx", "parquet", "test"):
+    for extra in ("plot", "tensorboard", "video", "onnx", "parquet", "test"):
         assert f"Provides-Extra: {extra}" in text
     for licence in project["license-files"]:
         assert any(n.endswith(f".dist-info/licenses/{licence}") for n in names), licence

@@ -36,7 +36,9 @@ def place(tmp_path: Path) -> Path:
         shutil.copy(ROOT / ".github" / "pictures" / "astronaut.png", tmp_path / name)
     rows = [f"{i:05}.jpg {1 if i % 2 == 0 else -1}" for i in range(16)]
     (tmp_path / "celeba128-list_attr.txt").write_text("\n".join(["16", "Eyeglasses", *rows]))
-    (tmp_path / "labels.csv").write_text("name,Eyeglasses\n00001.png,0\n00002.png,1\na.png,1\nb.png,0\n")
+    (tmp_path / "labels.csv").write_text(
+        "name,Eyeglasses\n00001.png,0\n00002.png,1\na.png,1\nb.png,0\n"
+    )
     shutil.copytree(ROOT / ".github", tmp_path / ".github")
     return tmp_path
 

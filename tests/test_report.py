@@ -1,92 +1,175 @@
+import dataclasses
 import json
+import shutil
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import draw_face
+from test_page import check_page
+from tiny import CONFIG, TRAIN, Ear, tiny_bundle, tiny_run
 
-from facevae.errors import FacevaeError
-from facevae.report import draw_curves, draw_histograms, is_available, read_metrics
+from facevae import report
+from facevae.attributes import read_labels
+from facevae.bundle import load, save
+from facevae.data import load_faces
+from facevae.errors import FacevaeError, ModelError
+from facevae.report import write_report
+from facevae.sources import open_source
+from facevae.training import train
 
-plt = pytest.importorskip("matplotlib.pyplot")
-MAGENTA = (255, 0, 255)
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
 
-
-def some_records(num_epochs: int = 3) -> list[dict]:
-    found = []
-    for epoch in range(1, num_epochs + 1):
-        where = {"step": 10 * epoch, "images": 160 * epoch, "mse": 0.1 / epoch}
-        for event in ("steps", "epoch"):
-            more = {"psnr": 10.0 + epoch, "samples": f"samples-{epoch:04}.png"}
-            found.append({"event": event, **where, "kl_nats": 5.0 * epoch, **more})
-    return found
-
-
-def share_of(path, colour) -> float:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    return float((abs(pixels - colour).max(-1) < 12).mean())
+CPU = torch.device("cpu")
+ALL = (
+    *("Samples", "Reconstructions", "Training", "Latents", "Attributes", "Morph"),
+    *("Configuration", "Provenance", "Reproduce"),
+)
 
 
-def test_records_are_read_in_order_and_a_line_cut_off_at_the_end_is_passed_over(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    path.write_text("".join(json.dumps(r) + "\n" for r in some_records()) + '{"event": "st')
-    assert read_metrics(path) == some_records()
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a finished run of labelled faces, `run`, and their cache."""
+    root = tmp_path_factory.mktemp("report")
+    (root / "faces").mkdir()
+    for i in range(48):
+        draw_face(i, CONFIG.size, glasses=i % 2 == 0).save(root / "faces" / f"{i:03}.png")
+    rows = "".join(f"{i:03}.png,{int(i % 2 == 0)}\n" for i in range(48))
+    (root / "labels.csv").write_text("name,Eyeglasses\n" + rows)
+    faces = load_faces([root / "faces"], CONFIG.size, cache=root / "cache")
+    labels = read_labels(root / "labels.csv")
+    run = tiny_run(root / "run", faces, train=TRAIN, labels=labels)
+    typed = "facevae train 'my faces' --epochs 2"
+    train(dataclasses.replace(run, command=typed, terms="for <tests> only"), Ear())
+    return root
 
 
-def test_damage_amid_the_records_is_named_with_its_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
-    with pytest.raises(FacevaeError, match="line 2 is damaged") as caught:
-        read_metrics(path)
-    assert str(caught.value).startswith(f"{path}: ")
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Fewer faces than for people, for time's sake."""
+    monkeypatch.setattr(report, "_NUM_SAMPLES", 4)
+    monkeypatch.setattr(report, "_NUM_GENERATED", 40)
+    monkeypatch.setattr(report.curves, "NUM_HISTOGRAMS", 2)
 
 
-def test_samples_are_pinned_along_the_curve(tmp_path):
-    assert is_available()
-    plain, pinned = tmp_path / "plain.png", tmp_path / "pinned.png"
-    draw_curves(some_records(), tmp_path, plain)
-    for epoch in (1, 3):
-        Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / f"samples-{epoch:04}.png")
-    draw_curves(some_records(), tmp_path, pinned)
-    assert share_of(plain, MAGENTA) == 0
-    assert share_of(pinned, MAGENTA) > 0.005
-    # the second picture is half the space of one more
-    Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / "samples-0002.png")
-    draw_curves(some_records(), tmp_path, plain)
-    assert share_of(plain, MAGENTA) > 1.3 * share_of(pinned, MAGENTA)
+def reported(name, path, cache):
+    write_report(open_source(str(name), CPU, cache), path)
+    return check_page(path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("num_epochs", [0, 1])
-def test_curves_of_hardly_anything_are_drawn(tmp_path, num_epochs):
-    draw_curves(some_records(num_epochs), tmp_path, tmp_path / "curves.png")
-    assert share_of(tmp_path / "curves.png", (255, 255, 255)) > 0.3
+def sections(reader) -> list[str]:
+    return [name for name in ALL if f"#{name.casefold()}" in reader.addresses]
 
 
-@pytest.mark.parametrize("num_dims", [1, 2, 60])
-def test_histograms_of_any_number_of_dimensions_are_drawn(tmp_path, num_dims):
-    latents = torch.randn(300, num_dims, generator=torch.Generator().manual_seed(0))
-    draw_histograms(latents, tmp_path / "latents.png")
-    blue, orange = (31, 119, 180), (255, 127, 14)  # matplotlib's tab:blue and tab:orange
-    assert share_of(tmp_path / "latents.png", blue) > 0.01
-    assert share_of(tmp_path / "latents.png", orange) > 0
+def test_a_finished_run_is_shown_whole(place, tmp_path):
+    told = []
+    source = open_source(str(place / "run"), CPU, place / "cache")
+    write_report(source, tmp_path / "page.html", lambda *parts: told.append(parts))
+    reader = check_page((tmp_path / "page.html").read_text("utf-8"))
+    assert sections(reader) == list(ALL)
+    figures = load(place / "run" / "model.safetensors").provenance["figures"]
+    for text in (
+        f"{figures['psnr']:.2f} dB",
+        "finished, 2 epochs",
+        "Eyeglasses",
+        "for <tests> only",
+        "facevae train 'my faces' --epochs 2",
+        f"Of {len(source.faces.held_out)} held-out faces",
+        torch.__version__,
+        "This page holds pictures of the training data",
+    ):
+        assert text in reader.words, text
+    assert told[-1] == ("Drawing", len(ALL), len(ALL))
 
 
-def test_wide_latents_overflow_the_density_and_narrow_ones_stand_high_in_it(tmp_path):
-    shares = []
-    for scale in (0.2, 1.0):
-        draw = torch.Generator().manual_seed(0)
-        draw_histograms(scale * torch.randn(2000, 1, generator=draw), tmp_path / "latents.png")
-        shares.append(share_of(tmp_path / "latents.png", (31, 119, 180)))
-    # both have the same area, but the axes end where the higher one does
-    assert shares[0] < shares[1]
+def test_without_the_data_generated_faces_take_their_place_and_it_says_so(place, tmp_path):
+    reader = reported(place / "run", tmp_path / "page.html", tmp_path / "another-cache")
+    assert "Of 40 generated faces" in reader.words
+    assert "held-out faces: on the map" not in reader.words
+    # the reconstructions that the run has drawn are pictures of the data all the same
+    assert "This page holds pictures of the training data" in reader.words
 
 
-def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path):
-    before = dict(plt.rcParams)
-    draw_curves(some_records(), tmp_path, tmp_path / "curves.png")
-    draw_histograms(torch.randn(50, 3), tmp_path / "latents.png")
-    assert plt.get_fignums() == []
-    assert dict(plt.rcParams) == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "latents.png"]
+def test_a_model_alone_has_the_parts_that_it_knows(tmp_path):
+    bundle = tiny_bundle()
+    bundle.provenance |= {"preset": "paper", "sources": ["my faces"], "train": TRAIN.to_dict()}
+    save(bundle, tmp_path / "model.safetensors")
+    reader = reported(tmp_path / "model.safetensors", tmp_path / "page.html", tmp_path)
+    assert sections(reader) == [name for name in ALL if name not in ("Reconstructions", "Training")]
+    assert "This page holds pictures of the training data" not in reader.words
+    command = next(line for line in reader.words.splitlines() if "facevae train" in line)
+    for part in ("'my faces'", "--preset paper", "--size 32", "--r-loss-factor auto", "--epochs 3"):
+        assert part in command
+    assert "--terms 'for tests'" in command
+
+
+@pytest.mark.parametrize("left", ["epochs", "steps", "beginning", "config"])
+def test_an_unfinished_run_is_shown_as_far_as_it_is(place, tmp_path, left):
+    folder = tmp_path / "run"
+    shutil.copytree(place / "run", folder)
+    (folder / "model.safetensors").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    kept = {"epochs": lines[:-1], "steps": lines[:1], "beginning": [], "config": []}[left]
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    if left == "config":
+        (folder / "metrics.jsonl").unlink()
+    reader = reported(folder, tmp_path / "page.html", place / "cache")
+    number = sum(json.loads(line)["event"] == "epoch" for line in kept)
+    assert f"not finished, {number} of 2 epochs" in reader.words
+    expected = {"Configuration", "Provenance", "Reproduce"}
+    expected |= {"Training"} if kept else set()
+    expected |= {"Samples", "Reconstructions"} if number else set()
+    assert set(sections(reader)) == expected
+
+
+def test_a_run_without_its_pictures_has_its_curves(place, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(place / "run", folder)
+    shutil.rmtree(folder / "pictures")
+    reader = reported(folder, tmp_path / "page.html", tmp_path)
+    assert "Training" in sections(reader)
+    assert "Reconstructions" not in sections(reader)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_latents_of_one_or_two_dimensions_have_a_map(tmp_path, dims):
+    save(tiny_bundle(dataclasses.replace(CONFIG, latent_dim=dims)), tmp_path / "m.safetensors")
+    reader = reported(tmp_path / "m.safetensors", tmp_path / "page.html", tmp_path)
+    assert "Latents" in sections(reader)
+
+
+def test_provenance_of_any_kind_is_no_reason_to_fail(tmp_path):
+    bundle = tiny_bundle()
+    bundle.provenance = {
+        "figures": ["<b>"],
+        "sources": "<b>",
+        "preset": ["<i>"],
+        "train": {"seed": None},
+        "terms": 7,
+        "epochs": "<u>",
+        "fingerprint": {"a": 1},
+        "skipped": 3,
+        "complete": 1,
+    }
+    save(bundle, tmp_path / "m.safetensors")
+    reader = reported(tmp_path / "m.safetensors", tmp_path / "page.html", tmp_path)
+    assert not reader.tags & {"b", "i", "u"}
+
+
+def test_what_is_neither_run_nor_model_is_named(tmp_path):
+    with pytest.raises(ModelError, match="no model"):
+        open_source(str(tmp_path), CPU)
+    (tmp_path / "config.json").write_text('{"model_type": "another tool\'s"}')
+    with pytest.raises(ModelError, match="no model"):
+        open_source(str(tmp_path), CPU)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FacevaeError, match=r"config\.json"):
+        open_source(str(tmp_path), CPU)
+
+
+def test_a_damaged_cache_is_as_good_as_none(place, tmp_path):
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    (pixels,) = (tmp_path / "cache").rglob("pixels.npy")
+    pixels.write_bytes(pixels.read_bytes()[:1000])
+    assert open_source(str(place / "run"), CPU, place / "cache").faces is not None
+    assert open_source(str(place / "run"), CPU, tmp_path / "cache").faces is None

@@ -5,11 +5,16 @@ import torch
 from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
 
 from facevae.config import ModelConfig
-from facevae.errors import RunError
+from facevae.errors import FacevaeError, RunError
 from facevae.model import VAE
-from facevae.runs import RunFolder, weights_digest
+from facevae.runs import RunFolder, read_metrics, weights_digest
 
 IDENTITY = {"model": {"size": 32, "filters": (8, 8)}, "train": {"seed": 0}, "data": "abc"}
+RECORDS = [
+    {"event": event, "step": step, "images": 16 * step, "seconds": 0.5 * step}
+    for step in (1, 2)
+    for event in ("steps", "epoch")
+]
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def test_a_model_that_no_run_made_is_not_replaced(folder):
 def test_records_after_a_step_are_forgotten_and_a_cut_off_line_too(folder):
     folder.path.mkdir()
     for step in (20, 40, 43):
-        folder.record({"event": "steps", "step": step})
+        folder.record({"event": "steps", "step": step, "images": step, "seconds": 0.0})
     with folder.metrics.open("a") as file:
         file.write('{"event": "st')
     again = RunFolder(folder.path)
@@ -152,3 +157,18 @@ def test_a_run_is_the_same_whatever_its_epochs_but_not_with_other_settings(tmp_p
         tiny_run(tmp_path, faces, init=tiny_bundle()),
     ):
         assert other.identity() != plain
+
+
+def test_records_are_read_in_order_and_a_line_cut_off_at_the_end_is_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text("".join(json.dumps(r) + "\n" for r in RECORDS) + '{"event": "st')
+    assert read_metrics(path) == RECORDS
+
+
+def test_damage_amid_the_records_is_named_with_its_line(tmp_path):
+    path, line = tmp_path / "metrics.jsonl", json.dumps(RECORDS[0])
+    path.write_text(f'{line}\n{{"step"\n{line}\n')
+    with pytest.raises(FacevaeError, match="line 2 is damaged") as caught:
+        read_metrics(path)
+    assert str(caught.value).startswith(f"{path}: ")

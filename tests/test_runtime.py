@@ -1,7 +1,9 @@
 """Devices are checked, randomness depends on its key alone, and a stop can be asked for."""
 
 import itertools
+import mmap
 import signal
+import sys
 import threading
 
 import pytest
@@ -145,3 +147,23 @@ def test_outside_the_main_thread_no_signal_is_touched():
     thread.start()
     thread.join()
     assert seen == [0, before]
+
+
+def test_memory_is_that_of_this_process_and_grows_with_it():
+    filling = b"1" * 2**26
+    before = runtime.memory_bytes(torch.device("cpu"))
+    assert before.keys() <= {"process"}
+    # pages of its own, since what was freed before may be taken again
+    with mmap.mmap(-1, len(filling)) as held:
+        held.write(filling)
+        after = runtime.memory_bytes(torch.device("cpu"))
+    if sys.platform == "linux":
+        assert after["process"] - before["process"] > 0.8 * len(filling)
+        assert after["process"] < 2**40
+
+
+def test_the_environment_names_versions_and_the_device():
+    found = runtime.environment(torch.device("cpu"))
+    assert found["torch"] == torch.__version__
+    assert found["device"] == "cpu"
+    assert all(isinstance(value, str) and value for value in found.values())

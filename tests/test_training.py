@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +15,6 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
-from facevae import report
 from facevae.attributes import read_labels
 from facevae.bundle import load, load_state
 from facevae.config import ModelConfig
@@ -23,6 +23,7 @@ from facevae.errors import FacevaeError, RunError
 from facevae.files import locked
 from facevae.images import from_pixels, grid, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.runs import read_metrics
 from facevae.snapshots import snapshot
 from facevae.stages import NetworkStage
 from facevae.training import Stopped, train
@@ -64,11 +65,14 @@ def whole(data, faces):
 
 
 def records(folder) -> list[dict]:
-    return report.read_metrics(folder / "metrics.jsonl")
+    return read_metrics(folder / "metrics.jsonl")
 
 
 def same_records(a: list[dict], b: list[dict]) -> bool:
-    return [{**r, "seconds": 0} for r in a] == [{**r, "seconds": 0} for r in b]
+    """Alike in all but what the machine has taken for them."""
+    costs = ("seconds", "images_per_second", "process_bytes")
+    plain = [[{k: v for k, v in r.items() if k not in costs} for r in part] for part in (a, b)]
+    return plain[0] == plain[1]
 
 
 # ---------------------------------------------------------------- repeating and going on
@@ -379,6 +383,57 @@ def test_config_json_tells_people_what_the_run_is(whole):
     assert kept["identity"]["model"] == json.loads(json.dumps(CONFIG.to_dict()))
     assert kept["epochs"] == TRAIN.epochs
     assert kept["num_train"] == 48 - kept["num_held_out"]
+
+
+def test_progress_tells_the_terms_the_last_held_out_figure_and_what_it_takes(faces, tmp_path):
+    notes = {}
+    ear = Ear()
+    ear.progress = lambda task, _done, _total, note="": notes.setdefault(task, []).append(note)
+    train(tiny_run(tmp_path / "run", faces), ear)
+    psnr = records(tmp_path / "run")[-1]["psnr"]
+    first, last = (notes["Training"][i].split(" · ") for i in (0, -1))
+    assert re.fullmatch(r"reconstruction -?[\d,]+ \+ KL [\d,]+ nats", last[0])
+    assert not any(part.startswith("held-out PSNR") for part in first), "nothing is measured yet"
+    assert any(re.fullmatch(r"held-out PSNR [\d.]+ dB", part) for part in last)
+    assert f"{psnr:.2f}" not in " ".join(last), "the last is told before it is measured"
+    assert any(re.fullmatch(r"[\d,]+ images/s", part) for part in last)
+    assert any(re.fullmatch(r"memory [\d.]+ GB", part) for part in last) == sys.platform.startswith(
+        ("linux", "darwin")
+    )
+    assert re.fullmatch(r"flow-matching loss [\d.]+", notes["Fitting the prior"][-1])
+
+
+def test_records_tell_what_they_took_and_how_latents_are_distributed(faces, whole):
+    found = records(whole[0])
+    for record in found:
+        if record["event"] == "steps":
+            assert record["images_per_second"] > 0
+    counted = found[-1]["histograms"]
+    assert sum(counted["latents"]["counts"]) == len(faces.train) * CONFIG.latent_dim
+    assert sum(counted["kl_nats_of_dimensions"]["counts"]) == CONFIG.latent_dim
+    total = counted["kl_nats_of_dimensions"]["sum"]
+    assert total == pytest.approx(_kl_of(whole[1], faces), rel=0.05)
+
+
+def _kl_of(bundle, faces) -> float:
+    mean, logvar = posteriors(bundle.vae, [from_pixels(faces.pixels[faces.train])])
+    return float(0.5 * (mean.square() + logvar.exp() - logvar - 1).sum(1).mean())
+
+
+def test_a_run_keeps_the_command_that_it_was_last_worked_on_with(faces, tmp_path):
+    folder, config = tmp_path / "run", tmp_path / "run" / "config.json"
+    short = dataclasses.replace(TRAIN, epochs=1, prior="normal")
+    long = dataclasses.replace(short, epochs=2)
+    for settings, command, kept in (
+        (short, "one", "one"),
+        (long, "two", "two"),
+        (short, "nothing to do", "two"),
+    ):
+        run = tiny_run(folder, faces, train=settings)
+        train(dataclasses.replace(run, command=command), Ear())
+        found = json.loads(config.read_text())
+        assert found["command"] == kept
+        assert found["environment"]["torch"] == torch.__version__
 
 
 def test_a_state_holds_the_step_to_go_on_from(whole):

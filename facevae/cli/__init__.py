@@ -18,6 +18,7 @@ from facevae.cli.export import export
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.hub import pull, push
 from facevae.cli.models import cache, info
+from facevae.cli.report import report
 from facevae.cli.train import train
 from facevae.console import Console
 from facevae.errors import FacevaeError
@@ -31,7 +32,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (train, reconstruct, sample, morph, arith, align, export, info, cache, pull, push)
+COMMANDS = (
+    *(train, reconstruct, sample, morph, arith),
+    *(align, report, export, info, cache, pull, push),
+)
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(attributes.app, name="attributes")

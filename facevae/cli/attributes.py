@@ -163,9 +163,7 @@ def learn_attributes(
         msg = "nothing to learn: no attribute differs between the labelled faces"
         raise DataError(msg)
     save(bundle, target, half=bundle.half)
-    console.say(
-        f"learned {', '.join(learned)}; see them with: facevae attributes list {target}"
-    )
+    console.say(f"learned {', '.join(learned)}; see them with: facevae attributes list {target}")
     values = {"model": used, "outputs": [str(target)], "learned": learned, "skipped": skipped}
     console.result([target], values)
 

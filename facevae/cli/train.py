@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import shlex
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +13,7 @@ import typer
 
 from facevae.cli import options
 from facevae.config import PRESETS, Preset, preset
-from facevae.console import Console
+from facevae.console import Console, duration
 from facevae.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -92,6 +94,10 @@ def train(
         typer.Option("--output", "-o", help="The run's folder (default: runs/<data>-<preset>)."),
     ] = None,
     cache_dir: options.CacheDir = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write event files for TensorBoard into the folder."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take in time, disk and memory.")
     ] = False,
@@ -109,8 +115,9 @@ def train(
 
       facevae train hf://datasets/owner/faces
     """
-    from facevae import runtime
+    from facevae import curves, runtime
     from facevae.data import load_faces
+    from facevae.events import require_tensorboard
     from facevae.learning import find_labels
     from facevae.runs import Run, RunFolder, settings_of
     from facevae.training import Stopped
@@ -135,6 +142,8 @@ def train(
     )
     target = runtime.select_device(device)
     table = find_labels(labels) if labels else None
+    if tensorboard:
+        require_tensorboard()
     folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
     if dry_run:
         _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
@@ -157,6 +166,8 @@ def train(
         init=started_from,
         terms=terms,
         half=half,
+        tensorboard=tensorboard,
+        command=shlex.join(["facevae", *sys.argv[1:]]),
     )
     _describe(console, run)
 
@@ -178,6 +189,10 @@ def train(
         f"{figures['r_loss_factor']:,.0f} (σ = {figures['sigma']:.3f})"
     )
     console.say(f"try: facevae sample --model {folder} -o grid.png")
+    if curves.is_available():
+        console.say(f"see: facevae report {folder}")
+    if tensorboard:
+        console.say(f"see: tensorboard --logdir {folder}")
     path = folder / "model.safetensors"
     console.result(
         [path],
@@ -256,7 +271,7 @@ def _source_name(source: str) -> str:
 
 
 def _describe(console: Console, run: "Run") -> None:
-    from facevae import report
+    from facevae import curves
     from facevae.runtime import describe
 
     faces = run.faces
@@ -281,7 +296,7 @@ def _describe(console: Console, run: "Run") -> None:
             face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
             msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
             raise DataError(msg)
-    if not report.is_available():
+    if not curves.is_available():
         console.say(_INSTALL_PLOT)
 
 
@@ -299,21 +314,15 @@ def _estimate(
 
     found = estimate(data, chosen.model, chosen.train, device, cache_dir)
     disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
-    time = _duration(found.convert_seconds) if found.convert_seconds else "done before"
+    time = duration(found.convert_seconds) if found.convert_seconds else "done before"
     speed = f"{found.images_per_second:,.0f} images/s"
     run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
     lines = [
         f"pictures:   {found.num_pictures:,}",
         f"converting: {time}; {disk}",
-        f"training:   {_duration(found.train_seconds)} for {chosen.train.epochs} epochs at {speed}",
-        f"prior:      {_duration(found.prior_seconds)}",
+        f"training:   {duration(found.train_seconds)} for {chosen.train.epochs} epochs at {speed}",
+        f"prior:      {duration(found.prior_seconds)}",
         f"memory:     about {gigabytes:,.1f} GB",
         f"run folder: about {run_megabytes:,.0f} MB in {folder}",
     ]
     console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -1,0 +1,135 @@
+"""What there is of a run or a model: its file, its records, its settings, its data."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facevae.bundle import Bundle
+from facevae.config import PRESETS, Preset
+from facevae.data import Faces, cached_faces
+from facevae.files import read_json
+from facevae.hub import load_model
+from facevae.runs import RunFolder, read_metrics
+
+# config key → option, for those that a training takes
+_OPTIONS = {
+    "size": "--size",
+    "latent_dim": "--latent-dim",
+    "dropout": "--dropout",
+    "batch_size": "--batch-size",
+    "learning_rate": "--learning-rate",
+    "r_loss_factor": "--r-loss-factor",
+    "prior": "--prior",
+    "prior_epochs": "--prior-epochs",
+    "seed": "--seed",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a page is about: a run as far as it has come, or a model alone.
+
+    `about` is a run's `config.json`, `records` its `metrics.jsonl`; both are empty for a model
+    alone. `faces` are its training data, where they are still in the cache.
+    """
+
+    name: str
+    path: Path
+    bundle: Bundle | None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    pictures: Path | None = None
+    faces: Faces | None = None
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """What is known of the training: the model's provenance, then the run's own words."""
+        return {**self.about, **(self.bundle.provenance if self.bundle else {})}
+
+    def setting(self, group: str) -> Mapping[str, Any]:
+        """The settings of the `model` or of its `train`ing; empty where they are not known."""
+        if group == "model" and self.bundle:
+            return self.bundle.config.to_dict()
+        identity = dictionary(self.about.get("identity"))
+        return dictionary(self.known.get(group)) or dictionary(identity.get(group))
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of held-out figures."""
+        return [r for r in self.records if r["event"] == "epoch"]
+
+    def last_picture(self, kind: str) -> Path | None:
+        """The last picture of that kind that the records name and the run's folder holds."""
+        if not self.pictures:
+            return None
+        named = (self.pictures / str(r[kind]) for r in reversed(self.epochs) if r.get(kind))
+        return next((path for path in named if path.is_file()), None)
+
+    def equivalent_command(self) -> str:
+        """A command of these settings, as far as they differ from the preset's; empty if unknown."""
+        known, train = self.known, self.setting("train")
+        if not train:
+            return ""
+        name, sources = str(known.get("preset") or "base"), known.get("sources")
+        preset: Preset = PRESETS.get(name, PRESETS["base"])
+        usual = {**preset.model.to_dict(), **preset.train.to_dict()}
+        found = {**self.setting("model"), **train}
+        words = [
+            "facevae",
+            "train",
+            *(map(str, sources) if isinstance(sources, list) else ["DATA"]),
+            "--preset",
+            name,
+        ]
+        words += ["--epochs", str(known.get("epochs", usual["epochs"]))]
+        for key, option in _OPTIONS.items():
+            if key in found and found[key] != usual[key]:
+                words += [option, str(setting_text(key, found[key]))]
+        if self.bundle and self.bundle.attributes:
+            words += ["--labels", "LABELS"]
+        if known.get("terms"):
+            words += ["--terms", str(known["terms"])]
+        return shlex.join(words)
+
+
+def open_source(name: str, device: torch.device, cache: Path | None = None) -> Source:
+    """What there is of the run in a folder, or a model by its name. Raises `FacevaeError`."""
+    folder = RunFolder(Path(name).expanduser())
+    about = dictionary(read_json(folder.config)) if name and folder.config.is_file() else {}
+    # a model's folder may hold a `config.json` of another kind, or none
+    is_run = "identity" in about
+    if is_run and not folder.model.is_file():
+        bundle, path = None, folder.path
+    else:
+        bundle, located = load_model(name)
+        name, path = located.name, located.path
+        bundle.to(device)
+    source = Source(name, path, bundle)
+    if is_run:
+        records = read_metrics(folder.metrics)
+        source = Source(name, path, bundle, about, records, folder.pictures)
+    fingerprint = source.known.get("fingerprint")
+    if bundle and fingerprint:
+        faces = cached_faces(str(fingerprint), bundle.config.size, cache)
+        source = dataclasses.replace(source, faces=faces)
+    return source
+
+
+def count(value: object) -> int:
+    """`value`, or 0 if it is no whole number."""
+    return value if isinstance(value, int) else 0
+
+
+def dictionary(value: object) -> Mapping[str, Any]:
+    """`value`, or nothing if it is no object: a model file's provenance may say anything."""
+    return value if isinstance(value, dict) else {}
+
+
+def setting_text(key: str, value: object) -> object:
+    """A setting as the command line has it."""
+    return "auto" if key == "r_loss_factor" and value is None else value

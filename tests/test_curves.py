@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facevae.curves import draw_curves, draw_histograms, is_available, save
+
+plt = pytest.importorskip("matplotlib.pyplot")
+MAGENTA = (255, 0, 255)
+
+
+def some_records(num_epochs: int = 3) -> list[dict]:
+    found = []
+    for epoch in range(1, num_epochs + 1):
+        where = {"step": 10 * epoch, "images": 160 * epoch, "mse": 0.1 / epoch}
+        for event in ("steps", "epoch"):
+            more = {"psnr": 10.0 + epoch, "samples": f"samples-{epoch:04}.png"}
+            found.append({"event": event, **where, "kl_nats": 5.0 * epoch, **more})
+    return found
+
+
+def share_of(path, colour) -> float:
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    return float((abs(pixels - colour).max(-1) < 12).mean())
+
+
+def test_samples_are_pinned_along_the_curve(tmp_path):
+    assert is_available()
+    plain, pinned = tmp_path / "plain.png", tmp_path / "pinned.png"
+    save(draw_curves(some_records(), tmp_path), plain)
+    for epoch in (1, 3):
+        Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / f"samples-{epoch:04}.png")
+    save(draw_curves(some_records(), tmp_path), pinned)
+    assert share_of(plain, MAGENTA) == 0
+    assert share_of(pinned, MAGENTA) > 0.005
+    # the second picture is half the space of one more
+    Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / "samples-0002.png")
+    save(draw_curves(some_records(), tmp_path), plain)
+    assert share_of(plain, MAGENTA) > 1.3 * share_of(pinned, MAGENTA)
+
+
+@pytest.mark.parametrize("num_epochs", [0, 1])
+def test_curves_of_hardly_anything_are_drawn(tmp_path, num_epochs):
+    save(draw_curves(some_records(num_epochs), tmp_path), tmp_path / "curves.png")
+    assert share_of(tmp_path / "curves.png", (255, 255, 255)) > 0.3
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 60])
+def test_histograms_of_any_number_of_dimensions_are_drawn(tmp_path, num_dims):
+    latents = torch.randn(300, num_dims, generator=torch.Generator().manual_seed(0))
+    save(draw_histograms(latents), tmp_path / "latents.png")
+    blue, orange = (31, 119, 180), (255, 127, 14)  # matplotlib's tab:blue and tab:orange
+    assert share_of(tmp_path / "latents.png", blue) > 0.01
+    assert share_of(tmp_path / "latents.png", orange) > 0
+
+
+def test_wide_latents_overflow_the_density_and_narrow_ones_stand_high_in_it(tmp_path):
+    shares = []
+    for scale in (0.2, 1.0):
+        draw = torch.Generator().manual_seed(0)
+        latents = scale * torch.randn(2000, 1, generator=draw)
+        save(draw_histograms(latents), tmp_path / "latents.png")
+        shares.append(share_of(tmp_path / "latents.png", (31, 119, 180)))
+    # both have the same area, but the axes end where the higher one does
+    assert shares[0] < shares[1]
+
+
+def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path):
+    before = dict(plt.rcParams)
+    save(draw_curves(some_records(), tmp_path), tmp_path / "curves.png")
+    save(draw_histograms(torch.randn(50, 3)), tmp_path / "latents.png")
+    assert plt.get_fignums() == []
+    assert dict(plt.rcParams) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "latents.png"]
