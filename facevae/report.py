@@ -98,7 +98,7 @@ def _pin_pictures(
         axes.add_artist(AnnotationBbox(box, point, place, frameon=False, arrowprops=arrow))
 
 
-def draw_histograms(latents: Tensor, path: Path) -> None:
+def draw_histograms(latents: Tensor, path: Path, whose: str = "training faces") -> None:
     """Histograms of posterior samples (N, D), the most varied dimensions first, over N(0, 1)."""
     plt = _pyplot()
     order = latents.var(0).argsort(descending=True)[:NUM_HISTOGRAMS]
@@ -116,7 +116,7 @@ def draw_histograms(latents: Tensor, path: Path) -> None:
             ax.hist(latents[:, dim].numpy(), bins=40, range=(-4, 4), density=True, color="tab:blue")
             ax.plot(grid, density, color="tab:orange", lw=1)
             ax.set_title(f"z{dim}", fontsize=7)
-        figure.suptitle("Latents of training faces (blue) over N(0, 1) (orange)", fontsize=9)
+        figure.suptitle(f"Latents of {whose} (blue) over N(0, 1) (orange)", fontsize=9)
         _save(figure, path)
 
 
@@ -134,3 +134,38 @@ def _save(figure: Any, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     _pyplot().close(figure)
+
+
+def draw_divergence(divergence: Tensor, path: Path) -> None:
+    """The KL divergence of each latent dimension (D,), the largest first."""
+    plt = _pyplot()
+    with plt.style.context("default"):
+        figure, axes = plt.subplots(figsize=(8, 4))
+        ordered = divergence.sort(descending=True).values.numpy()
+        axes.bar(np.arange(1, len(ordered) + 1), ordered, width=1.0, color="tab:blue")
+        axes.set(
+            title=f"KL divergence of {len(ordered)} latent dimensions",
+            xlabel="dimension, by size",
+            ylabel="nats",
+        )
+        axes.grid(alpha=0.3)
+        _save(figure, path)
+
+
+def draw_novelty(samples: Tensor, held_out: Tensor, path: Path) -> None:
+    """Histograms of distances to the nearest training latent, each (N,)."""
+    plt = _pyplot()
+    both = np.concatenate([samples.numpy(), held_out.numpy()])
+    edges = np.linspace(both.min(), both.max(), 41) if np.ptp(both) else 41
+    with plt.style.context("default"):
+        figure, axes = plt.subplots(figsize=(8, 4))
+        for name, distances in (("held-out faces", held_out), ("samples", samples)):
+            label = f"{name}, median {float(distances.median()):.2f}"
+            axes.hist(distances.numpy(), bins=edges, density=True, alpha=0.6, label=label)
+        axes.set(
+            title="To the nearest training face: samples left of held-out faces would be copies",
+            xlabel="distance, in deviations of the training latents",
+            yticks=[],
+        )
+        axes.legend()
+        _save(figure, path)

@@ -87,8 +87,8 @@ class RunFolder:
         found = read_json(self.config)
         found = found if isinstance(found, dict) else {}
         known = found.get("identity")
-        known = known if isinstance(known, dict) else {}
         wanted = json.loads(json.dumps(identity))  # as it is read back: no tuples
+        known = _completed(known, wanted) if isinstance(known, dict) else {}
         if differing := _differences({key: known.get(key) for key in wanted}, wanted):
             msg = (
                 f"{self.path}: holds another run ({'; '.join(differing)}); "
@@ -154,6 +154,16 @@ class RunFolder:
 
     def _earlier(self, name: str) -> Path:
         return self.path / "state" / f"{name}-earlier.safetensors"
+
+
+def _completed(known: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """With the settings that there were none of when the run began: it had what is their default."""
+    train, now = known.get("train"), wanted.get("train")
+    if not isinstance(train, dict) or not isinstance(now, dict):
+        return known
+    defaults = TrainConfig().to_dict()
+    later = {key: defaults[key] for key in now if key in defaults and key not in train}
+    return {**known, "train": {**train, **later}}
 
 
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from facevae.faces import Framing, measure_framing
 from facevae.files import locked
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
-from facevae.model import VAE
+from facevae.model import VAE, remove_variance
 from facevae.prior import FlowPrior, GaussianPrior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
 from facevae.runtime import seeded, stop_requests
@@ -151,6 +151,8 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
         vae = VAE(run.model)
     if run.init:
         vae.load_state_dict(run.init.vae.state_dict())
+    if not run.train.kl_weight:
+        remove_variance(vae)
     vae.to(run.device)
     batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
     stage = NetworkStage(vae, batches, run.train)

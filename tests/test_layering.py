@@ -11,12 +11,12 @@ PACKAGE = Path(facevae.__file__).parent
 LAYERS = [
     ("errors", "console", "losses", "detection"),
     ("files", "config", "runtime", "metrics"),
-    ("images", "model", "prior", "report"),
-    ("data", "faces", "attributes", "outputs"),
+    ("images", "model", "prior", "report", "swd"),
+    ("data", "faces", "figures", "attributes", "outputs", "perceptual"),
     ("batches", "bundle"),
     ("hub", "latents", "runs", "stages"),
-    ("snapshots", "estimate"),
-    ("training",),
+    ("snapshots", "estimate", "baselines", "evaluation"),
+    ("training", "gallery"),
     ("cli",),
     ("__main__", "__init__"),
 ]

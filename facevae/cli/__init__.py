@@ -13,6 +13,7 @@ import typer
 
 from facevae.cli.align import align
 from facevae.cli.edits import arith, morph
+from facevae.cli.evaluate import evaluate
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.models import cache, info
 from facevae.cli.train import train
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (train, reconstruct, sample, morph, arith, align, info, cache):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def _version(*, wanted: bool) -> None:

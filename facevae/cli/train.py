@@ -105,8 +105,6 @@ def train(
     from facevae.attributes import read_labels
     from facevae.data import load_faces
     from facevae.runs import Run, RunFolder, settings_of
-    from facevae.training import Stopped
-    from facevae.training import train as train_run
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -153,13 +151,7 @@ def train(
     _describe(console, run)
 
     # Run
-    try:
-        bundle = train_run(run, _Talk(console))
-    except Stopped as stopped:
-        console.close()
-        console.say(f"stopped and saved in {folder}; the same command goes on from here")
-        code = 130 if stopped.signal_number == signal.SIGINT else 128 + stopped.signal_number
-        raise typer.Exit(code) from stopped
+    bundle = train_or_exit(run, console)
 
     # Report
     console.close()
@@ -180,6 +172,20 @@ def train(
             "figures": figures,
         },
     )
+
+
+def train_or_exit(run: "Run", console: Console) -> "Bundle":
+    """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
+    from facevae.training import Stopped
+    from facevae.training import train as train_run
+
+    try:
+        return train_run(run, _Talk(console))
+    except Stopped as stopped:
+        console.close()
+        console.say(f"stopped and saved in {run.folder}; the same command goes on from here")
+        code = 130 if stopped.signal_number == signal.SIGINT else 128 + stopped.signal_number
+        raise typer.Exit(code) from stopped
 
 
 class _Talk:
