@@ -1,7 +1,6 @@
 """What the paper compares a VAE with: eigenfaces (PCA), and the same network as a plain autoencoder."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,12 @@ from torch import Tensor
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.config import TrainConfig
-from facevae.data import Faces, Rows
+from facevae.data import Faces, Progress, Rows
 from facevae.files import digest
 from facevae.model import LOGVAR_RANGE
 from facevae.prior import GaussianPrior
 from facevae.runs import Run
 from facevae.runtime import exact
-
-Progress = Callable[[str, int, int], None]
 
 _OVERSAMPLING = 16  # directions beyond those asked for, with which the power iteration converges
 _NUM_FIRST = 1024  # faces whose own principal components it begins with

@@ -60,7 +60,7 @@ class Console:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table on stdout; columns of numbers stand to the right, and what is None is a dash."""
         self.close()
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table()
         for i, column in enumerate(columns):
             cells = [row[i] for row in rows if row[i] is not None]
             is_number = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
@@ -68,7 +68,9 @@ class Console:
             table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
-        RichConsole(highlight=False).print(table)
+        console = RichConsole(highlight=False)
+        console.print(Text(title, style="bold"), soft_wrap=True)
+        console.print(table)
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
         """A bar on a terminal; elsewhere a line now and then."""

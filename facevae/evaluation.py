@@ -1,6 +1,6 @@
 """A model against faces: how well it reconstructs them, and how much its samples are like them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,28 +9,27 @@ import torch
 from torch import Tensor
 
 from facevae import metrics
-from facevae.batches import batches_of
+from facevae.batches import batches_of, watched
 from facevae.bundle import Bundle
-from facevae.data import Faces, Rows
+from facevae.data import Faces, Progress, Rows
 from facevae.errors import UsageError
 from facevae.faces import framed_alike, measure_framing
 from facevae.figures import SCORES, Reconstructions, Score, reconstruct
 from facevae.images import Pixels, to_pixels
-from facevae.latents import interpolate, posteriors
+from facevae.latents import interpolate
 from facevae.losses import kl_divergence
-from facevae.model import Coder, sample_posterior
+from facevae.model import Coder
 from facevae.perceptual import Features, feature_distances, features_of
-from facevae.prior import GaussianPrior, Prior, sample_latents
+from facevae.prior import Prior, sample_latents
 from facevae.runtime import exact, face_noise, generator
 from facevae.swd import MAX_IMAGES, SlicedWasserstein
 
 Split = Literal["auto", "held-out", "train", "all"]
-Progress = Callable[[str, int, int], None]
 
 _CHUNK = 32  # images at a time: what fits a core's cache is scored twice as fast
 _NUM_FRAMED = 48  # faces by which the framing is measured
 _NUM_SHOWN, _NUM_SAMPLES_SHOWN, _NUM_WAYS, _WAY_STEPS = 16, 64, 6, 8
-_SUBSET, _POSTERIOR = 6, 7  # what a generator's numbers are for
+_SUBSET = 6  # what a generator's numbers are for
 
 
 @dataclass(frozen=True)
@@ -63,30 +62,6 @@ class Result:
     mean: Tensor
     logvar: Tensor
     latents: Tensor
-
-
-@dataclass(frozen=True)
-class Novelty:
-    """Distances to the nearest training face, mirrored or not, in deviations of their latents.
-
-    Of samples and of held-out faces' posterior draws, each (N,); `neighbours` (16, size, size, 3)
-    are the training faces nearest to the first samples.
-    """
-
-    samples: Tensor
-    held_out: Tensor
-    neighbours: Pixels
-
-    def figures(self) -> dict[str, float | int]:
-        """Medians, their ratio, and the counts."""
-        samples, held_out = float(self.samples.median()), float(self.held_out.median())
-        return {
-            "samples": samples,
-            "held_out": held_out,
-            "ratio": samples / max(held_out, 1e-12),
-            "num_samples": len(self.samples),
-            "num_held_out": len(self.held_out),
-        }
 
 
 def is_training_set(bundle: Bundle, faces: Faces) -> bool:
@@ -247,39 +222,11 @@ class Evaluation:
             figures |= dict.fromkeys(names[3:])
         return figures
 
-    def novelty(self, candidate: Candidate, drawn: Tensor) -> Novelty:
-        """How far samples with the latents `drawn` (M, D) are from the nearest training face."""
-        faces, coder = self.faces, candidate.coder
-
-        # Encode
-        plain = posteriors(coder, self._read("Training faces", faces.train))
-        flipped = (x.flip(-1) for x in self._read("Training faces, mirrored", faces.train))
-        mean, logvar = (
-            torch.cat(both) for both in zip(plain, posteriors(coder, flipped), strict=True)
-        )
-        held_out = posteriors(coder, self._read("Held-out faces", faces.held_out))
-        whitening = GaussianPrior(candidate.latent_dim).to(self.device)
-        whitening.fit(mean, logvar)
-
-        # Compare samples with draws of posteriors, which is what a prior is fitted to
-        with exact():
-            draw = generator(self.seed, _POSTERIOR)
-            noise = torch.randn(held_out[0].shape, generator=draw).to(self.device)
-            known = whitening.whiten(mean)
-            distances, rows = metrics.nearest(whitening.whiten(drawn), known)
-            others, _ = metrics.nearest(whitening.whiten(sample_posterior(*held_out, noise)), known)
-        neighbours = []
-        for row in rows[:_NUM_SHOWN].tolist():
-            pixels = faces.pixels[faces.train[row % len(faces.train)]]
-            neighbours.append(pixels if row < len(faces.train) else pixels[:, ::-1])
-        return Novelty(distances.cpu(), others.cpu(), np.stack(neighbours))
-
     # ------------------------------------------------------------ streams of images
 
     def _read(self, task: str, rows: Rows) -> Iterator[Tensor]:
-        return self._watched(
-            task, batches_of(self.faces, rows, self.device, size=_CHUNK), len(rows)
-        )
+        batches = batches_of(self.faces, rows, self.device, size=_CHUNK)
+        return watched(batches, task, len(rows), self.progress)
 
     def _sample(self, candidate: Candidate, kept: list[Tensor]) -> Iterator[Tensor]:
         """Samples of the seeds from `seed` on: face i is that of seed + i, as `sample` makes it.
@@ -296,18 +243,12 @@ class Evaluation:
                 yield kept[-1]
 
         decoded = (_decode(candidate.coder, part) for part in latents())
-        return self._watched(f"Sampling ({candidate.name})", decoded, self.num_samples)
+        task = f"Sampling ({candidate.name})"
+        return watched(decoded, task, self.num_samples, self.progress)
 
     def _decode(self, task: str, coder: Coder, latents: Tensor) -> Iterator[Tensor]:
         decoded = (_decode(coder, part) for part in latents.split(_CHUNK))
-        return self._watched(task, decoded, len(latents))
-
-    def _watched(self, task: str, batches: Iterator[Tensor], total: int) -> Iterator[Tensor]:
-        done = 0
-        for images in batches:
-            yield images
-            done += len(images)
-            self.progress(task, done, total)
+        return watched(decoded, task, len(latents), self.progress)
 
     # ------------------------------------------------------------ pictures
 

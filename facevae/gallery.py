@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from facevae import report
-from facevae.evaluation import Novelty, Result
+from facevae.evaluation import Result
 from facevae.images import grid, paired_grid, save_picture
 from facevae.losses import kl_divergence
 from facevae.model import sample_posterior
+from facevae.novelty import Novelty
 from facevae.runtime import generator
 
 _MAX_LATENTS = 20_000

@@ -15,7 +15,7 @@ LAYERS = [
     ("data", "faces", "figures", "attributes", "outputs", "perceptual"),
     ("batches", "bundle"),
     ("hub", "latents", "runs", "stages"),
-    ("snapshots", "estimate", "baselines", "evaluation"),
+    ("snapshots", "estimate", "baselines", "evaluation", "novelty"),
     ("training", "gallery"),
     ("cli",),
     ("__main__", "__init__"),

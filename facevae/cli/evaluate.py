@@ -1,12 +1,12 @@
 """`eval`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from facevae.cli import options
+from facevae.cli import options, scores
 from facevae.cli.session import open_model
 from facevae.cli.train import train_or_exit
 from facevae.config import MAX_SEED
@@ -14,16 +14,17 @@ from facevae.console import Console
 from facevae.errors import FacevaeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from facevae.bundle import Bundle
-    from facevae.data import Faces, Rows
+    from facevae.data import Faces
     from facevae.evaluation import Candidate, Result
+    from facevae.figures import Score
+    from facevae.novelty import Novelty
+    from facevae.perceptual import Features
+    from facevae.runs import Run
 
 _BASELINES = ("pca", "ae")
-_SPLITS = {"held-out": "held-out faces", "train": "training faces", "all": "faces"}
 
 
 def evaluate(
@@ -87,15 +88,10 @@ def evaluate(
       facevae eval runs/ffhq-base ./ffhq --baselines pca,ae -o report/
     """
     from facevae import runtime
+    from facevae.baselines import autoencoder_run
     from facevae.data import load_faces
-    from facevae.evaluation import (
-        Candidate,
-        Evaluation,
-        choose_rows,
-        framing_problem,
-        is_training_set,
-    )
-    from facevae.files import write_json
+    from facevae.evaluation import Candidate, Evaluation, choose_rows, is_training_set
+    from facevae.novelty import measure_novelty
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -105,28 +101,27 @@ def evaluate(
         msg = f"--seed {seed}: the last of {num_samples} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
     bundle, used = open_model(console, model, device)
-    reasons: dict[str, str] = {}
-    features, lpips = _networks(bundle.device, fid, reasons)
+    features, lpips, reasons = _networks(bundle.device, fid)
 
     # Choose the faces
     runtime.keep_freed_memory()
     faces = load_faces(data, bundle.config.size, cache=cache_dir, progress=console.progress)
-    known = is_training_set(bundle, faces)
     rows = choose_rows(bundle, faces, split)
-    if wanted and not known and split != "held-out":
-        msg = "--baselines: DATA is not what the model was trained on; --split held-out fits them to the rest of DATA all the same"
-        raise UsageError(msg)
-    about = _about(faces, rows, split, is_training=known)
-    _describe(console, about, data, faces)
-    if problem := framing_problem(bundle, faces, rows):
-        console.warn(problem)
+    known = is_training_set(bundle, faces)
+    _check_baselines(wanted, split, known=known)
+    about = scores.describe(console, bundle, faces, rows, split, data)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)  # if that cannot be, then before the work
 
     # Measure
     dim = bundle.config.latent_dim
     candidates = [Candidate(used["name"], bundle.vae, bundle.prior, dim, has_posteriors=True)]
+    sources = [path.name or str(path) for path in data]
     if "ae" in wanted:  # the long one comes first
-        trained = _autoencoder(console, bundle, faces, baseline_dir, baseline_epochs, data)
-        candidates.append(trained)
+        run = autoencoder_run(
+            bundle, faces, baseline_dir, bundle.device, epochs=baseline_epochs, sources=sources
+        )
+        candidates.append(_autoencoder(console, run))
     if "pca" in wanted:
         candidates.append(_eigenfaces(console, bundle, faces))
     evaluation = Evaluation(
@@ -140,38 +135,19 @@ def evaluate(
         progress=console.progress,
     )
     results = [evaluation.measure(candidate) for candidate in candidates]
-    novelty = evaluation.novelty(candidates[0], results[0].latents) if known else None
-    if novelty is None:
-        reasons["novelty"] = "DATA is not the model's training set, by its fingerprint"
-    if evaluation.swd_floor is None:
-        reasons["swd_floor"] = "one real face has no other to be compared with"
+    novelty = (
+        measure_novelty(bundle.vae, faces, results[0].latents, seed=seed, progress=console.progress)
+        if known
+        else None
+    )
 
     # Report
-    values = {
-        "model": used,
-        **about,
-        "num_samples": num_samples,
-        "num_swd": len(evaluation.order),
-        "num_floor": evaluation.num_floor,
-        "features": _feature_spaces(features is not None, lpips is not None),
-        **results[0].figures,
-        "swd_floor": evaluation.swd_floor,
-        "novelty": novelty.figures() if novelty else None,
-        "reasons": {**reasons, **results[0].reasons},
-        "baselines": {r.name: r.figures for r in results[1:]},
-    }
-    written = _draw(console, folder, results, novelty) if folder else []
-    values["outputs"] = [str(path) for path in written]
-    if folder:
-        values["outputs"].append(str(folder / "figures.json"))
-        write_json(folder / "figures.json", values)
-    if json:
-        console.result([], values)
-        return
-    _print_tables(console, values, results)
-    for name, reason in values["reasons"].items():
-        console.say(f"no {name}: {reason}")
-    console.result(values["outputs"], {})
+    about["features"] = scores.feature_spaces(features, lpips)
+    about["novelty"] = novelty.figures() if novelty else None
+    values = scores.values({"model": used, **about}, evaluation, results, reasons)
+    values["outputs"] = _write(console, folder, values, results, novelty)
+    scores.print_table(console, values, results)
+    console.result(values["outputs"], values)
 
 
 # ---------------------------------------------------------------- checks
@@ -186,6 +162,12 @@ def _parse_baselines(text: str | None, split: str) -> list[str]:
         msg = f"--baselines are fitted to the training faces, so --split {split} would favour them"
         raise UsageError(msg)
     return names
+
+
+def _check_baselines(wanted: Sequence[str], split: str, *, known: bool) -> None:
+    if wanted and not known and split != "held-out":
+        msg = "--baselines: DATA is not what the model was trained on; with --split held-out they are fitted to the rest of DATA all the same"
+        raise UsageError(msg)
 
 
 def _output_folder(output: Path | None, data: Sequence[Path]) -> Path | None:
@@ -203,19 +185,18 @@ def _output_folder(output: Path | None, data: Sequence[Path]) -> Path | None:
 def _networks(
     device: "torch.device",
     wanted: bool | None,  # noqa: FBT001 - yes, no, or where it can be
-    reasons: dict[str, str],
-) -> "tuple[Callable[..., torch.Tensor] | None, Callable[..., torch.Tensor] | None]":
-    """Inception and LPIPS, or why they are not there. Raises `FacevaeError` if they must be."""
+) -> "tuple[Features | None, Score | None, dict[str, str]]":
+    """Inception and LPIPS, and why they are not there. Raises `FacevaeError` if they must be."""
     from facevae.perceptual import load_inception, load_lpips
 
     features = lpips = None
+    reasons: dict[str, str] = {}
     try:
         lpips = load_lpips(device)
     except FacevaeError as error:
         reasons["lpips"] = str(error)
     if wanted is False:
-        reasons |= dict.fromkeys(("fid", "kid"), "--no-fid")
-        return None, lpips
+        return None, lpips, reasons | dict.fromkeys(("fid", "kid"), "--no-fid")
     try:
         features = load_inception(device)
     except FacevaeError as error:
@@ -223,7 +204,7 @@ def _networks(
             msg = f"--fid: {error}"
             raise type(error)(msg) from error
         reasons |= dict.fromkeys(("fid", "kid"), str(error))
-    return features, lpips
+    return features, lpips, reasons
 
 
 # ---------------------------------------------------------------- baselines
@@ -241,112 +222,48 @@ def _eigenfaces(console: Console, bundle: "Bundle", faces: "Faces") -> "Candidat
     return Candidate("pca", fitted, fitted.prior(), found)
 
 
-def _autoencoder(
-    console: Console,
-    bundle: "Bundle",
-    faces: "Faces",
-    folder: Path,
-    epochs: int | None,
-    data: Sequence[Path],
-) -> "Candidate":
-    from facevae.baselines import autoencoder_run
+def _autoencoder(console: Console, run: "Run") -> "Candidate":
     from facevae.evaluation import Candidate
 
-    sources = [path.name or str(path) for path in data]
-    run = autoencoder_run(bundle, faces, folder, bundle.device, epochs=epochs, sources=sources)
     console.close()
     console.say(f"autoencoder: {run.train.epochs} epochs in {run.folder}")
-    trained = train_or_exit(run, console).to(bundle.device)
-    return Candidate("ae", trained.vae, trained.prior, bundle.config.latent_dim)
+    trained = train_or_exit(run, console, _Fitting(console)).to(run.device)
+    return Candidate("ae", trained.vae, trained.prior, run.model.latent_dim)
 
 
-# ---------------------------------------------------------------- words
+class _Fitting:
+    """Tells how far a baseline is; its figures come in the end."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG002 - its likelihood says nothing here
+        self.console.progress(f"Autoencoder: {task.lower()}", done, total)
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        epoch, psnr = figures["epoch"], figures["psnr"]
+        self.console.say(f"autoencoder, epoch {epoch:.0f}: held-out PSNR {psnr:.2f} dB")
+
+    def notice(self, text: str) -> None:
+        """What a run has to say of its model is of no use here."""
 
 
-def _about(faces: "Faces", rows: "Rows", split: str, *, is_training: bool) -> dict[str, Any]:
-    if split == "auto":
-        split = "held-out" if is_training else "all"
-    return {
-        "split": split,
-        "is_training_set": is_training,
-        "num_images": len(rows),
-        "crop": f"largest centred square, scaled to {faces.size} × {faces.size} px",
-        "skipped": faces.skipped,
-    }
-
-
-def _describe(
-    console: Console, about: dict[str, Any], data: Sequence[Path], faces: "Faces"
-) -> None:
-    names = ", ".join(path.name or str(path) for path in data)
-    whose = "the model's training set" if about["is_training_set"] else "not its training set"
-    console.say(
-        f"{about['num_images']:,} {_SPLITS[about['split']]} of {names} ({whose}); {about['crop']}"
-    )
-    if faces.skipped:
-        shown = "; ".join(faces.skipped[:3])
-        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
-
-
-def _feature_spaces(has_inception: bool, has_lpips: bool) -> dict[str, str | None]:  # noqa: FBT001 - two answers
-    from facevae.perceptual import ALEXNET, INCEPTION
-
-    return {
-        "swd": "7 × 7 patches of a Laplacian pyramid's levels, standardised by the real faces",
-        "novelty": "latents, whitened by those of the training faces",
-        "fid": INCEPTION if has_inception else None,
-        "lpips": ALEXNET if has_lpips else None,
-    }
-
-
-def _print_tables(console: Console, values: dict[str, Any], results: "Sequence[Result]") -> None:
-    """The figures, a row each and a column for each candidate; real faces last."""
-    floor: dict[str, float] = values["swd_floor"] or {}
-    rows: list[tuple[object, ...]] = []
-
-    def row(label: str, key: str, real: float | None = None, scale: float = 1) -> None:
-        found = [r.figures[key] for r in results]
-        scaled = [v * scale if isinstance(v, float) else v for v in found]
-        if any(value is not None for value in scaled):
-            rows.append((label, *scaled, real))
-
-    def swd(label: str, key: str, levels: Sequence[str]) -> None:
-        for level in levels:
-            name = f"{label}, mean of levels" if level == "mean" else f"{label}, {level} px"
-            rows.append((name, *(r.figures[key][level] for r in results), floor.get(level)))
-
-    row("latent dimensions", "latent_dim")
-    row("reconstruction: PSNR, dB", "psnr")
-    row("reconstruction: SSIM", "ssim", 1.0)
-    row("reconstruction: LPIPS", "lpips", 0.0)
-    row("reconstruction: sharpness", "sharpness", 1.0)
-    swd("reconstruction: SWD", "swd_reconstructions", ["mean"])
-    swd("halfway to another face: SWD", "swd_midpoints", ["mean"])
-    row("samples: FID", "fid")
-    row("samples: KID × 1000", "kid", scale=1000)
-    swd("samples: SWD", "swd", list(results[0].figures["swd"]))
-    row("samples: sharpness", "sharpness_samples", 1.0)
-    row("latents: KL, nats a dimension", "kl")
-    row("latents: active units", "active_units")
-    row("latents: distance from N(0, I)", "posterior_distance")
-    if novelty := values["novelty"]:
-        blank = [None] * (len(results) - 1)
-        label = "samples: to the nearest training face"
-        rows.append((label, novelty["samples"], *blank, novelty["held_out"]))
-    title = [
-        f"{values['num_images']:,} {_SPLITS[values['split']]}, {values['crop']}",
-        f"{values['num_samples']:,} samples",
-        f"SWD × 1000, {values['num_swd']:,} against as many, in {values['features']['swd']}",
-    ]
-    if values["features"]["fid"]:
-        title.append(f"FID and KID in {values['features']['fid']}")
-    console.table("\n".join(title), ("", *(r.name for r in results), "real"), rows)
-
-
-def _draw(console: Console, folder: Path, results: "Sequence[Result]", novelty: Any) -> list[Path]:
+def _write(
+    console: Console,
+    folder: Path | None,
+    values: dict[str, Any],
+    results: "Sequence[Result]",
+    novelty: "Novelty | None",
+) -> list[str]:
+    """Write pictures and figures into the folder, if there is one; returns their paths."""
     from facevae import report
+    from facevae.files import write_json
     from facevae.gallery import draw
 
+    if folder is None:
+        return []
     if not report.is_available():
         console.say("no histograms: pip install 'facevae[plot]' draws them")
-    return draw(folder, results, novelty)
+    paths = [str(path) for path in (*draw(folder, results, novelty), folder / "figures.json")]
+    write_json(folder / "figures.json", {**values, "outputs": paths})
+    return paths

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from facevae.bundle import Bundle
     from facevae.runs import Run
+    from facevae.training import Listener
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 _INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
@@ -174,13 +175,13 @@ def train(
     )
 
 
-def train_or_exit(run: "Run", console: Console) -> "Bundle":
+def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
     """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
     from facevae.training import Stopped
     from facevae.training import train as train_run
 
     try:
-        return train_run(run, _Talk(console))
+        return train_run(run, listener or _Talk(console))
     except Stopped as stopped:
         console.close()
         console.say(f"stopped and saved in {run.folder}; the same command goes on from here")
