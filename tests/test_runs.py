@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
 
 from facevae.config import ModelConfig
+from facevae.data import load_faces
 from facevae.errors import RunError
 from facevae.model import VAE
 from facevae.runs import RunFolder, weights_digest
@@ -152,3 +154,20 @@ def test_a_run_is_the_same_whatever_its_epochs_but_not_with_other_settings(tmp_p
         tiny_run(tmp_path, faces, init=tiny_bundle()),
     ):
         assert other.identity() != plain
+
+
+def test_a_run_from_before_there_was_a_setting_had_its_default(tmp_path, faces_folder):
+    faces = load_faces([faces_folder], 32, cache=tmp_path / "cache")
+    run = tiny_run(tmp_path / "run", faces)
+    folder = RunFolder(run.folder)
+    earlier = run.identity()
+    del earlier["train"]["kl_weight"]
+    folder.claim(earlier, run.about())
+    folder.claim(run.identity(), run.about())
+
+    another = tiny_run(tmp_path / "another", faces)
+    folder = RunFolder(another.folder)
+    folder.claim(earlier, another.about())
+    other = tiny_run(another.folder, faces, train=dataclasses.replace(run.train, kl_weight=0.0))
+    with pytest.raises(RunError, match=r"kl_weight was 1.0, now 0.0"):
+        folder.check(other.identity())
