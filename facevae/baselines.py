@@ -11,6 +11,7 @@ from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.config import TrainConfig
 from facevae.data import Faces, Progress, Rows
+from facevae.errors import DataError
 from facevae.files import digest
 from facevae.model import LOGVAR_RANGE
 from facevae.prior import GaussianPrior
@@ -64,8 +65,12 @@ def fit_eigenfaces(
 
     Block power iteration with Rayleigh and Ritz's step (Halko et al. 2011, section 4.5), begun
     with the components of some of the faces, and ended when a pass over all of them gains
-    less than a ten-thousandth of the variance. One batch is in memory at a time.
+    less than a ten-thousandth of the variance. One batch is in memory at a time. Raises
+    `DataError` for fewer than two faces.
     """
+    if len(rows) < 2:  # noqa: PLR2004 - a direction
+        msg = "eigenfaces need two training faces or more"
+        raise DataError(msg)
     with exact():
         # The mean
         total = torch.zeros(faces.pixels[0].size, device=device)
@@ -102,7 +107,8 @@ def fit_eigenfaces(
             if captured - before <= _CONVERGED * captured or number + 1 == _MAX_PASSES:
                 break
             basis = torch.linalg.qr(turned).Q
-        progress("Fitting eigenfaces", num_all, num_all)
+        if done < num_all:
+            progress("Fitting eigenfaces", num_all, num_all)
         components = (basis @ vectors[:, -latent_dim:]).T.flip(0).contiguous()
         deviations = values[-latent_dim:].flip(0).clamp_min(0).sqrt()
         return Eigenfaces(mean, components, deviations, faces.size)

@@ -101,7 +101,7 @@ def _pin_pictures(
 def draw_histograms(latents: Tensor, path: Path, whose: str = "training faces") -> None:
     """Histograms of posterior samples (N, D), the most varied dimensions first, over N(0, 1)."""
     plt = _pyplot()
-    order = latents.var(0).argsort(descending=True)[:NUM_HISTOGRAMS]
+    order = latents.var(0, correction=0).argsort(descending=True)[:NUM_HISTOGRAMS]
     columns = min(10, len(order))
     rows = -(-len(order) // columns)
     grid = np.linspace(-4, 4, 200)

@@ -13,6 +13,7 @@ from facevae.baselines import autoencoder_run, fit_eigenfaces
 from facevae.batches import batches_of
 from facevae.bundle import load
 from facevae.data import Faces, load_faces
+from facevae.errors import DataError
 from facevae.images import from_pixels
 from facevae.latents import posteriors
 from facevae.training import Stopped, train
@@ -73,6 +74,11 @@ def test_eigenfaces_of_few_faces_are_fewer_and_give_those_faces_back(noise):
     assert len(fitted.components) == 4
     images = next(batches_of(noise, noise.train[:5], CPU))
     torch.testing.assert_close(fitted.decode(fitted.encode(images)[0]), images, atol=1e-3, rtol=0)
+
+
+def test_one_face_has_no_eigenfaces(noise):
+    with pytest.raises(DataError, match="two training faces"):
+        fit_eigenfaces(noise, noise.train[:1], 8, CPU)
 
 
 def test_eigenfaces_are_the_same_each_time_and_tell_how_far_they_are(noise):

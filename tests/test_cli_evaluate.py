@@ -214,6 +214,20 @@ def test_histograms_are_drawn_where_there_is_matplotlib(place):
     assert all((place / path).exists() for path in paths)
 
 
+@pytest.mark.skipif(not is_available(), reason="needs the extra 'plot'")
+def test_three_faces_are_enough_for_all_of_it(place):
+    (place / "few").mkdir()
+    for i in range(3):
+        draw_face(i, 40).save(place / "few" / f"{i}.png")
+    command(place, "train", "few", *TINY[:-3], "-o", "of-few", "-q")
+    arguments = ("of-few", "few", "--baselines", "pca", "--num-samples", 4, "--no-fid")
+    done = command(place, "eval", *arguments, "-o", "small", "--json", plots=True)
+    found = json.loads(done.stdout)
+    assert (found["num_images"], found["baselines"]["pca"]["latent_dim"]) == (1, 1)
+    assert found["active_units"] is None
+    assert found["novelty"]["ratio"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -218,7 +218,7 @@ def _eigenfaces(console: Console, bundle: "Bundle", faces: "Faces") -> "Candidat
     fitted = fit_eigenfaces(faces, faces.train, dim, bundle.device, console.progress)
     found = len(fitted.components)
     if found < dim:
-        console.say(f"{len(faces.train):,} faces have {found} components, not {dim}")
+        console.say(f"pca: {found} components, not {dim}, of {len(faces.train):,} training faces")
     return Candidate("pca", fitted, fitted.prior(), found)
 
 
