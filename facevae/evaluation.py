@@ -12,7 +12,7 @@ from facevae import metrics
 from facevae.batches import batches_of, watched
 from facevae.bundle import Bundle
 from facevae.data import Faces, Progress, Rows
-from facevae.errors import UsageError
+from facevae.errors import ModelError
 from facevae.faces import framed_alike, measure_framing
 from facevae.figures import SCORES, Reconstructions, Score, reconstruct
 from facevae.images import Pixels, to_pixels
@@ -290,7 +290,7 @@ def _decode(coder: Coder, latents: Tensor) -> Tensor:
         msg = (
             "the model decodes to what are no numbers; train it again with a lower --learning-rate"
         )
-        raise UsageError(msg)
+        raise ModelError(msg)
     return images
 
 

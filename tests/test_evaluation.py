@@ -123,6 +123,21 @@ def test_swd_is_between_as_many_samples_as_faces(faces, bundle, model):
     assert found["mean"] == pytest.approx((found["32"] + found["16"]) / 2)
 
 
+def test_midpoints_are_halfway_between_faces(faces, bundle, model):
+    measured = Evaluation(faces, faces.train, CPU, num_samples=20)
+    rows = faces.train[measured.order]
+    images = next(batches_of(faces, rows, CPU))
+    with torch.no_grad():
+        mean = bundle.vae.encode(images)[0]
+        halfway = bundle.vae.decode(torch.stack([(mean[i] + mean[i - 19]) / 2 for i in range(20)]))
+        back = bundle.vae.decode(mean)
+    distance = SlicedWasserstein([images], 32)
+    figures = measured.measure(model).figures
+    for key, expected in (("swd_midpoints", halfway), ("swd_reconstructions", back)):
+        assert figures[key]["32"] == pytest.approx(distance([expected])["32"], rel=1e-3), key
+    assert figures["swd_midpoints"] != figures["swd_reconstructions"]
+
+
 def test_what_is_beyond_the_faces_is_sampled_all_the_same(faces, model):
     result = measure(faces, faces.held_out, model, num_samples=70)
     assert len(result.latents) == 70
