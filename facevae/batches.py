@@ -1,11 +1,11 @@
 """Batches of converted faces, wherever they live."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from facevae.data import Faces, Rows
+from facevae.data import Faces, Progress, Rows
 from facevae.images import from_pixels
 from facevae.runtime import free_bytes, generator
 
@@ -69,3 +69,14 @@ def batches_of(
         yield images
         if mirrored:
             yield images.flip(-1)
+
+
+def watched(
+    batches: Iterable[Tensor], task: str, total: int, progress: Progress
+) -> Iterator[Tensor]:
+    """The same batches; when the next one is asked for, it is told how many images are done."""
+    done = 0
+    for images in batches:
+        yield images
+        done += len(images)
+        progress(task, done, total)

@@ -102,6 +102,7 @@ class PriorConfig(_Record):
 class TrainConfig(_Record):
     """The training. `r_loss_factor` None is the calibrated likelihood (`--r-loss-factor auto`).
 
+    `kl_weight` 0 is a plain autoencoder: no KL divergence, and the latent is the mean.
     `ema_images` is the half-life of the averaged weights in images, 0 for none; `prior_epochs`
     counts passes over the latents when a flow is fitted.
     """
@@ -110,6 +111,7 @@ class TrainConfig(_Record):
     batch_size: int = 150
     learning_rate: float = 5e-4
     r_loss_factor: float | None = None
+    kl_weight: float = 1.0
     prior: Prior = "flow"
     prior_epochs: int = 100
     prior_width: int = 768
@@ -137,6 +139,10 @@ class TrainConfig(_Record):
         _require(
             self.r_loss_factor is None or (_is_real(self.r_loss_factor) and self.r_loss_factor > 0),
             f"--r-loss-factor {self.r_loss_factor}: must be more than 0, or auto",
+        )
+        _require(
+            _is_real(self.kl_weight) and self.kl_weight >= 0,
+            f"kl_weight {self.kl_weight}: must be 0 or more",
         )
         _require(
             self.prior in get_args(Prior),

@@ -62,16 +62,19 @@ class Console:
         sys.stdout.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table on stdout; columns of numbers stand to the right."""
+        """A table on stdout; columns of numbers stand to the right, and what is None is a dash."""
         self.close()
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table()
         for i, column in enumerate(columns):
-            is_number = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+            cells = [row[i] for row in rows if row[i] is not None]
+            is_number = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
             justify: Literal["left", "right"] = "right" if is_number else "left"
             table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
         for row in rows:
-            table.add_row(*(Text(f"{v:,.4g}" if isinstance(v, float) else str(v)) for v in row))
-        RichConsole(highlight=False).print(table)
+            table.add_row(*(Text(_cell(value)) for value in row))
+        console = RichConsole(highlight=False)
+        console.print(Text(title, style="bold"), soft_wrap=True)
+        console.print(table)
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
         """A bar with `note` below it on a terminal; elsewhere a line now and then.
@@ -149,3 +152,9 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -186,6 +186,41 @@ def draw_histograms(latents: Tensor, whose: str = "training faces") -> Any:
         return figure
 
 
+def draw_divergence(divergence: Tensor) -> Any:
+    """The KL divergence of each latent dimension (D,), the largest first: a figure."""
+    with _style():
+        figure = _figure(8, 4)
+        axes = figure.subplots()
+        ordered = divergence.sort(descending=True).values.numpy()
+        axes.bar(np.arange(1, len(ordered) + 1), ordered, width=1.0, color="tab:blue")
+        axes.set(
+            title=f"KL divergence of {len(ordered)} latent dimensions",
+            xlabel="dimension, by size",
+            ylabel="nats",
+        )
+        axes.grid(alpha=0.3)
+        return figure
+
+
+def draw_novelty(samples: Tensor, held_out: Tensor) -> Any:
+    """Histograms of distances to the nearest training latent, each (N,): a figure."""
+    both = np.concatenate([samples.numpy(), held_out.numpy()])
+    edges = np.linspace(both.min(), both.max(), 41) if np.ptp(both) else 41
+    with _style():
+        figure = _figure(8, 4)
+        axes = figure.subplots()
+        for name, distances in (("held-out faces", held_out), ("samples", samples)):
+            label = f"{name}, median {float(distances.median()):.2f}"
+            axes.hist(distances.numpy(), bins=edges, density=True, alpha=0.6, label=label)
+        axes.set(
+            title="To the nearest training face: samples left of held-out faces would be copies",
+            xlabel="distance, in deviations of the training latents",
+            yticks=[],
+        )
+        axes.legend()
+        return figure
+
+
 def spread_out(places: Tensor, cells: int) -> list[int]:
     """Rows of places (N, 2) that keep apart: in each of cells × cells parts the one in its midst."""
     low, high = places.amin(0), places.amax(0)

@@ -438,7 +438,7 @@ def _split(pixels: Pixels, index: dict[str, Any]) -> Faces:
     kept = np.setdiff1d(np.arange(len(stems)), index["skipped_rows"])
     held = np.array([is_held_out(stems[row]) for row in kept])
     if len(kept) == 1:
-        msg = "only one face can be read; training needs at least two, one of them held out"
+        msg = "only one face can be read; at least two are needed, one of them held out"
         raise DataError(msg)
     if not held.any() or held.all():
         # too few faces for chance: the one whose name hashes lowest is held out

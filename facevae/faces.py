@@ -291,6 +291,12 @@ def measure_framing(pictures: Pixels) -> Framing | None:
     return framing if error(framing) < _ALIGNED else None
 
 
+def framed_alike(a: Framing, b: Framing) -> bool:
+    """Whether faces in one framing pass for faces in the other, uncorrected."""
+    error = np.abs(_square_of(np.array(a.points), b) - _CORNERS).mean()
+    return bool(error < _ALIGNED)
+
+
 # ---------------------------------------------------------------- networks
 
 

@@ -169,12 +169,12 @@ def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
     return sheet
 
 
-def paired_grid(upper: Pixels, lower: Pixels, columns: int = 8) -> Pixels:
-    """Two sets of pictures (N, H, W, 3), each row of the one above its row of the other."""
-    columns = min(columns, len(upper))
+def paired_grid(*sets: Pixels, columns: int = 8) -> Pixels:
+    """Sets of as many pictures (N, H, W, 3): each row of the first above its row of the others."""
+    columns = min(columns, len(sets[0]))
     rows = [
-        grid(np.concatenate([_row(part, start, columns) for part in (upper, lower)]), columns)
-        for start in range(0, len(upper), columns)
+        grid(np.concatenate([_row(part, start, columns) for part in sets]), columns)
+        for start in range(0, len(sets[0]), columns)
     ]
     return np.concatenate(rows)
 

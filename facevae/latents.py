@@ -14,7 +14,7 @@ from facevae.errors import UsageError
 from facevae.faces import load_face
 from facevae.images import Pixels, from_pixels, to_pixels
 from facevae.latent_files import LatentsFile, digest_of, open_latents, split_name
-from facevae.model import VAE
+from facevae.model import VAE, Coder
 from facevae.prior import sample_latents
 from facevae.runtime import exact, face_noise
 
@@ -23,10 +23,10 @@ _PARALLEL = 1e-4  # sine of an angle below which there is no plane to turn in
 PathKind = Literal["slerp", "lerp"]
 
 
-def posteriors(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def posteriors(coder: Coder, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Means and log-variances, each (N, D), of batches of images (B, 3, size, size) in [0, 1]."""
     with exact():
-        pairs = [vae.encode(images) for images in batches]
+        pairs = [coder.encode(images) for images in batches]
         means, logvars = zip(*pairs, strict=True)
         return torch.cat(means), torch.cat(logvars)
 

@@ -5,12 +5,24 @@ dense layers for mean and log-variance; a dense layer and four transposed convol
 and kernel are those of the lineage it builds on (Foster, Generative Deep Learning, chapter 3).
 """
 
+from typing import Protocol
+
 from torch import Tensor, nn
 
 from facevae.config import ModelConfig
 
 SLOPE = 0.2  # of LeakyReLU; the paper names none
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
+
+
+class Coder(Protocol):
+    """What makes latents of images and images of latents: a VAE, or what it is compared with."""
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, size, size) in [0, 1] → mean and log-variance, each (B, D)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (B, D) → images (B, 3, size, size) in [0, 1]."""
 
 
 class Encoder(nn.Module):
@@ -86,6 +98,15 @@ class VAE(nn.Module):
         """images, standard normal noise (B, latent_dim) → reconstructions, mean, log-variance."""
         mean, logvar = self.encode(images)
         return self.decode(sample_posterior(mean, logvar, noise)), mean, logvar
+
+
+def remove_variance(vae: VAE) -> None:
+    """Make it a plain autoencoder, in place: its posteriors are their means, and stay so.
+
+    The log-variance is put below its floor, where no gradient reaches it.
+    """
+    nn.init.zeros_(vae.encoder.logvar.weight)
+    nn.init.constant_(vae.encoder.logvar.bias, LOGVAR_RANGE[0] - 1)
 
 
 def _activation(dropout: float) -> nn.Module:

@@ -115,7 +115,7 @@ def _reconstructions(source: Source) -> Section | None:
     count = len(pictures) // 2
     if not count:
         return None
-    sheet = paired_grid(pictures[:count], pictures[count : 2 * count], _COLUMNS)
+    sheet = paired_grid(pictures[:count], pictures[count : 2 * count], columns=_COLUMNS)
     text = "Faces that were held out, each above its reconstruction from the posterior's mean."
     return Section("Reconstructions", text, [photo(sheet, "Held-out faces above reconstructions.")])
 

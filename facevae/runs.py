@@ -97,8 +97,8 @@ class RunFolder:
         found = read_json(self.config)
         found = found if isinstance(found, dict) else {}
         known = found.get("identity")
-        known = known if isinstance(known, dict) else {}
         wanted = json.loads(json.dumps(identity))  # as it is read back: no tuples
+        known = _completed(known, wanted) if isinstance(known, dict) else {}
         if differing := _differences({key: known.get(key) for key in wanted}, wanted):
             msg = (
                 f"{self.path}: holds another run ({'; '.join(differing)}); "
@@ -200,6 +200,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             msg = f"{path}: line {number} is damaged; restore the file or remove the line"
             raise FacevaeError(msg) from error
     return records
+
+
+def _completed(known: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """With the settings that there were none of when the run began: it had what is their default."""
+    train, now = known.get("train"), wanted.get("train")
+    if not isinstance(train, dict) or not isinstance(now, dict):
+        return known
+    defaults = TrainConfig().to_dict()
+    later = {key: defaults[key] for key in now if key in defaults and key not in train}
+    return {**known, "train": {**train, **later}}
 
 
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

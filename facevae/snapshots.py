@@ -13,6 +13,7 @@ from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
 from facevae.data import Rows
+from facevae.figures import reconstruct
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.model import VAE, sample_posterior
@@ -32,29 +33,17 @@ def measure(run: Run, vae: VAE) -> dict[str, float]:
     `psnr` in dB, `mse`, `sharpness` over that of the faces themselves, `kl_nats` an image and a dimension,
     `active_units`, and the `r_loss_factor` and `sigma` that the error amounts to.
     """
-    psnrs, errors, sharp, sharp_real, means, logvars = [], [], [], [], [], []
-    with exact():
-        for images in batches_of(run.faces, run.faces.held_out, run.device):
-            mean, logvar = vae.encode(images)
-            reconstructions = vae.decode(mean)
-            psnrs.append(metrics.psnr(reconstructions, images))
-            errors.append(losses.mean_squared_error(reconstructions, images))
-            sharp.append(metrics.sharpness(reconstructions))
-            sharp_real.append(metrics.sharpness(images))
-            means.append(mean)
-            logvars.append(logvar)
-        mean, logvar = torch.cat(means), torch.cat(logvars)
-        ratio = torch.cat(sharp).mean() / torch.cat(sharp_real).mean().clamp_min(1e-12)
-        kl_nats = float(metrics.kl_nats(mean, logvar).mean())
-        mse = float(torch.cat(errors).mean())
-        return {
-            "psnr": float(torch.cat(psnrs).mean()),
-            "mse": mse,
-            "sharpness": float(ratio),
-            "kl_nats": kl_nats,
-            "active_units": metrics.active_units(mean) if len(mean) > 1 else run.model.latent_dim,
-            **implied(run, mse, kl_nats),
-        }
+    batches = batches_of(run.faces, run.faces.held_out, run.device)
+    found = reconstruct(vae, batches)
+    mse, kl_nats = found.average("mse"), found.kl_nats
+    return {
+        "psnr": found.average("psnr"),
+        "mse": mse,
+        "sharpness": found.sharpness,
+        "kl_nats": kl_nats,
+        "active_units": found.active_units,
+        **implied(run, mse, kl_nats),
+    }
 
 
 def implied(run: Run, mse: float, kl_nats: float) -> dict[str, float]:

@@ -72,7 +72,7 @@ class NetworkStage:
             reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
 
         # Update
-        (reconstruction + kl).backward()
+        (reconstruction + self.config.kl_weight * kl).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.averaged is not self.vae:

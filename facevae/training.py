@@ -20,7 +20,7 @@ from facevae.files import locked
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.learning import add_attributes, examples_of_faces
-from facevae.model import VAE
+from facevae.model import VAE, remove_variance
 from facevae.prior import FlowPrior, GaussianPrior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
 from facevae.runtime import environment, memory_bytes, seeded, stop_requests
@@ -155,11 +155,7 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
     run, folder = work.run, work.folder
 
     # Build
-    with seeded(run.train.seed):
-        vae = VAE(run.model)
-    if run.init:
-        vae.load_state_dict(run.init.vae.state_dict())
-    vae.to(run.device)
+    vae = _new_vae(run)
     batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
     stage = NetworkStage(vae, batches, run.train)
 
@@ -211,6 +207,16 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
             folder.save_state("network", stage.state(), index + 1)
             work.listener.epoch(folder.records[-1])
     return snapshot(run, stage)
+
+
+def _new_vae(run: Run) -> VAE:
+    with seeded(run.train.seed):
+        vae = VAE(run.model)
+    if run.init:
+        vae.load_state_dict(run.init.vae.state_dict())
+    if not run.train.kl_weight:
+        remove_variance(vae)
+    return vae.to(run.device)
 
 
 def _fit_prior(work: _Work, vae: VAE) -> Bundle:

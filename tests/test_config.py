@@ -135,3 +135,9 @@ def test_an_unknown_preset_lists_those_there_are():
     with pytest.raises(UsageError, match="--preset huge") as caught:
         preset("huge")
     assert all(name in str(caught.value) for name in PRESETS)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), True])
+def test_the_kl_divergence_cannot_count_less_than_nothing(weight):
+    with pytest.raises(UsageError, match="kl_weight"):
+        TrainConfig(kl_weight=weight)

@@ -107,3 +107,80 @@ def test_a_plane_of_hardly_anything_is_flat(shape):
     assert places.shape == (shape[0], 2)
     assert places.isfinite().all()
     assert shares.isfinite().all()
+
+
+def plain_ssim(x, y):
+    """Of one channel: Wang et al. 2004, window by window."""
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    found = []
+    for top in range(x.shape[0] - 10):
+        for left in range(x.shape[1] - 10):
+            a, b = (image[top : top + 11, left : left + 11] for image in (x, y))
+            mean_a, mean_b = (window * a).sum(), (window * b).sum()
+            var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+            shared = (window * (a - mean_a) * (b - mean_b)).sum()
+            likeness = (2 * mean_a * mean_b + 0.01**2) * (2 * shared + 0.03**2)
+            total = (mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)
+            found.append(likeness / total)
+    return np.mean(found)
+
+
+def test_ssim_is_its_definition_of_each_image():
+    real = random_images(4, count=2, height=14, width=13)
+    made = (real + 0.3 * random_images(5, count=2, height=14, width=13)).clamp(0, 1)
+    expected = [
+        np.mean([plain_ssim(a, b) for a, b in zip(x, y, strict=True)])
+        for x, y in zip(made.double().numpy(), real.double().numpy(), strict=True)
+    ]
+    assert metrics.ssim(made, real).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_ssim_is_that_of_torchmetrics():
+    image = pytest.importorskip("torchmetrics.functional.image")
+    real = random_images(6, height=24, width=24)
+    made = (0.7 * real + 0.3 * random_images(7, height=24, width=24)).clamp(0, 1)
+    _, windows = image.structural_similarity_index_measure(
+        made, real, data_range=1.0, reduction="none", return_full_image=True
+    )
+    expected = windows[..., 5:-5, 5:-5].flatten(1).mean(1)  # those that lie inside the image
+    torch.testing.assert_close(metrics.ssim(made, real), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_ssim_of_the_same_picture_is_one_and_of_its_negative_is_less():
+    real = random_images(8, height=16, width=16)
+    assert metrics.ssim(real, real).tolist() == pytest.approx([1, 1, 1])
+    assert (metrics.ssim(1 - real, real) < 0).all()
+
+
+def test_the_distance_from_a_standard_normal_is_that_of_the_moments():
+    draw = torch.Generator().manual_seed(0)
+    mean = torch.randn(200_000, 3, generator=draw) * torch.tensor([2.0, 0.5, 0.0])
+    mean += torch.tensor([0.0, 1.0, 0.0])
+    logvar = torch.tensor([0.0, math.log(0.75), 0.0]).expand_as(mean)
+    # the aggregate is N((0, 1, 0), diag(5, 1, 1))
+    expected = math.sqrt(1 + (math.sqrt(5) - 1) ** 2)
+    assert metrics.normal_distance(mean, logvar) == pytest.approx(expected, rel=1e-2)
+    standard = torch.randn(200_000, 3, generator=draw)
+    assert metrics.normal_distance(standard, torch.full_like(standard, -30)) < 0.02
+
+
+def test_the_distance_from_a_standard_normal_sees_dependence_between_dimensions():
+    shared = torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0)).expand(-1, 2)
+    # each is N(0, 1), but the covariance's eigenvalues are 2 and 0
+    expected = math.sqrt((math.sqrt(2) - 1) ** 2 + 1)
+    assert metrics.normal_distance(shared, torch.full_like(shared, -30)) == pytest.approx(
+        expected, rel=1e-2
+    )
+
+
+def test_the_nearest_is_found_with_its_distance():
+    draw = torch.Generator().manual_seed(0)
+    others = torch.randn(50, 4, generator=draw)
+    points = torch.cat([torch.randn(9, 4, generator=draw), others[33:34]])
+    distances, rows = metrics.nearest(points, others, chunk=4)
+    every = (points[:, None] - others[None]).double().norm(dim=2)
+    assert rows.tolist() == every.argmin(1).tolist()
+    torch.testing.assert_close(distances, every.min(1).values.float())
+    assert (rows[-1], distances[-1]) == (33, 0)

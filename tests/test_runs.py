@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
 
 from facevae.config import ModelConfig
+from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError
 from facevae.model import VAE
 from facevae.runs import RunFolder, read_metrics, weights_digest
@@ -172,3 +174,20 @@ def test_damage_amid_the_records_is_named_with_its_line(tmp_path):
     with pytest.raises(FacevaeError, match="line 2 is damaged") as caught:
         read_metrics(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_run_from_before_there_was_a_setting_had_its_default(tmp_path, faces_folder):
+    faces = load_faces([faces_folder], 32, cache=tmp_path / "cache")
+    run = tiny_run(tmp_path / "run", faces)
+    folder = RunFolder(run.folder)
+    earlier = run.identity()
+    del earlier["train"]["kl_weight"]
+    folder.claim(earlier, run.about())
+    folder.claim(run.identity(), run.about())
+
+    another = tiny_run(tmp_path / "another", faces)
+    folder = RunFolder(another.folder)
+    folder.claim(earlier, another.about())
+    other = tiny_run(another.folder, faces, train=dataclasses.replace(run.train, kl_weight=0.0))
+    with pytest.raises(RunError, match=r"kl_weight was 1.0, now 0.0"):
+        folder.check(other.identity())

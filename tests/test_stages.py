@@ -193,3 +193,11 @@ def test_posteriors_of_batches_are_those_of_all(faces):
     mean, logvar = posteriors(vae, images.split(7))
     assert mean.shape == logvar.shape == (44, 4)
     torch.testing.assert_close(mean, posteriors(vae, [images])[0])
+
+
+def test_the_kl_divergence_counts_by_its_weight(faces):
+    ends = {}
+    for weight in (0.0, 1.0, 1000.0):
+        stage = network(faces, kl_weight=weight)
+        ends[weight] = [stage.step(i)[1].item() for i in range(25)][-1]
+    assert ends[1000.0] < ends[1.0] < ends[0.0]

@@ -14,6 +14,7 @@ import typer
 from facevae.cli import attributes
 from facevae.cli.align import align
 from facevae.cli.edits import arith, morph
+from facevae.cli.evaluate import evaluate
 from facevae.cli.export import export
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.hub import pull, push
@@ -39,6 +40,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(attributes.app, name="attributes")
+app.command("eval")(evaluate)
 
 
 def _version(*, wanted: bool) -> None:

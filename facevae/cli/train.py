@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from facevae.bundle import Bundle
     from facevae.runs import Run
+    from facevae.training import Listener
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 _INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
@@ -120,8 +121,6 @@ def train(
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
     from facevae.runs import Run, RunFolder, settings_of
-    from facevae.training import Stopped
-    from facevae.training import train as train_run
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -172,13 +171,7 @@ def train(
     _describe(console, run)
 
     # Run
-    try:
-        bundle = train_run(run, _Talk(console))
-    except Stopped as stopped:
-        console.close()
-        console.say(f"stopped and saved in {folder}; the same command goes on from here")
-        code = 130 if stopped.signal_number == signal.SIGINT else 128 + stopped.signal_number
-        raise typer.Exit(code) from stopped
+    bundle = train_or_exit(run, console)
 
     # Report
     console.close()
@@ -203,6 +196,20 @@ def train(
             "figures": figures,
         },
     )
+
+
+def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
+    """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
+    from facevae.training import Stopped
+    from facevae.training import train as train_run
+
+    try:
+        return train_run(run, listener or _Talk(console))
+    except Stopped as stopped:
+        console.close()
+        console.say(f"stopped and saved in {run.folder}; the same command goes on from here")
+        code = 130 if stopped.signal_number == signal.SIGINT else 128 + stopped.signal_number
+        raise typer.Exit(code) from stopped
 
 
 class _Talk:

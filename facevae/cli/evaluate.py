@@ -1,0 +1,269 @@
+"""`eval`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from facevae.cli import options, scores
+from facevae.cli.session import open_model
+from facevae.cli.train import train_or_exit
+from facevae.config import MAX_SEED
+from facevae.console import Console
+from facevae.errors import FacevaeError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from facevae.bundle import Bundle
+    from facevae.data import Faces
+    from facevae.evaluation import Candidate, Result
+    from facevae.figures import Score
+    from facevae.novelty import Novelty
+    from facevae.perceptual import Features
+    from facevae.runs import Run
+
+_BASELINES = ("pca", "ae")
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="default, a file, a folder, or user/repo\\[@revision]."
+        ),
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA…", help="Folders, pictures, or .tar shards of real faces."),
+    ],
+    *,
+    split: Annotated[
+        Literal["auto", "held-out", "train", "all"],
+        typer.Option(
+            "--split",
+            help="Which faces count; auto: the held-out ones of the model's training set, else all.",
+        ),
+    ] = "auto",
+    num_samples: Annotated[
+        int,
+        typer.Option("--num-samples", min=1, max=options.MAX_PICTURES, help="How many samples."),
+    ] = 2000,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            "--baselines", help="pca, ae or pca,ae: what the paper compares with, fitted to DATA."
+        ),
+    ] = None,
+    baseline_epochs: Annotated[
+        int | None,
+        typer.Option("--baseline-epochs", min=1, help="Of the autoencoder (default: the model's)."),
+    ] = None,
+    baseline_dir: Annotated[
+        Path, typer.Option("--baseline-dir", help="Where the autoencoder's run folder is kept.")
+    ] = Path("runs"),
+    fid: Annotated[
+        bool | None,
+        typer.Option(
+            "--fid/--no-fid", help="FID and KID (default: where the extra 'eval' is installed)."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder for pictures, histograms and figures.json."),
+    ] = None,
+    seed: options.Seed = 0,
+    cache_dir: options.CacheDir = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure a model: reconstructions, samples, latents, and whether it copies.
+
+    Examples:
+
+      facevae eval default ./celeba128
+
+      facevae eval runs/ffhq-base ./ffhq --baselines pca,ae -o report/
+    """
+    from facevae import runtime
+    from facevae.baselines import autoencoder_run
+    from facevae.data import load_faces
+    from facevae.evaluation import Candidate, Evaluation, choose_rows, is_training_set
+    from facevae.novelty import measure_novelty
+
+    # Check
+    console = Console(quiet=quiet, as_json=json)
+    wanted = _parse_baselines(baselines, split)
+    folder = _output_folder(output, data)
+    if seed + num_samples - 1 > MAX_SEED:
+        msg = f"--seed {seed}: the last of {num_samples} seeds would be more than {MAX_SEED}"
+        raise UsageError(msg)
+    bundle, used = open_model(console, model, device)
+    features, lpips, reasons = _networks(bundle.device, fid)
+
+    # Choose the faces
+    runtime.keep_freed_memory()
+    faces = load_faces(data, bundle.config.size, cache=cache_dir, progress=console.progress)
+    rows = choose_rows(bundle, faces, split)
+    known = is_training_set(bundle, faces)
+    _check_baselines(wanted, split, known=known)
+    about = scores.describe(console, bundle, faces, rows, split, data)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)  # if that cannot be, then before the work
+
+    # Measure
+    dim = bundle.config.latent_dim
+    candidates = [Candidate(used["name"], bundle.vae, bundle.prior, dim, has_posteriors=True)]
+    sources = [path.name or str(path) for path in data]
+    if "ae" in wanted:  # the long one comes first
+        run = autoencoder_run(
+            bundle, faces, baseline_dir, bundle.device, epochs=baseline_epochs, sources=sources
+        )
+        candidates.append(_autoencoder(console, run))
+    if "pca" in wanted:
+        candidates.append(_eigenfaces(console, bundle, faces))
+    evaluation = Evaluation(
+        faces,
+        rows,
+        bundle.device,
+        num_samples=num_samples,
+        seed=seed,
+        features=features,
+        lpips=lpips,
+        progress=console.progress,
+    )
+    results = [evaluation.measure(candidate) for candidate in candidates]
+    novelty = (
+        measure_novelty(bundle.vae, faces, results[0].latents, seed=seed, progress=console.progress)
+        if known
+        else None
+    )
+
+    # Report
+    about["features"] = scores.feature_spaces(features, lpips)
+    about["novelty"] = novelty.figures() if novelty else None
+    values = scores.values({"model": used, **about}, evaluation, results, reasons)
+    values["outputs"] = _write(console, folder, values, results, novelty)
+    scores.print_table(console, values, results)
+    console.result(values["outputs"], values)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _parse_baselines(text: str | None, split: str) -> list[str]:
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in _BASELINES]:
+        msg = f"--baselines {text}: '{unknown[0]}' is none; name pca, ae or pca,ae"
+        raise UsageError(msg)
+    if names and split in ("train", "all"):
+        msg = f"--baselines are fitted to the training faces, so --split {split} would favour them"
+        raise UsageError(msg)
+    return names
+
+
+def _check_baselines(wanted: Sequence[str], split: str, *, known: bool) -> None:
+    if wanted and not known and split != "held-out":
+        msg = "--baselines: DATA is not what the model was trained on; with --split held-out they are fitted to the rest of DATA all the same"
+        raise UsageError(msg)
+
+
+def _output_folder(output: Path | None, data: Sequence[Path]) -> Path | None:
+    from facevae.outputs import choose_output
+
+    if output is None:
+        return None
+    folder = choose_output(f"{output}/", "").path
+    if inside := [d for d in data if folder.resolve().is_relative_to(d.resolve())]:
+        msg = f"{folder}: is within {inside[0]}, whose faces these pictures would join; name another -o"
+        raise UsageError(msg)
+    return folder
+
+
+def _networks(
+    device: "torch.device",
+    wanted: bool | None,  # noqa: FBT001 - yes, no, or where it can be
+) -> "tuple[Features | None, Score | None, dict[str, str]]":
+    """Inception and LPIPS, and why they are not there. Raises `FacevaeError` if they must be."""
+    from facevae.perceptual import load_inception, load_lpips
+
+    features = lpips = None
+    reasons: dict[str, str] = {}
+    try:
+        lpips = load_lpips(device)
+    except FacevaeError as error:
+        reasons["lpips"] = str(error)
+    if wanted is False:
+        return None, lpips, reasons | dict.fromkeys(("fid", "kid"), "--no-fid")
+    try:
+        features = load_inception(device)
+    except FacevaeError as error:
+        if wanted:
+            msg = f"--fid: {error}"
+            raise type(error)(msg) from error
+        reasons |= dict.fromkeys(("fid", "kid"), str(error))
+    return features, lpips, reasons
+
+
+# ---------------------------------------------------------------- baselines
+
+
+def _eigenfaces(console: Console, bundle: "Bundle", faces: "Faces") -> "Candidate":
+    from facevae.baselines import fit_eigenfaces
+    from facevae.evaluation import Candidate
+
+    dim = bundle.config.latent_dim
+    fitted = fit_eigenfaces(faces, faces.train, dim, bundle.device, console.progress)
+    found = len(fitted.components)
+    if found < dim:
+        console.say(f"pca: {found} components, not {dim}, of {len(faces.train):,} training faces")
+    return Candidate("pca", fitted, fitted.prior(), found)
+
+
+def _autoencoder(console: Console, run: "Run") -> "Candidate":
+    from facevae.evaluation import Candidate
+
+    console.close()
+    console.say(f"autoencoder: {run.train.epochs} epochs in {run.folder}")
+    trained = train_or_exit(run, console, _Fitting(console)).to(run.device)
+    return Candidate("ae", trained.vae, trained.prior, run.model.latent_dim)
+
+
+class _Fitting:
+    """Tells how far a baseline is; its figures come in the end."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG002 - its likelihood says nothing here
+        self.console.progress(f"Autoencoder: {task.lower()}", done, total)
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        epoch, psnr = figures["epoch"], figures["psnr"]
+        self.console.say(f"autoencoder, epoch {epoch:.0f}: held-out PSNR {psnr:.2f} dB")
+
+    def notice(self, text: str) -> None:
+        """What a run has to say of its model is of no use here."""
+
+
+def _write(
+    console: Console,
+    folder: Path | None,
+    values: dict[str, Any],
+    results: "Sequence[Result]",
+    novelty: "Novelty | None",
+) -> list[str]:
+    """Write pictures and figures into the folder, if there is one; returns their paths."""
+    from facevae import curves
+    from facevae.files import write_json
+    from facevae.gallery import draw
+
+    if folder is None:
+        return []
+    if not curves.is_available():
+        console.say("no histograms: pip install 'facevae[plot]' draws them")
+    paths = [str(path) for path in (*draw(folder, results, novelty), folder / "figures.json")]
+    write_json(folder / "figures.json", {**values, "outputs": paths})
+    return paths

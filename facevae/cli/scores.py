@@ -1,0 +1,140 @@
+"""What `eval` says: of which faces, and how they were measured, in JSON and in a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facevae.console import Console
+
+if TYPE_CHECKING:
+    from facevae.bundle import Bundle
+    from facevae.data import Faces, Rows
+    from facevae.evaluation import Evaluation, Result
+
+_SPLITS = {"held-out": "held-out faces", "train": "training faces", "all": "faces"}
+
+
+def describe(
+    console: Console,
+    bundle: "Bundle",
+    faces: "Faces",
+    rows: "Rows",
+    split: str,
+    data: Sequence[Path],
+) -> dict[str, Any]:
+    """What the figures are of; said, with a warning where the faces are not what they should be."""
+    from facevae.evaluation import framing_problem, is_training_set
+
+    known = is_training_set(bundle, faces)
+    chosen = split if split != "auto" else "held-out" if known else "all"
+    crop = f"largest centred square, scaled to {faces.size} × {faces.size} px"
+    names = ", ".join(path.name or str(path) for path in data)
+    whose = "the model's training set" if known else "not its training set"
+    console.say(f"{len(rows):,} {_SPLITS[chosen]} of {names} ({whose}); {crop}")
+    if faces.skipped:
+        shown = "; ".join(faces.skipped[:3])
+        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
+    if problem := framing_problem(bundle, faces, rows):
+        console.warn(problem)
+    return {
+        "split": chosen,
+        "is_training_set": known,
+        "num_images": len(rows),
+        "crop": crop,
+        "skipped": faces.skipped,
+    }
+
+
+def feature_spaces(features: object, lpips: object) -> dict[str, str | None]:
+    """What the figures that compare more than pixels are measured in."""
+    from facevae.perceptual import ALEXNET, INCEPTION
+
+    return {
+        "swd": "7 × 7 patches of a Laplacian pyramid, standardised by the real faces",
+        "novelty": "latents, whitened by those of the training faces",
+        "fid": INCEPTION if features else None,
+        "lpips": ALEXNET if lpips else None,
+    }
+
+
+def values(
+    about: dict[str, Any],
+    evaluation: "Evaluation",
+    results: "Sequence[Result]",
+    reasons: dict[str, str],
+) -> dict[str, Any]:
+    """All there is to say, as JSON values: the model's figures, and the baselines' below it."""
+    model, *others = results
+    if evaluation.swd_floor is None:
+        reasons = {**reasons, "swd_floor": "one real face has no other to be compared with"}
+    if about["novelty"] is None:
+        why = "DATA is not the model's training set, by its fingerprint"
+        reasons = {**reasons, "novelty": why}
+    return {
+        **about,
+        "num_samples": evaluation.num_samples,
+        "num_swd": len(evaluation.order),
+        **model.figures,
+        "swd_floor": evaluation.swd_floor,
+        "num_floor": evaluation.num_floor,
+        "reasons": {**reasons, **model.reasons},
+        "baselines": {r.name: {**r.figures, "reasons": r.reasons} for r in others},
+    }
+
+
+def print_table(console: Console, values: dict[str, Any], results: "Sequence[Result]") -> None:
+    """The figures, a row each and a column for each candidate, unless JSON is asked for."""
+    if console.as_json:
+        return
+    spaces, novelty = values["features"], values["novelty"]
+    title = [
+        f"{values['num_images']:,} {_SPLITS[values['split']]}, {values['crop']}",
+        f"{values['num_samples']:,} samples",
+        f"SWD × 1000: {values['num_swd']:,} and as many; {spaces['swd']}",
+    ]
+    if spaces["fid"]:
+        title.append(f"FID, KID: {spaces['fid']}")
+    if spaces["lpips"]:
+        title.append(f"LPIPS: {spaces['lpips']}")
+    if novelty:
+        title.append(f"novelty: distance to the nearest; {spaces['novelty']}")
+    columns = ("", *(result.name for result in results), "real")
+    rows = _rows([result.figures for result in results], values["swd_floor"] or {}, novelty)
+    console.table("\n".join(title), columns, rows)
+    for name, reason in values["reasons"].items():
+        console.say(f"no {name}: {reason}")
+
+
+def _rows(
+    figures: Sequence[dict[str, Any]],
+    floor: dict[str, float],
+    novelty: dict[str, float] | None,
+) -> list[tuple[object, ...]]:
+    """Label, a figure for each candidate, and what real faces have; none where nobody has one."""
+    levels = [key for key in figures[0]["swd"] if key != "mean"]
+    thousandfold = [f["kid"] and 1000 * f["kid"] for f in figures]
+    rows: list[tuple[object, ...]] = [
+        ("latent dimensions", *_each(figures, "latent_dim"), None),
+        ("reconstruction: PSNR, dB", *_each(figures, "psnr"), None),
+        ("reconstruction: SSIM", *_each(figures, "ssim"), 1.0),
+        ("reconstruction: LPIPS", *_each(figures, "lpips"), 0.0),
+        ("reconstruction: sharpness", *_each(figures, "sharpness"), 1.0),
+        ("reconstruction: SWD", *_each(figures, "swd_reconstructions", "mean"), floor.get("mean")),
+        ("face to face, midway: SWD", *_each(figures, "swd_midpoints", "mean"), floor.get("mean")),
+        ("samples: FID", *_each(figures, "fid"), None),
+        ("samples: KID × 1000", *thousandfold, None),
+        ("samples: SWD", *_each(figures, "swd", "mean"), floor.get("mean")),
+        *((f"  at {key} px", *_each(figures, "swd", key), floor.get(key)) for key in levels),
+        ("samples: sharpness", *_each(figures, "sharpness_samples"), 1.0),
+        ("KL, nats a dimension", *_each(figures, "kl"), None),
+        ("active units", *_each(figures, "active_units"), None),
+        ("distance from N(0, I)", *_each(figures, "posterior_distance"), None),
+    ]
+    if novelty:
+        blank = [None] * (len(figures) - 1)
+        rows.append(("samples: novelty", novelty["samples"], *blank, novelty["held_out"]))
+    return [row for row in rows if any(value is not None for value in row[1:-1])]
+
+
+def _each(figures: Sequence[dict[str, Any]], key: str, level: str | None = None) -> list[Any]:
+    return [f[key] if level is None else f[key][level] for f in figures]

@@ -1,0 +1,60 @@
+"""What an evaluation has to show: pictures, histograms, and the figures themselves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from facevae import curves
+from facevae.evaluation import Result
+from facevae.images import grid, paired_grid, save_picture
+from facevae.losses import kl_divergence
+from facevae.model import sample_posterior
+from facevae.novelty import Novelty
+from facevae.runtime import generator
+
+_MAX_LATENTS = 20_000
+
+
+def draw(folder: Path, results: Sequence[Result], novelty: Novelty | None) -> list[Path]:
+    """Write the pictures of the model, the first of `results`, and its baselines beside it.
+
+    Returns their paths. Histograms are drawn where there is matplotlib.
+    """
+    model = results[0]
+    pictures = {
+        "reconstructions": paired_grid(model.originals, *(r.reconstructions for r in results)),
+        "samples": grid(model.samples),
+        **{f"samples-{r.name}": grid(r.samples) for r in results[1:]},
+        "interpolations": _strips(results),
+    }
+    if novelty is not None:
+        shown = model.samples[: len(novelty.neighbours)]
+        pictures["neighbours"] = paired_grid(shown, novelty.neighbours)
+    paths = []
+    for name, pixels in pictures.items():
+        paths.append(folder / f"{name}.png")
+        save_picture(paths[-1], pixels)
+    if curves.is_available():
+        paths += _draw_histograms(folder, model, novelty)
+    return paths
+
+
+def _strips(results: Sequence[Result]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Each way from face to face, once for each candidate, one below the other."""
+    rows = np.stack([r.ways for r in results], axis=1)  # (ways, candidates, steps, size, size, 3)
+    return grid(rows.reshape(-1, *rows.shape[3:]), columns=rows.shape[2])
+
+
+def _draw_histograms(folder: Path, model: Result, novelty: Novelty | None) -> list[Path]:
+    paths = [folder / "kl.png", folder / "latents.png"]
+    divergence = kl_divergence(model.mean, model.logvar).mean(0).cpu()
+    curves.save(curves.draw_divergence(divergence), paths[0])
+    noise = torch.randn(model.mean.shape, generator=generator(0)).to(model.mean)
+    latents = sample_posterior(model.mean, model.logvar, noise)[:_MAX_LATENTS].cpu()
+    curves.save(curves.draw_histograms(latents, "the measured faces"), paths[1])
+    if novelty is not None:
+        paths.append(folder / "novelty.png")
+        curves.save(curves.draw_novelty(novelty.samples, novelty.held_out), paths[-1])
+    return paths

@@ -1,0 +1,72 @@
+"""Copies are found, and what is new is as far away as faces that were never seen."""
+
+import numpy as np
+import pytest
+import torch
+
+from facevae.batches import batches_of
+from facevae.data import Faces
+from facevae.latents import posteriors
+from facevae.novelty import measure_novelty
+
+CPU = torch.device("cpu")
+
+
+class Shrinker:
+    """Latents are 4 × 4 thumbnails, known but for a little noise."""
+
+    def encode(self, images):
+        small = torch.nn.functional.avg_pool2d(images, 8).flatten(1)
+        return small, torch.full_like(small, -12.0)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    coarse = np.random.default_rng(0).integers(0, 256, (330, 4, 4, 3), np.uint8)
+    pixels = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    rows = np.arange(330)
+    return Faces(pixels, [str(i) for i in rows], rows[:300], rows[300:], [], "")
+
+
+def draws(count, seed=1):
+    """Latents of faces that are nobody's, from the distribution of all."""
+    levels = torch.randint(256, (count, 48), generator=torch.Generator().manual_seed(seed))
+    return levels / 255
+
+
+def test_new_faces_are_as_far_away_as_held_out_ones(faces):
+    found = measure_novelty(Shrinker(), faces, draws(200)).figures()
+    assert found["ratio"] == pytest.approx(1, abs=0.08)
+    assert (found["num_samples"], found["num_held_out"]) == (200, 30)
+
+
+def test_copies_are_near_and_their_originals_are_shown(faces):
+    mean, _ = posteriors(Shrinker(), batches_of(faces, faces.train[40:60], CPU))
+    found = measure_novelty(Shrinker(), faces, mean)
+    assert found.figures()["ratio"] < 0.05
+    assert found.samples.max() < 1e-3
+    assert np.array_equal(found.neighbours, faces.pixels[40:56])
+
+
+def test_a_copy_of_a_mirrored_face_is_one_too(faces):
+    flipped = next(batches_of(faces, faces.train[7:8], CPU)).flip(-1)
+    found = measure_novelty(Shrinker(), faces, Shrinker().encode(flipped)[0])
+    assert found.samples.max() < 1e-3
+    assert np.array_equal(found.neighbours[0], faces.pixels[7][:, ::-1])
+
+
+def test_the_distance_knows_no_scale_of_the_latents(faces):
+    class Louder(Shrinker):
+        def encode(self, images):
+            mean, logvar = super().encode(images)
+            return 50 * mean, logvar + 2 * np.log(50)
+
+    one = measure_novelty(Shrinker(), faces, draws(50)).figures()
+    other = measure_novelty(Louder(), faces, 50 * draws(50)).figures()
+    assert other["samples"] == pytest.approx(one["samples"], rel=1e-3)
+    assert other["held_out"] == pytest.approx(one["held_out"], rel=1e-3)
+
+
+def test_the_same_again_is_the_same(faces):
+    one, two = (measure_novelty(Shrinker(), faces, draws(50), seed=3) for _ in range(2))
+    assert one.figures() == two.figures()
