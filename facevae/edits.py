@@ -80,9 +80,10 @@ def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list
     names = [attribute.name for attribute in bundle.attributes]
     if keep is None:
         return kept_by_default(bundle.attributes, edited)
-    if list(keep) == ["none"]:
+    words = [name.casefold() for name in keep]
+    if words == ["none"]:
         return []
-    if list(keep) == ["all"]:
+    if words == ["all"]:
         return [i for i in range(len(names)) if i not in edited]
     kept = dict.fromkeys(match_attribute(name, names, "--keep")[0] for name in keep)
     if both := [names[i] for i in kept if i in edited]:
@@ -109,9 +110,11 @@ def relative_distance(bundle: Bundle, steps: Tensor) -> Tensor:
 
     Mahalanobis lengths over √(2D), the root mean square of such distances.
     """
-    covariance = bundle.latent_covariance.double()
+    # not every device has float64
+    covariance, steps = bundle.latent_covariance.cpu().double(), steps.cpu().double()
     spread = covariance.diag()
-    covariance = covariance + torch.diag(1e-3 * spread + 1e-6 * spread.mean())
-    squares = (steps.double() * torch.linalg.solve(covariance, steps.double().T).T).sum(1)
+    least = (1e-6 * spread.mean()).clamp_min(1e-12)  # of a spread: faces may all be alike
+    covariance = covariance + torch.diag(1e-3 * spread + least)
+    squares = (steps * torch.linalg.solve(covariance, steps.T).T).sum(1)
     distances: Tensor = squares.clamp_min(0).sqrt() / math.sqrt(2 * steps.shape[1])
     return distances.float()
