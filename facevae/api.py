@@ -19,7 +19,7 @@ from torch import Tensor
 from facevae.attributes import Attribute
 from facevae.bundle import Bundle
 from facevae.config import MAX_SEED
-from facevae.edits import plan_edit
+from facevae.edits import carry_out, plan_edit
 from facevae.errors import ImageError, UsageError
 from facevae.faces import place
 from facevae.hub import load_model
@@ -157,7 +157,9 @@ class Model:
             edit = plan_edit(self.bundle, list(amounts), keep)
         except UsageError as error:
             raise UsageError(str(error).removeprefix("--attr ")) from error
-        return edit.apply(self._latents(latents), torch.tensor([list(amounts.values())])).cpu()
+        given = self._latents(latents)
+        alphas = torch.tensor([list(amounts.values())]).expand(len(given), -1)
+        return carry_out(self.bundle, edit, given, alphas).cpu()
 
     def _latents(self, given: Latents) -> Tensor:
         """Any latents as float32 (N, D) on the model's device."""

@@ -21,6 +21,9 @@ from facevae.errors import UsageError
 Method = Literal["lda", "mean"]
 
 SHRINKAGE = 0.1  # of the covariance towards its diagonal; tests/benchmarks/edits.py compares
+_OPPOSED = -0.3  # a cosine that the two sides of one to three photos hardly reach by chance
+_LEAST_SHOWN = 1e-4  # of the latents' spread; what is below is the encoder's rounding
+_TINY = 1e-12  # keeps from nought what is divided by
 _LONGEST = 4.0  # times as far as the plain direction, beyond which holding others still is hopeless
 
 # everyday words → the published attributes that mean it, the first that there is; - its opposite
@@ -29,12 +32,13 @@ _ALIASES = {
     "spectacles": ("eyeglasses",),
     "smile": ("smiling",),
     "smiling": ("smile",),
-    "gender": ("male",),
-    "man": ("male",),
-    "masculine": ("male",),
+    "gender": ("male", "-female"),
+    "male": ("-female",),
+    "man": ("male", "-woman", "-female"),
+    "masculine": ("male", "-female"),
     "female": ("-male",),
-    "woman": ("-male",),
-    "feminine": ("-male",),
+    "woman": ("female", "-male"),
+    "feminine": ("female", "-male"),
     "age": ("-young",),
     "old": ("age", "-young"),
     "young": ("-age",),
@@ -125,7 +129,7 @@ def learn(
     (Panguluri & Kamarajugadda 2020, section 3), of a number one standard deviation's worth. w is
     the linear discriminant Σ⁻¹d, from `covariance` (D, D) of the latents of all training faces,
     shrunk towards its diagonal (Friedman 1989); with `mean` it is d itself. Attributes that no
-    face has, or all have, are left out.
+    face has, or all have, and those of which the latents show nothing, are left out.
     """
     training = torch.from_numpy(~examples.held_out)[:, None]
     labels, is_continuous, names = _varying(examples)
@@ -139,7 +143,7 @@ def learn(
     slopes = [centred.T @ z.cpu().double() for z in (examples.latents, examples.mirrored)]
     direction = _of_both_sides(*slopes) * (unit / (count * variance))[:, None]
     scorer = direction if method == "mean" else _discriminant(direction, covariance)
-    scorer = scorer / (scorer * direction).sum(1, keepdim=True)
+    scorer = scorer / (scorer * direction).sum(1, keepdim=True).clamp_min(_TINY)
 
     # a face counts as having it beyond the middle between the two averages
     cut = torch.where(is_continuous, middle, 0.5)
@@ -163,8 +167,12 @@ def learn(
                 method,
             )
         )
-    like = examples.latents
-    return attributes, direction.to(like), scorer.to(like)
+    spread = covariance.diag().sum().sqrt().cpu().double()
+    shown = direction.norm(dim=1) > _LEAST_SHOWN * spread + _TINY
+    attributes = [
+        attribute for attribute, is_shown in zip(attributes, shown, strict=True) if is_shown
+    ]
+    return attributes, direction[shown].to(examples.latents), scorer[shown].to(examples.latents)
 
 
 def _varying(examples: Examples) -> tuple[Tensor, Tensor, list[str]]:
@@ -185,14 +193,15 @@ def _of_both_sides(plain: Tensor, mirrored: Tensor) -> Tensor:
     A mirrored face keeps its glasses, but looks the other way: where the two slopes oppose each
     other, as those of yaw do, mirroring has changed the label's sign.
     """
-    cosine = (plain * mirrored).sum(1, keepdim=True)
-    return (plain + torch.where(cosine < 0, -1, 1) * mirrored) / 2
+    cosine = torch.cosine_similarity(plain, mirrored, dim=1)[:, None]
+    return (plain + torch.where(cosine < _OPPOSED, -1, 1) * mirrored) / 2
 
 
 def _discriminant(direction: Tensor, covariance: Tensor) -> Tensor:
     covariance = covariance.cpu().double()
     spread = covariance.diag()
-    shrunk = (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * spread + 1e-6 * spread.mean())
+    least = (1e-6 * spread.mean()).clamp_min(_TINY)  # of a spread: faces may all be alike
+    shrunk = (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * spread + least)
     scorers: Tensor = torch.linalg.solve(shrunk, direction.T).T
     return scorers
 
@@ -216,22 +225,23 @@ def _correlation(scores: Tensor, labels: Tensor) -> float | None:
 def edit_directions(
     directions: Tensor, scorers: Tensor, edited: Sequence[int], kept: Sequence[int] = ()
 ) -> Tensor:
-    """η (E, D): each moves the score of its own attribute by 1 and those of all others not at all.
+    """Steps (E + K, D): each moves the score of its own attribute by 1 and no other's.
 
-    `directions` and `scorers` are (A, D); others are those edited along with it, and `kept`. With
-    one edited and none kept, η is the plain direction. Raises `UsageError` where attributes are so
-    alike that one cannot move without the other.
+    `directions` and `scorers` are (A, D); the attributes are those edited, then those `kept`. With
+    one edited and none kept, the step is the plain direction. Raises `UsageError` where attributes
+    are so alike that one cannot move without the other.
     """
-    rows = [*edited, *kept]
-    directions, scorers = directions[rows].double(), scorers[rows].double()
+    rows, device = [*edited, *kept], directions.device
+    # not every device has float64
+    directions, scorers = directions[rows].cpu().double(), scorers[rows].cpu().double()
     effects = directions @ scorers.T  # on the score of column j, of going along row i
     found, info = torch.linalg.inv_ex(effects)
-    etas = found[: len(edited)] @ directions
-    lengths = etas.norm(dim=1) / directions[: len(edited)].norm(dim=1)
+    steps = found @ directions
+    lengths = (steps.norm(dim=1) / directions.norm(dim=1))[: len(edited)]
     if int(info) or not bool((lengths < _LONGEST).all()):
         msg = "the attributes to edit and to keep are too alike to be told apart; keep fewer with --keep"
         raise UsageError(msg)
-    plain: Tensor = etas.float()
+    plain: Tensor = steps.float().to(device)
     return plain
 
 
@@ -251,7 +261,7 @@ def correlations(scorers: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Spreads (A,) of the scores over training faces, in α, and their correlations (A, A)."""
     joint = scorers @ covariance @ scorers.T
     spreads = joint.diag().sqrt()
-    return spreads, joint / (spreads[:, None] * spreads).clamp_min(1e-12)
+    return spreads, joint / (spreads[:, None] * spreads).clamp_min(_TINY)
 
 
 # ---------------------------------------------------------------- names

@@ -121,7 +121,8 @@ def load(path: Path) -> Bundle:
             config = ModelConfig.from_dict(metadata["config"])
             prior_config = PriorConfig.from_dict(metadata["prior"])
             attributes = [Attribute(**values) for values in metadata["attributes"]]
-            framing = metadata["framing"] and Framing.from_dict(metadata["framing"])
+            stored = metadata["framing"]
+            framing = None if stored is None else Framing.from_dict(stored)
             provenance = dict(metadata["provenance"])
         except (FacevaeError, TypeError, ValueError) as error:
             msg = f"{path}: its metadata are not sound ({error}); get or train it again"
@@ -139,6 +140,9 @@ def load(path: Path) -> Bundle:
             expected |= {"directions": shape, "scorers": shape}
         tensors = _read_expected(path, file, expected)
         half = file.get_slice("latents.mean").get_dtype() == "F16"
+    if tensors["latents.covariance"].diag().min() < 0:
+        msg = f"{path}: tensor latents.covariance holds variances below 0"
+        raise ModelError(msg)
     _assign(vae, tensors, "vae.")
     # buffers that are not stored are computed anew, off the meta device
     prior = build_prior(prior_config, config.latent_dim)

@@ -10,29 +10,40 @@ from torch import Tensor
 from facevae.attributes import edit_directions, kept_by_default, match_attribute
 from facevae.bundle import Bundle
 from facevae.errors import UsageError
-from facevae.latents import posteriors
+from facevae.latents import decode, posteriors
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Attributes of a model to move along `etas` (E, D), and those that this holds still.
+    """Attributes of a model to move, and those that this holds still.
 
-    `edited` and `kept` are their names, whose scores, in this order, are read by `scorers`
-    (E + K, D). α = 1 of what was asked for moves the score by `signs` (E,): of age, Young by -1.
+    `edited` and `kept` are their names. Their scores, in this order, are read by `scorers`
+    (E + K, D), and `steps` (E + K, D) each move one of these scores by 1 and no other. α = 1 of
+    what was asked for moves the score by `signs` (E,): of age, Young by -1.
     """
 
     edited: list[str]
     kept: list[str]
-    etas: Tensor
+    steps: Tensor
     scorers: Tensor
     signs: Tensor
+
+    @property
+    def etas(self) -> Tensor:
+        """The steps of the edited attributes, (E, D)."""
+        return self.steps[: len(self.edited)]
+
+    def goals(self, alphas: Tensor) -> Tensor:
+        """How far alphas (N, E) are to move each score: (N, E + K)."""
+        moved = alphas.to(self.signs) * self.signs
+        return torch.cat([moved, moved.new_zeros(len(moved), len(self.kept))], 1)
 
     def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
         """w = w_new + Σ α · η: latents (N, D), alphas (N, E).
 
         Panguluri & Kamarajugadda 2020, section 3.
         """
-        return latents + (alphas.to(self.signs) * self.signs) @ self.etas
+        return latents + self.goals(alphas) @ self.steps
 
     def scores(self, latents: Tensor) -> Tensor:
         """How much of each attribute there is in latents (N, D), in α, from an arbitrary 0: (N, E + K)."""
@@ -80,9 +91,10 @@ def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list
     names = [attribute.name for attribute in bundle.attributes]
     if keep is None:
         return kept_by_default(bundle.attributes, edited)
-    if list(keep) == ["none"]:
+    words = [name.casefold() for name in keep]
+    if words == ["none"]:
         return []
-    if list(keep) == ["all"]:
+    if words == ["all"]:
         return [i for i in range(len(names)) if i not in edited]
     kept = dict.fromkeys(match_attribute(name, names, "--keep")[0] for name in keep)
     if both := [names[i] for i in kept if i in edited]:
@@ -91,17 +103,42 @@ def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list
     return list(kept)
 
 
+def carry_out(bundle: Bundle, edit: Edit, latents: Tensor, alphas: Tensor) -> Tensor:
+    """Latents (N, D) edited by alphas (N, E), so that their pictures show it.
+
+    An edit that holds others still is looked at through the encoder, and what the picture lacks of
+    its goals is added, twice; each time by no more than half of the largest. One that holds none
+    is the paper's arithmetic as it stands.
+    """
+    edited = edit.apply(latents, alphas)
+    if not edit.kept:
+        return edited
+    goals = edit.goals(alphas)
+    limit = goals.abs().amax(1, keepdim=True) / 2
+    before = edit.scores(_seen_again(bundle, latents))
+    for _ in range(_CORRECTIONS):
+        lack = goals - (edit.scores(_seen_again(bundle, edited)) - before)
+        edited = edited + lack.clamp(-limit, limit) @ edit.steps
+    return edited
+
+
+_CORRECTIONS = 2
+
+
+def _seen_again(bundle: Bundle, latents: Tensor) -> Tensor:
+    """What the encoder makes of the pictures of latents (N, D): posterior means (N, D)."""
+    pictures = (decode(bundle.vae, part).to(bundle.device) for part in latents.split(64))
+    return posteriors(bundle.vae, pictures)[0]
+
+
 def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
     """What became of the face with latent `before` (D,), edited to images (N, 3, S, S) in [0, 1].
 
     Both are compared as they come out of the encoder again, `before` as its reconstruction.
     """
-    with torch.inference_mode():
-        unedited = bundle.vae.decode(before[None])
-    pictures = torch.cat([unedited, images.to(bundle.device)])
-    seen, _ = posteriors(bundle.vae, pictures.split(64))
-    scores = edit.scores(seen)
-    return Outcome(scores[1:] - scores[:1], relative_distance(bundle, seen[1:] - seen[:1]))
+    start = _seen_again(bundle, before[None])
+    seen, _ = posteriors(bundle.vae, images.to(bundle.device).split(64))
+    return Outcome(edit.scores(seen) - edit.scores(start), relative_distance(bundle, seen - start))
 
 
 def relative_distance(bundle: Bundle, steps: Tensor) -> Tensor:
@@ -109,9 +146,11 @@ def relative_distance(bundle: Bundle, steps: Tensor) -> Tensor:
 
     Mahalanobis lengths over √(2D), the root mean square of such distances.
     """
-    covariance = bundle.latent_covariance.double()
+    # not every device has float64
+    covariance, steps = bundle.latent_covariance.cpu().double(), steps.cpu().double()
     spread = covariance.diag()
-    covariance = covariance + torch.diag(1e-3 * spread + 1e-6 * spread.mean())
-    squares = (steps.double() * torch.linalg.solve(covariance, steps.double().T).T).sum(1)
+    least = (1e-6 * spread.mean()).clamp_min(1e-12)  # of a spread: faces may all be alike
+    covariance = covariance + torch.diag(1e-3 * spread + least)
+    squares = (steps * torch.linalg.solve(covariance, steps.T).T).sum(1)
     distances: Tensor = squares.clamp_min(0).sqrt() / math.sqrt(2 * steps.shape[1])
     return distances.float()

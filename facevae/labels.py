@@ -19,6 +19,7 @@ Values = npt.NDArray[np.float32]
 
 _YES = frozenset(("1", "1.0", "+1", "true", "yes", "y", "t"))
 _NO = frozenset(("0", "0.0", "-1", "-1.0", "false", "no", "n", "f"))
+_LARGEST = float(np.finfo(np.float32).max)
 _NAME_COLUMNS = ("name", "file", "filename", "file_name", "image", "image_id", "path", "id")
 
 
@@ -139,6 +140,7 @@ def merged(tables: Sequence[Labels]) -> Labels:
 
 def _read_celeba(path: Path, lines: list[str]) -> Labels:
     names = lines[1].split() if len(lines) > 1 else []
+    _check_names(path, names)
     stems, rows = [], []
     for number, line in enumerate(lines[2:], start=3):
         name, *marks = line.split() or [""]
@@ -157,12 +159,13 @@ _CELEBA = {"1": 1.0, "-1": 0.0, "0": np.nan}
 
 def _read_csv(path: Path, lines: list[str]) -> Labels:
     header, rows = _csv_table(path, lines)
+    _check_names(path, header)
     named = [i for i, name in enumerate(header) if name.casefold() in _NAME_COLUMNS]
     key = named[0] if named else 0
     columns: dict[str, list[float]] = {}
     continuous, ignored = set(), []
     for i, name in enumerate(header):
-        if i == key:
+        if i == key or not name:  # a data frame's row numbers stand in a column without a name
             continue
         cells = [row[i] for row in rows]
         if marks := _parsed(cells, _mark):
@@ -175,6 +178,13 @@ def _read_csv(path: Path, lines: list[str]) -> Labels:
     values = np.array(list(columns.values()), np.float32).reshape(len(columns), len(rows)).T
     stems = [_stem(row[key]) for row in rows]
     return Labels(stems, list(columns), values, frozenset(continuous), tuple(ignored))
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise `DataError` where two columns have one name."""
+    if twice := [name for i, name in enumerate(names) if name and name in names[:i]]:
+        msg = f"{path}: the header has {twice[0]} twice; name each attribute once"
+        raise DataError(msg)
 
 
 def _csv_table(path: Path, lines: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -215,7 +225,7 @@ def _number(cell: str) -> float | None:
         value = float(cell)
     except ValueError:
         return None
-    return value if np.isfinite(value) else None
+    return value if abs(value) <= _LARGEST else None
 
 
 def _stem(name: str) -> str:
@@ -228,17 +238,17 @@ def _stem(name: str) -> str:
 
 def _read_features(folder: Path) -> Labels:
     """The JSON files that were published for FFHQ: a list of faces each, of which the first counts."""
-    files = sorted(folder.glob("*.json"))
+    files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     stems, rows = [], []
     for path in files:
         try:
             faces = json.loads(path.read_text(encoding="utf-8"))
             found = faces[0]["faceAttributes"] if faces else None
-            row = [np.nan if found is None else float(read(found)) for read in _FEATURES.values()]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            row = [] if found is None else [_feature(read(found)) for read in _FEATURES.values()]
+        except _NOT_FEATURES as error:
             msg = f"{path}: not a file of FFHQ's features ({error!r})"
             raise DataError(msg) from error
-        if found is not None:
+        if row:
             stems.append(path.stem)
             rows.append(row)
     if not files:
@@ -246,6 +256,20 @@ def _read_features(folder: Path) -> Labels:
         raise DataError(msg)
     values = np.array(rows, np.float32).reshape(len(rows), len(_FEATURES))
     return Labels(stems, list(_FEATURES), values, _CONTINUOUS)
+
+
+_NOT_FEATURES = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
+
+
+def _feature(value: Any) -> float:
+    number = float(value)
+    if abs(number) > _LARGEST:
+        msg = f"{number} is too large"
+        raise ValueError(msg)
+    return number
 
 
 def _wears(kind: str) -> Callable[[Any], bool]:

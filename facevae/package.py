@@ -22,7 +22,7 @@ from facevae.card import (
     best_attributes,
     write_card,
 )
-from facevae.edits import plan_edit
+from facevae.edits import carry_out, plan_edit
 from facevae.errors import UsageError
 from facevae.files import read_json, replacing, write_json, write_text
 from facevae.hub import CONFIG_FILE, MODEL_FILE
@@ -107,6 +107,9 @@ def draw_pictures(bundle: Bundle) -> tuple[dict[str, Pixels], list[int]]:
         alphas = torch.tensor(ALPHAS, device=bundle.device)[:, None]
         names = [bundle.attributes[i].name for i in best_attributes(bundle)]
         edits = [plan_edit(bundle, [name]) for name in names]
-        swept = [edit.apply(faces[seeds[:1]].repeat(len(alphas), 1), alphas) for edit in edits]
+        swept = [
+            carry_out(bundle, edit, faces[seeds[:1]].repeat(len(alphas), 1), alphas)
+            for edit in edits
+        ]
         pictures[ATTRIBUTES] = sheet(torch.cat(swept), len(ALPHAS))
     return pictures, seeds

@@ -135,9 +135,14 @@ def test_a_morph_begins_and_ends_at_its_faces(model):
 def test_an_edit_adds_what_the_attribute_is(model):
     latents = model.sample(2)
     directions = model.bundle.directions
-    edited = model.edit(latents, {"glasses": 1.5, "beard": 2.0})
+    edited = model.edit(latents, {"beard": 2.0}, keep=["none"])
     # "beard" is against the direction of No_Beard
-    assert torch.allclose(edited, latents + 1.5 * directions[0] - 2.0 * directions[3])
+    torch.testing.assert_close(edited, latents - 2.0 * directions[3])
+    both = model.edit(latents, {"glasses": 1.5, "beard": 2.0}, keep=["none"])
+    moved = (both - latents) @ model.bundle.scorers[[0, 3]].T
+    torch.testing.assert_close(moved, torch.tensor([[1.5, -2.0]] * 2), rtol=1e-4, atol=1e-4)
+    held = model.edit(latents, {"glasses": 1.5})
+    assert not held.equal(model.edit(latents, {"glasses": 1.5}, keep=["none"]))
     assert model.edit(latents, {}).equal(latents)
     assert model.edit(latents[0], {"smile": 0.0}).equal(latents[:1])
 

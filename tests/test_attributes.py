@@ -1,255 +1,493 @@
-"""Labels are read in the formats people have; directions are differences of means."""
+"""Directions and scorers against a plain reference; edits that hold others still; names."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from facevae.attributes import learn_directions, match_attribute, read_labels
-from facevae.errors import DataError, UsageError
+from facevae.attributes import (
+    SHRINKAGE,
+    Attribute,
+    Examples,
+    correlations,
+    edit_directions,
+    kept_by_default,
+    learn,
+    match_attribute,
+)
+from facevae.errors import UsageError
 
-CELEBA = """2
-Eyeglasses No_Beard
-000001.jpg -1  1
-000002.jpg  1 -1
-"""
 NAMES = ["5_o_Clock_Shadow", "Blond_Hair", "Eyeglasses", "Male", "No_Beard", "Smiling"]
 NAMES += ["Wavy_Hair", "Wearing_Hat", "Young"]
 
-
-def read(tmp_path, content, name="labels.csv"):
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_labels(path)
+# ---------------------------------------------------------------- learning
 
 
-# ---------------------------------------------------------------- reading
+def random_case(seed=0, count=240, dims=6):
+    """Faces with two yes-or-no and two continuous attributes, some labels of which are not known.
 
-
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_celeba_list_is_read(tmp_path, bom, newline):
-    labels = read(tmp_path, bom + CELEBA.replace("\n", newline).encode(), "list_attr_celeba.txt")
-    assert labels.stems == ["000001", "000002"]
-    assert labels.names == ["Eyeglasses", "No_Beard"]
-    assert labels.values.tolist() == [[-1, 1], [1, -1]]
-    assert labels.ignored == []
-
-
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_csv_is_read_with_any_separator(tmp_path, bom, newline, separator):
-    text = "image_id,Eyeglasses,Male\na.jpg,1,0\nb.jpg,0,1\nc.jpg,1,1\n"
-    content = text.replace(",", separator).replace("\n", newline).encode()
-    labels = read(tmp_path, bom + content)
-    assert labels.stems == ["a", "b", "c"]
-    assert labels.names == ["Eyeglasses", "Male"]
-    assert labels.values.tolist() == [[1, -1], [-1, 1], [1, 1]]
-
-
-def test_one_attribute_is_enough(labels_file):
-    labels = read_labels(labels_file)
-    assert labels.names == ["Eyeglasses"]
-    assert labels.stems == [f"{i:03}" for i in range(48)]
-    assert labels.values[:, 0].tolist() == [1, -1] * 24
-
-
-@pytest.mark.parametrize(
-    ("yes", "no"),
-    [("1", "0"), ("1", "-1"), ("1.0", "0.0"), ("True", "False"), ("YES", "no"), ("y", "N")],
-)
-def test_yes_and_no_may_be_spelled_as_people_do(tmp_path, yes, no):
-    labels = read(tmp_path, f"name,A,B\na.png,{yes},{no}\nb.png, {no} , {yes} \n")
-    assert labels.values.tolist() == [[1, -1], [-1, 1]]
-
-
-def test_an_empty_value_is_not_known(tmp_path):
-    labels = read(tmp_path, "name,A,B\na.png,,1\nb.png,0,\n")
-    assert labels.values.tolist() == [[0, 1], [-1, 0]]
-
-
-@pytest.mark.parametrize(
-    "header", ["name", "File", "filename", "image", "IMAGE_ID", "path", "id", "file_name"]
-)
-def test_the_name_column_may_stand_anywhere(tmp_path, header):
-    labels = read(tmp_path, f"Male,{header},Young\n1,a.png,0\n0,b.png,1\n")
-    assert labels.stems == ["a", "b"]
-    assert labels.names == ["Male", "Young"]
-    assert labels.values.tolist() == [[1, -1], [-1, 1]]
-
-
-def test_without_a_known_name_column_the_first_is_it(tmp_path):
-    labels = read(tmp_path, "picture,Male\na.png,1\nb.png,0\n")
-    assert labels.stems == ["a", "b"]
-    assert labels.names == ["Male"]
-
-
-def test_a_column_that_is_not_yes_or_no_is_left_out_and_named(tmp_path):
-    labels = read(tmp_path, "name,age,Male,note\na.png,34,1,tall\nb.png,1,0,\n")
-    assert labels.names == ["Male"]
-    assert labels.ignored == ["age", "note"]
-    assert labels.values.tolist() == [[1], [-1]]
-
-
-def test_names_may_be_quoted_and_hold_separators(tmp_path):
-    labels = read(tmp_path, 'name,Male\n"Doe, Jane.png",0\n"Roe, Jon.png",1\n')
-    assert labels.stems == ["Doe, Jane", "Roe, Jon"]
-    assert labels.values.tolist() == [[-1], [1]]
-
-
-def test_blank_lines_do_not_count(tmp_path):
-    assert read(tmp_path, "name,A\n\na.png,1\n,\n\nb.png,0\n\n").stems == ["a", "b"]
-    assert read(tmp_path, CELEBA + "\n\n").stems == ["000001", "000002"]
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ("name,A,B\na.png,1,0\nb.png,1\n", 3),
-        ("name,A,B\n\na.png,1,0\nb.png,1,0,1\n", 4),
-        ("1\nA B\na.png 1 -1\nb.png 1\n", 4),
-        ("1\nA B\na.png 1 2\n", 3),
-        ("1\nA B\n\na.png 1 yes\n", 4),
-    ],
-)
-def test_a_bad_line_is_named_by_its_number(tmp_path, content, line):
-    with pytest.raises(DataError, match=rf"labels\.csv: line {line}: "):
-        read(tmp_path, content)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "\n\n", "name\n", "name\na.png\n", "name,A\n", "name,age\na.png,34\n", "2\n", "2\nA B\n"],
-)
-def test_a_table_without_labels_says_what_is_needed(tmp_path, content):
-    with pytest.raises(DataError, match=r"labels\.csv: no yes-or-no labels in there"):
-        read(tmp_path, content)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00n\x00a", None])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
-    path = tmp_path / "labels.csv"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=r"labels\.csv: cannot be read as labels"):
-        read_labels(path)
-
-
-def test_labels_join_faces_without_suffix_or_folder(tmp_path):
-    content = "name,A,B\ndeep/a.jpg,1,0\nwin\\dows\\b.png,0,1\nc,1,1\nd.e.png,0,0\n"
-    labels = read(tmp_path, content)
-    got = labels.rows_for(["c", "a", "unknown", "b", "d.e", "a"])
-    assert got.tolist() == [[1, 1], [1, -1], [0, 0], [-1, 1], [-1, -1], [1, -1]]
-
-
-def test_the_fingerprint_is_of_the_labels_and_not_of_their_file(tmp_path):
-    first = read(tmp_path, "name,A\na.png,1\nb.png,0\n").fingerprint
-    assert read(tmp_path, "file;A\nx/a.jpg;yes\nb;no\n", "other.txt").fingerprint == first
-    changed = ["name,A\na.png,1\nb.png,1\n", "name,B\na.png,1\nb.png,0\n", "name,A\na,1\nc,0\n"]
-    assert first not in [read(tmp_path, content).fingerprint for content in changed]
-
-
-# ---------------------------------------------------------------- directions
-
-
-def random_case(count=200, dims=6, num_attributes=4, seed=0):
+    Mirroring a face turns round the last two dimensions, and the last attribute, as it does yaw.
+    """
     rng = np.random.default_rng(seed)
-    values = rng.choice([-1, 0, 1], (count, num_attributes), p=[0.5, 0.2, 0.3]).astype(np.int8)
-    latents = rng.normal(size=(count, dims)) + values @ rng.normal(size=(num_attributes, dims))
-    return latents, values, rng.random(count) < 0.25
+    known = np.column_stack(
+        [rng.integers(0, 2, (count, 2)), 40 + 15 * rng.normal(size=count), rng.normal(size=count)]
+    )
+    ways = rng.normal(size=(4, dims))
+    ways[:3, -2:], ways[3, :-2] = 0, 0
+    ways[2] /= 15
+    known[:, 3] *= 2
+    latents = rng.normal(size=(count, dims)) + known @ ways
+    mirrored = latents * np.array([1] * (dims - 2) + [-1, -1])
+    mirrored += 0.1 * rng.normal(size=(count, dims))  # an encoder is not quite symmetric
+    values = np.where(rng.random(known.shape) < 0.15, np.nan, known).astype(np.float32)
+    return Examples(
+        torch.from_numpy(latents),
+        torch.from_numpy(mirrored),
+        values,
+        ["Glasses", "Hat", "Age", "Yaw"],
+        np.array([False, False, True, True]),
+        rng.random(count) < 0.25,
+    )
 
 
-def naive(latents, values, held_out):
-    """One attribute after another, one face after another."""
-    directions, accuracies = [], []
-    for column in values.T:
-        groups = {mark: [] for mark in (-1, 0, 1)}
-        for latent, mark, is_held_out in zip(latents, column, held_out, strict=True):
-            if not is_held_out:
-                groups[mark].append(latent)
-        negative, positive = np.mean(groups[-1], axis=0), np.mean(groups[1], axis=0)
-        direction = positive - negative
-        right = {-1: [], 1: []}
-        for latent, mark, is_held_out in zip(latents, column, held_out, strict=True):
-            if is_held_out and mark:
-                beyond = (latent - (positive + negative) / 2) @ direction > 0
-                right[mark].append(beyond == (mark == 1))
+def covariance_of(examples):
+    return torch.cov(examples.latents.T)
+
+
+def naive(examples, covariance):
+    """One attribute after another, one face after another, each side of it on its own."""
+    plain, mirrored = examples.latents.numpy(), examples.mirrored.numpy()
+    sigma = covariance.numpy()
+    shrunk = (1 - SHRINKAGE) * sigma + SHRINKAGE * np.diag(np.diag(sigma))
+    directions, scorers, accuracies, correlation = [], [], [], []
+    for column, continuous in zip(examples.values.T, examples.is_continuous, strict=True):
+        rows = [i for i, v in enumerate(column) if not np.isnan(v)]
+        taught = [i for i in rows if not examples.held_out[i]]
+        labels = np.array([float(column[i]) for i in taught])
+        sides = []
+        for latents in (plain[taught], mirrored[taught]):
+            if continuous:
+                deviations = labels - labels.mean()
+                slope = (deviations[:, None] * (latents - latents.mean(0))).mean(0)
+                sides.append(slope / labels.std())
+            else:
+                sides.append(latents[labels == 1].mean(0) - latents[labels == 0].mean(0))
+        cosine = sides[0] @ sides[1] / np.linalg.norm(sides[0]) / np.linalg.norm(sides[1])
+        turned = -1 if cosine < -0.3 else 1
+        direction = (sides[0] + turned * sides[1]) / 2
+        scorer = np.linalg.inv(shrunk) @ direction
+        scorer /= scorer @ direction
+
+        if continuous:
+            middle = plain[taught].mean(0)
+            above = [column[i] > labels.mean() for i in rows]
+        else:
+            # between the two averages, of which one half of the way is on either side
+            share = labels.mean()
+            middle = plain[taught].mean(0) + (0.5 - share) * direction
+            above = [column[i] == 1 for i in rows]
+        measured = [(i, has) for i, has in zip(rows, above, strict=True) if examples.held_out[i]]
+        right = {True: [], False: []}
+        for i, has in measured:
+            right[bool(has)].append(((plain[i] - middle) @ scorer > 0) == has)
+        scores = [plain[i] @ scorer for i, _ in measured]
         directions.append(direction)
-        accuracies.append((np.mean(right[-1]) + np.mean(right[1])) / 2)
-    return directions, accuracies
+        scorers.append(scorer)
+        accuracies.append((np.mean(right[True]) + np.mean(right[False])) / 2)
+        correlation.append(np.corrcoef(scores, [column[i] for i, _ in measured])[0, 1])
+    return np.array(directions), np.array(scorers), accuracies, correlation
 
 
-def test_directions_are_those_of_a_plain_loop():
-    latents, values, held_out = random_case()
-    names = ["a", "b", "c", "d"]
-    attributes, directions = learn_directions(torch.from_numpy(latents), values, names, held_out)
-    expected, accuracies = naive(latents, values, held_out)
-    np.testing.assert_allclose(directions.numpy(), expected, atol=1e-9)
-    assert [a.name for a in attributes] == names
-    for i, attribute in enumerate(attributes):
-        assert attribute.scale == pytest.approx(np.linalg.norm(expected[i]))
-        assert attribute.accuracy == pytest.approx(accuracies[i])
-        assert attribute.num_positives == (values[~held_out, i] == 1).sum()
-        assert attribute.num_negatives == (values[~held_out, i] == -1).sum()
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_learned_is_what_a_plain_loop_finds(seed):
+    examples = random_case(seed)
+    covariance = covariance_of(examples)
+    attributes, directions, scorers = learn(examples, covariance)
+    expected = naive(examples, covariance)
+    np.testing.assert_allclose(directions.numpy(), expected[0], atol=1e-6)
+    np.testing.assert_allclose(scorers.numpy(), expected[1], rtol=1e-4, atol=1e-5)
+    assert [a.name for a in attributes] == list(examples.names)
+    assert [a.accuracy for a in attributes] == pytest.approx(expected[2])
+    assert [a.correlation for a in attributes] == pytest.approx(expected[3], abs=1e-5)
 
 
-def test_alpha_1_carries_the_mean_without_to_the_mean_with():
-    latents, values, held_out = random_case(seed=1)
-    _, directions = learn_directions(torch.from_numpy(latents), values, list("abcd"), held_out)
-    training, marks = latents[~held_out], values[~held_out]
-    for i, direction in enumerate(directions.numpy()):
-        without = training[marks[:, i] == -1].mean(0)
-        np.testing.assert_allclose(
-            without + 1.0 * direction, training[marks[:, i] == 1].mean(0), atol=1e-9
+def test_what_is_known_of_an_attribute_is_what_it_was_learned_from():
+    examples = random_case()
+    attributes, _, _ = learn(examples, covariance_of(examples))
+    training = examples.values[~examples.held_out]
+    for column, attribute in zip(training.T, attributes, strict=True):
+        known = column[~np.isnan(column)].astype(float)
+        middle = known.mean() if attribute.continuous else 0.5
+        assert attribute.num_positives == (known > middle).sum()
+        assert attribute.num_negatives == (known <= middle).sum()
+        assert attribute.unit == pytest.approx(known.std() if attribute.continuous else 1)
+        assert attribute.method == "lda"
+    assert [a.continuous for a in attributes] == [False, False, True, True]
+
+
+def test_a_scorer_reads_1_more_at_the_end_of_its_direction():
+    for method in ("lda", "mean"):
+        examples = random_case()
+        _, directions, scorers = learn(examples, covariance_of(examples), method)
+        ones = torch.ones(4, dtype=torch.float64)
+        torch.testing.assert_close((directions * scorers).sum(1), ones)
+
+
+def test_alpha_1_carries_the_average_without_to_the_average_with():
+    examples = random_case(seed=1)
+    plain = dataclasses.replace(examples, mirrored=examples.latents)
+    _, directions, _ = learn(plain, covariance_of(examples))
+    taught = ~examples.held_out
+    latents, marks = examples.latents.numpy()[taught], examples.values[taught]
+    for i in (0, 1):
+        without, with_it = (latents[marks[:, i] == mark].mean(0) for mark in (0, 1))
+        np.testing.assert_allclose(without + directions[i].numpy(), with_it, atol=1e-6)
+
+
+def test_alpha_1_of_a_number_is_one_standard_deviation_of_it():
+    """Where latents are the number times a way, and noise, it goes that way by so much."""
+    rng = np.random.default_rng(0)
+    age, way = 50 + 12 * rng.normal(size=400), np.array([0.1, -0.2, 0.05])
+    latents = torch.from_numpy(age[:, None] * way + 1e-4 * rng.normal(size=(400, 3)))
+    values = age[:, None].astype(np.float32)
+    none = np.zeros(400, bool)
+    examples = Examples(latents, latents, values, ["Age"], np.array([True]), none)
+    [attribute], directions, _ = learn(examples, torch.eye(3))
+    np.testing.assert_allclose(directions[0].numpy(), age.std() * way, rtol=1e-3)
+    assert attribute.unit == pytest.approx(age.std(), rel=1e-5)
+
+
+def test_a_scorer_finds_the_attribute_where_the_noise_is_not():
+    """The discriminant tells apart what the difference of means, drowned in one noise, does not."""
+    rng = np.random.default_rng(3)
+    marks = rng.integers(0, 2, 600)
+    noise = rng.normal(size=(600, 4)) * (10, 1, 1, 1)
+    latents = torch.from_numpy(noise + marks[:, None] * np.array([2.0, 2, 0, 0]))
+    values = marks[:, None].astype(np.float32)
+    held_out = np.arange(600) % 3 == 0
+    examples = Examples(latents, latents, values, ["A"], np.array([False]), held_out)
+    accuracy = {m: learn(examples, torch.cov(latents.T), m)[0][0].accuracy for m in ("lda", "mean")}
+    assert accuracy["lda"] > 0.8
+    assert accuracy["mean"] < 0.7
+
+
+def test_the_mean_method_is_the_papers_own_direction_and_nothing_else():
+    examples = random_case()
+    attributes, directions, scorers = learn(examples, covariance_of(examples), "mean")
+    same = learn(examples, covariance_of(examples))[1]
+    assert directions.equal(same)
+    expected = directions / directions.square().sum(1, keepdim=True)
+    torch.testing.assert_close(scorers, expected)
+    assert [a.method for a in attributes] == ["mean"] * 4
+
+
+def test_an_attribute_that_mirroring_turns_round_is_not_cancelled_by_it():
+    examples = random_case()
+    _, directions, _ = learn(examples, covariance_of(examples))
+    alone = dataclasses.replace(examples, mirrored=examples.latents)
+    _, of_one_side, _ = learn(alone, covariance_of(examples))
+    torch.testing.assert_close(directions[3, -2:], of_one_side[3, -2:], rtol=0.02, atol=0.02)
+    assert directions[3].norm() > 0.9 * of_one_side[3].norm()
+    # and what it does not turn round keeps nothing of what lies to one side
+    assert (directions[:3, -2:].abs() < 0.2 * of_one_side[:3, -2:].abs()).all()
+    turned = dataclasses.replace(examples, values=examples.values * [1, 1, 1, -1])
+    _, found, _ = learn(turned, covariance_of(examples))
+    torch.testing.assert_close(found[3], -directions[3])
+
+
+def test_a_few_photos_that_happen_to_look_to_one_side_do_not_turn_an_attribute_round():
+    """Of three faces with it two look left and one right: more of that than of what they share."""
+    shared, aside = np.array([1.0, 0]), np.array([0, 1.2])
+    latents = np.stack([shared + aside, shared + aside, shared - aside / 2, 0 * shared, 0 * shared])
+    mirrored = latents * [1, -1]
+    examples = Examples(
+        *map(torch.from_numpy, (latents, mirrored)),
+        np.array([[1, 1, 1, 0, 0]], np.float32).T,
+        *(["Freckles"], np.array([False]), np.zeros(5, bool)),
+    )
+    _, directions, _ = learn(examples, torch.eye(2))
+    torch.testing.assert_close(directions[0], torch.from_numpy(shared))
+
+
+def test_what_is_learned_depends_neither_on_the_order_of_faces_nor_on_that_of_attributes():
+    examples = random_case()
+    covariance = covariance_of(examples)
+    attributes, directions, scorers = learn(examples, covariance)
+    rng = np.random.default_rng(1)
+    rows, columns = rng.permutation(len(examples.values)), np.array([2, 0, 3, 1])
+    shuffled = Examples(
+        examples.latents[rows],
+        examples.mirrored[rows],
+        examples.values[rows][:, columns],
+        [examples.names[i] for i in columns],
+        examples.is_continuous[columns],
+        examples.held_out[rows],
+    )
+    found = learn(shuffled, covariance)
+    torch.testing.assert_close(found[1], directions[columns])
+    torch.testing.assert_close(found[2], scorers[columns])
+    for ours, theirs in zip(found[0], [attributes[i] for i in columns], strict=True):
+        assert dataclasses.replace(ours, correlation=theirs.correlation, unit=theirs.unit) == theirs
+        assert ours.correlation == pytest.approx(theirs.correlation)
+
+
+def test_no_attribute_depends_on_the_others_beside_it():
+    examples = random_case()
+    whole = learn(examples, covariance_of(examples))
+    for i, name in enumerate(examples.names):
+        alone = dataclasses.replace(
+            examples,
+            values=examples.values[:, [i]],
+            names=[name],
+            is_continuous=examples.is_continuous[[i]],
         )
+        found = learn(alone, covariance_of(examples))
+        torch.testing.assert_close(found[1][0], whole[1][i])
+        torch.testing.assert_close(found[2][0], whole[2][i])
+        assert found[0][0].accuracy == whole[0][i].accuracy
+
+
+def test_faces_without_a_label_teach_nothing_about_it():
+    examples = random_case()
+    unknown = np.isnan(examples.values[:, 0])
+    latents = examples.latents.clone()
+    latents[torch.from_numpy(unknown)] += 100
+    moved = dataclasses.replace(examples, latents=latents)
+    covariance = covariance_of(examples)
+    first, second = learn(examples, covariance), learn(moved, covariance)
+    torch.testing.assert_close(first[1][0], second[1][0])
+    assert first[0][0] == second[0][0]
+    assert not torch.allclose(first[1][1], second[1][1])
 
 
 def test_held_out_faces_change_no_direction():
-    latents, values, held_out = random_case(seed=2)
-    moved = latents.copy()
-    moved[held_out] += 100
-    pair = [
-        learn_directions(torch.from_numpy(each), values, list("abcd"), held_out)[1]
-        for each in (latents, moved)
-    ]
-    assert pair[0].equal(pair[1])
+    examples = random_case(seed=2)
+    latents = examples.latents.clone()
+    latents[torch.from_numpy(examples.held_out)] += 100
+    moved = dataclasses.replace(examples, latents=latents)
+    pair = [learn(each, covariance_of(examples)) for each in (examples, moved)]
+    assert pair[0][1].equal(pair[1][1])
+    assert pair[0][2].equal(pair[1][2])
+    assert pair[0][0] != pair[1][0], "they measure, though"
+
+
+def one_dimension(latents, values, held_out, *, continuous=False):
+    column = torch.tensor(latents)[:, None]
+    return Examples(
+        column,
+        column,
+        np.array(values, np.float32)[:, None],
+        ["a"],
+        np.array([continuous]),
+        np.array(held_out, bool),
+    )
 
 
 def test_accuracy_is_of_held_out_faces_alone_and_balanced():
     # trained on four faces that it tells apart; held out: three without, of which one looks as
     # if with, and one with
-    latents = torch.tensor([[-1.0], [-1.0], [1.0], [1.0], [-2.0], [-3.0], [5.0], [0.5]])
-    values = np.array([[-1, -1, 1, 1, -1, -1, -1, 1]], np.int8).T
-    held_out = np.array([False] * 4 + [True] * 4)
-    [attribute], directions = learn_directions(latents, values, ["a"], held_out)
+    examples = one_dimension(
+        [-1.0, -1.0, 1.0, 1.0, -2.0, -3.0, 5.0, 0.5], [0, 0, 1, 1, 0, 0, 0, 1], [0] * 4 + [1] * 4
+    )
+    [attribute], directions, _ = learn(examples, torch.eye(1))
     assert directions.tolist() == [[2.0]]
     assert attribute.accuracy == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_accuracy_is_not_known_where_a_side_is_missing():
-    latents, values = torch.tensor([[-1.0], [1.0], [2.0]]), np.array([[-1], [1], [1]], np.int8)
-    [attribute], _ = learn_directions(latents, values, ["a"], np.array([False, False, True]))
-    assert attribute.accuracy is None
+def test_unequal_numbers_of_faces_with_and_without_move_no_border():
+    """Of nine without at 0 and one with at 1, the border is at 0.5."""
+    latents = [0.0] * 9 + [1.0] + [0.4, 0.6]
+    examples = one_dimension(latents, [0] * 9 + [1, 0, 1], [0] * 10 + [1, 1])
+    assert learn(examples, torch.eye(1))[0][0].accuracy == 1
+    latents[-2:] = [0.6, 0.4]
+    examples = one_dimension(latents, [0] * 9 + [1, 0, 1], [0] * 10 + [1, 1])
+    assert learn(examples, torch.eye(1))[0][0].accuracy == 0
+
+
+def test_figures_are_not_known_where_there_is_nothing_to_measure_by():
+    examples = one_dimension([-1.0, 1.0, 2.0], [0, 1, 1], [0, 0, 1])
+    [attribute], _, _ = learn(examples, torch.eye(1))
+    assert (attribute.accuracy, attribute.correlation) == (None, None)
+    examples = one_dimension([-1.0, 1.0], [0, 1], [0, 0])
+    [attribute], _, _ = learn(examples, torch.eye(1))
+    assert (attribute.accuracy, attribute.correlation) == (None, None)
 
 
 def test_attributes_that_all_faces_or_none_have_are_left_out():
-    latents, values, held_out = random_case(seed=3)
+    examples = random_case(seed=3)
+    values = np.tile(examples.values[:, :1], 6)
     values[:, 0] = 1
-    values[:, 1] = 0
-    values[:, 3] = np.where(held_out, 1, -1)  # known of held-out faces only
-    attributes, directions = learn_directions(
-        torch.from_numpy(latents), values, list("abcd"), held_out
+    values[:, 1] = np.nan
+    values[:, 3] = np.where(examples.held_out, values[:, 2], np.nan)  # of held-out faces only
+    values[:, 4] = 37.5
+    values[:, 5] = np.where(examples.held_out, values[:, 2], 0)
+    several = dataclasses.replace(
+        examples,
+        values=values,
+        names=list("abcdef"),
+        is_continuous=np.array([False] * 4 + [True] * 2),
     )
+    attributes, directions, scorers = learn(several, covariance_of(examples))
     assert [a.name for a in attributes] == ["c"]
-    assert directions.shape == (1, 6)
+    assert directions.shape == scorers.shape == (1, 6)
     assert directions.isfinite().all()
+    assert scorers.isfinite().all()
+
+
+def test_where_nothing_differs_nothing_is_learned():
+    examples = random_case()
+    alike = dataclasses.replace(examples, values=np.ones_like(examples.values))
+    attributes, directions, scorers = learn(alike, covariance_of(examples))
+    assert attributes == []
+    assert directions.shape == scorers.shape == (0, 6)
+
+
+@pytest.mark.parametrize("covariance", [torch.eye(6), torch.zeros(6, 6)])
+def test_what_the_latents_do_not_show_is_left_out(covariance):
+    """As where the same picture stands for having and for lacking."""
+    examples = random_case()
+    same = examples.latents[:1].expand(len(examples.values), -1)
+    alike = dataclasses.replace(examples, latents=same, mirrored=same)
+    for method in ("lda", "mean"):
+        attributes, directions, scorers = learn(alike, covariance, method)
+        assert attributes == []
+        assert directions.shape == scorers.shape == (0, 6)
 
 
 def test_float32_latents_give_float32_directions():
-    latents, values, held_out = random_case(seed=4)
-    got = learn_directions(torch.from_numpy(latents).float(), values, list("abcd"), held_out)[1]
-    assert got.dtype == torch.float32
-    np.testing.assert_allclose(got.numpy(), naive(latents, values, held_out)[0], atol=1e-4)
+    examples = random_case(seed=4)
+    single = dataclasses.replace(
+        examples, latents=examples.latents.float(), mirrored=examples.mirrored.float()
+    )
+    _, directions, scorers = learn(single, covariance_of(single))
+    assert directions.dtype == scorers.dtype == torch.float32
+    expected = naive(examples, covariance_of(examples))
+    np.testing.assert_allclose(directions.numpy(), expected[0], atol=1e-4)
+    np.testing.assert_allclose(scorers.numpy(), expected[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": 5},
+        {"num_positives": -1},
+        {"num_negatives": 2.0},
+        {"num_positives": True},
+        {"accuracy": "x"},
+        {"accuracy": float("nan")},
+        {"correlation": float("inf")},
+        {"unit": None},
+        {"unit": float("nan")},
+        {"continuous": 1},
+        {"method": "median"},
+        {"method": ["lda"]},
+    ],
+)
+def test_an_attribute_is_refused_that_a_damaged_file_may_hold(changes):
+    sound = {"name": "A", "num_positives": 1, "num_negatives": 1}
+    Attribute(**sound)
+    with pytest.raises(ValueError, match="attribute"):
+        Attribute(**sound | changes)
+
+
+# ---------------------------------------------------------------- edits
+
+
+@pytest.fixture
+def learned():
+    """Directions (5, 12) of which some have much in common, with their scorers."""
+    rng = np.random.default_rng(6)
+    directions = rng.normal(size=(5, 12))
+    directions[1] = 0.6 * directions[0] + 0.8 * directions[1]
+    mixing = rng.normal(size=(12, 12))
+    scorers = directions @ np.linalg.inv(mixing @ mixing.T / 4 + np.eye(12))
+    scorers /= (scorers * directions).sum(1, keepdims=True)
+    return torch.from_numpy(directions).float(), torch.from_numpy(scorers).float()
+
+
+@pytest.mark.parametrize(
+    ("edited", "kept"),
+    [([0], [1]), ([0], [1, 2, 3]), ([1, 0], []), ([3, 1], [0, 4]), ([2, 4, 0], [1])],
+)
+def test_an_edit_moves_its_own_score_by_1_and_those_of_others_not_at_all(learned, edited, kept):
+    directions, scorers = learned
+    etas = edit_directions(directions, scorers, edited, kept)
+    effects = etas @ scorers[[*edited, *kept]].T
+    torch.testing.assert_close(effects, torch.eye(len(edited) + len(kept)), rtol=0, atol=1e-5)
+    assert etas.dtype == torch.float32
+
+
+def test_with_one_edited_and_none_kept_an_edit_goes_the_plain_direction(learned):
+    directions, scorers = learned
+    for i in range(5):
+        torch.testing.assert_close(edit_directions(directions, scorers, [i])[0], directions[i])
+
+
+def test_an_edit_is_the_shortest_way_that_the_directions_allow(learned):
+    """It is a sum of the directions of what is edited and kept, and of no others."""
+    directions, scorers = learned
+    eta = edit_directions(directions, scorers, [0], [1, 3])[0].double().numpy()
+    basis = directions[[0, 1, 3]].double().numpy()
+    weights, *_ = np.linalg.lstsq(basis.T, eta, rcond=None)
+    np.testing.assert_allclose(weights @ basis, eta, atol=1e-5)
+
+
+def test_the_order_of_what_is_kept_does_not_count(learned):
+    directions, scorers = learned
+    first = edit_directions(directions, scorers, [0, 2], [1, 3, 4])
+    again = edit_directions(directions, scorers, [0, 2], [4, 1, 3])
+    torch.testing.assert_close(first, again[[0, 1, 3, 4, 2]])
+    swapped = edit_directions(directions, scorers, [2, 0], [1, 3, 4])
+    torch.testing.assert_close(first, swapped[[1, 0, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("difference", [0.0, 1e-9, 0.01])
+def test_attributes_that_are_too_alike_to_be_told_apart_are_refused(learned, difference):
+    directions, scorers = (part.clone() for part in learned)
+    directions[1] = directions[0] + difference * directions[1]
+    scorers[1] = scorers[0] + difference * scorers[1]
+    with pytest.raises(UsageError, match=r"too alike.*--keep"):
+        edit_directions(directions, scorers, [0], [1])
+    with pytest.raises(UsageError, match="too alike"):
+        edit_directions(directions, scorers, [0, 1])
+    edit_directions(directions, scorers, [0], [2, 3])
+
+
+def attributes_of(*names, method="lda"):
+    return [Attribute(name, 1, 1, method=method) for name in names]
+
+
+def test_gender_age_smile_and_glasses_are_kept_by_default_as_far_as_there_are():
+    attributes = attributes_of(*NAMES)
+    kept = [NAMES[i] for i in kept_by_default(attributes, [NAMES.index("Wearing_Hat")])]
+    assert sorted(kept) == ["Eyeglasses", "Male", "Smiling", "Young"]
+    kept = [
+        NAMES[i] for i in kept_by_default(attributes, [NAMES.index("Male"), NAMES.index("Young")])
+    ]
+    assert sorted(kept) == ["Eyeglasses", "Smiling"]
+    # FFHQ's names for them
+    ffhq = attributes_of("Headwear", "Age", "Smile", "Female", "Eyeglasses", "Sunglasses")
+    assert sorted(kept_by_default(ffhq, [0])) == [1, 2, 3, 4]
+    assert kept_by_default(attributes_of("Hat", "Freckles"), [0]) == []
+
+
+def test_what_was_learned_by_the_papers_means_keeps_nothing():
+    attributes = attributes_of(*NAMES)
+    attributes[2] = dataclasses.replace(attributes[2], method="mean")
+    assert kept_by_default(attributes, [2]) == []
+    assert kept_by_default(attributes, [0, 2]) == []
+    assert 2 in kept_by_default(attributes, [0])
+
+
+def test_correlations_are_those_of_scores_over_faces():
+    rng = np.random.default_rng(7)
+    latents = rng.normal(size=(500, 6)) @ rng.normal(size=(6, 6))
+    scorers = rng.normal(size=(3, 6))
+    spreads, joint = correlations(torch.from_numpy(scorers), torch.from_numpy(np.cov(latents.T)))
+    scores = latents @ scorers.T
+    np.testing.assert_allclose(spreads.numpy(), scores.std(0, ddof=1))
+    np.testing.assert_allclose(joint.numpy(), np.corrcoef(scores.T))
 
 
 # ---------------------------------------------------------------- names
@@ -274,6 +512,12 @@ def test_float32_latents_give_float32_directions():
         ("old", "Young", -1),
         ("shadow", "5_o_Clock_Shadow", 1),
         ("wavy", "Wavy_Hair", 1),
+        ("gender", "Male", 1),
+        ("woman", "Male", -1),
+        ("age", "Young", -1),
+        ("stubble", "5_o_Clock_Shadow", 1),
+        ("spectacles", "Eyeglasses", 1),
+        ("headwear", "Wearing_Hat", 1),
     ],
 )
 def test_an_attribute_is_known_by_what_people_call_it(wanted, name, sign):
@@ -287,6 +531,28 @@ def test_a_models_own_name_comes_before_an_everyday_meaning(name):
 
 
 @pytest.mark.parametrize(
+    ("wanted", "names", "expected"),
+    [
+        ("old", ["Smile", "Age"], ("Age", 1)),
+        ("young", ["Smile", "Age"], ("Age", -1)),
+        ("smiling", ["Smile", "Age"], ("Smile", 1)),
+        ("hat", ["Headwear", "Age"], ("Headwear", 1)),
+        ("hat", ["Headwear", "Wearing_Hat"], ("Wearing_Hat", 1)),
+        ("old", ["Young", "Age"], ("Age", 1)),
+        ("mustache", ["Moustache"], ("Moustache", 1)),
+        ("male", ["Female"], ("Female", -1)),
+        ("man", ["Woman"], ("Woman", -1)),
+        ("woman", ["Male", "Woman"], ("Woman", 1)),
+        ("woman", ["Male", "Female"], ("Female", 1)),
+        ("gender", ["Female"], ("Female", -1)),
+    ],
+)
+def test_a_word_finds_what_means_it_or_its_opposite_in_any_vocabulary(wanted, names, expected):
+    index, sign = match_attribute(wanted, names)
+    assert (names[index], sign) == expected
+
+
+@pytest.mark.parametrize(
     ("wanted", "name"), [("glasses", "Has_Glasses"), ("beard", "Has_Beard"), ("smile", "Big_Smile")]
 )
 def test_a_unique_part_of_a_name_will_do_for_everyday_words_too(wanted, name):
@@ -297,6 +563,11 @@ def test_an_unknown_attribute_lists_all_and_the_nearest():
     with pytest.raises(UsageError, match="--attr Eyeglases: did you mean Eyeglasses") as caught:
         match_attribute("Eyeglases", NAMES)
     assert all(name in str(caught.value).partition("knows ")[2] for name in NAMES)
+
+
+def test_the_option_that_names_it_is_named():
+    with pytest.raises(UsageError, match=r"^--keep nothing: "):
+        match_attribute("nothing", NAMES, "--keep")
 
 
 def test_a_part_of_several_names_offers_those():

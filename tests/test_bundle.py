@@ -12,7 +12,7 @@ from tiny import CONFIG, differing, tensors_of, tiny_bundle
 from facevae.bundle import FORMAT, load, load_state, save, save_state
 from facevae.config import ModelConfig
 from facevae.errors import FacevaeError, ModelError
-from facevae.faces import FFHQ
+from facevae.faces import FFHQ, POINTS
 from facevae.latents import decode, latents_of_seeds
 
 
@@ -61,10 +61,49 @@ def test_a_model_comes_back_exactly_as_it_was_saved(tmp_path, kind):
 
 
 def test_a_model_without_attributes_and_framing_comes_back(tmp_path):
-    bundle = dataclasses.replace(tiny_bundle(), framing=None, attributes=[], directions=None)
+    bundle = dataclasses.replace(
+        tiny_bundle(), framing=None, attributes=[], directions=None, scorers=None
+    )
     save(bundle, tmp_path / "a.safetensors")
     found = load(tmp_path / "a.safetensors")
-    assert (found.framing, found.attributes, found.directions) == (None, [], None)
+    assert (found.framing, found.attributes) == (None, [])
+    assert (found.directions, found.scorers) == (None, None)
+
+
+def test_a_model_knows_whether_it_was_stored_at_half_precision(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for half in (True, False):
+        save(tiny_bundle(), path, half=half)
+        assert load(path).half is half
+        assert {t.dtype for n, t in load_file(path).items() if t.is_floating_point()} == {
+            torch.float16 if half else torch.float32
+        }
+
+
+def test_half_precision_keeps_what_edits_and_distances_are_made_of(tmp_path):
+    bundle, path = tiny_bundle(), tmp_path / "half.safetensors"
+    save(bundle, path, half=True)
+    found = load(path)
+    for name in ("directions", "scorers", "latent_covariance", "latent_mean"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(bundle, name), rtol=1e-3, atol=1e-5, msg=name
+        )
+    assert found.attributes == bundle.attributes
+
+
+def test_what_half_precision_cannot_hold_is_not_stored(tmp_path):
+    bundle, path = tiny_bundle(), tmp_path / "a.safetensors"
+    bundle.latent_covariance[0, 0] = 1e6
+    with pytest.raises(ModelError, match=r"latents\.covariance .*--half"):
+        save(bundle, path, half=True)
+    assert list(tmp_path.iterdir()) == []
+    save(bundle, path)
+    assert load(path).latent_covariance.equal(bundle.latent_covariance)
+
+
+def test_the_spread_is_the_root_of_the_variances():
+    bundle = tiny_bundle()
+    torch.testing.assert_close(bundle.latent_spread.square(), bundle.latent_covariance.diag())
 
 
 def test_half_precision_keeps_faces_within_one_level_at_half_the_bytes(tmp_path):
@@ -143,6 +182,50 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(saved):
     assert f"({CONFIG.latent_dim},)" in text
 
 
+NEW = ("latents.covariance", "directions", "scorers")
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_what_edits_need_may_not_be_missing(saved, name):
+    tensors, texts = parts_of(saved)
+    del tensors[name]
+    save_file(tensors, saved, texts)
+    assert refusal(saved) == f"tensor {name} is missing"
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("shape", [(), (8,), (4, 7), (8, 4), (5, 8), (7, 7), (1, 8, 8)])
+def test_what_edits_need_may_not_be_misshapen(saved, name, shape):
+    tensors, texts = parts_of(saved)
+    tensors[name] = torch.ones(shape)
+    save_file(tensors, saved, texts)
+    assert refusal(saved).startswith(f"tensor {name} has shape {shape}, ")
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_what_edits_need_may_not_be_infinite(saved, name, value):
+    tensors, texts = parts_of(saved)
+    tensors[name][1, 2] = value
+    save_file(tensors, saved, texts)
+    assert refusal(saved) == f"tensor {name} holds numbers that are not finite"
+
+
+@pytest.mark.parametrize("name", ["directions", "scorers"])
+def test_directions_of_no_attribute_are_not_known(saved, name):
+    tensors, texts = parts_of(saved)
+    del tensors[{"directions": "scorers", "scorers": "directions"}[name]]
+    save_file(tensors, saved, texts | {"attributes": "[]"})
+    assert refusal(saved) == f"tensor {name} is not known"
+
+
+def test_a_covariance_of_no_faces_is_refused(saved):
+    tensors, texts = parts_of(saved)
+    tensors["latents.covariance"][3, 3] = -1
+    save_file(tensors, saved, texts)
+    assert "latents.covariance" in refusal(saved)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(saved, value):
     tensors, texts = parts_of(saved)
@@ -186,7 +269,7 @@ def sound(**changes: object) -> dict:
     return {**CONFIG.to_dict(), **changes}
 
 
-ONE = {"name": "A", "scale": 1.0, "num_positives": 1, "num_negatives": 1, "accuracy": None}
+ONE = {"name": "A", "num_positives": 1, "num_negatives": 1, "accuracy": None}
 UNSOUND = {
     "a field that is not known": {"config": sound(depth=3)},
     "a missing field": {"config": {"size": 32}},
@@ -204,10 +287,19 @@ UNSOUND = {
     "attributes without names": {"attributes": [{**ONE, "name": 5}] * 4},
     "attributes with words for counts": {"attributes": [{**ONE, "num_positives": "x"}] * 4},
     "attributes with words for figures": {"attributes": [{**ONE, "accuracy": "x"}] * 4},
+    "attributes without a unit": {"attributes": [{**ONE, "unit": None}] * 4},
+    "attributes with a unit beyond numbers": {"attributes": [{**ONE, "unit": 10**400}] * 4},
+    "attributes learned in no known way": {"attributes": [{**ONE, "method": "x"}] * 4},
+    "attributes of the format before": {"attributes": [{**ONE, "scale": 1.0}] * 4},
     "framing with one eye": {"framing": {"left_eye": [0.5, 0.5]}},
     "framing without places": {"framing": dict.fromkeys(FFHQ.to_dict(), 5)},
     "framing in words": {"framing": {key: ["a", "b", "c"] for key in FFHQ.to_dict()}},
     "framing that is no dictionary": {"framing": [1, 2]},
+    "framing that is an empty list": {"framing": []},
+    "framing that is nought": {"framing": 0},
+    "framing of the format before": {"framing": {k: [0.5, 0.5, 0.1] for k in POINTS}},
+    "framing of no extent": {"framing": {**FFHQ.to_dict(), "extent": 0}},
+    "framing beyond numbers": {"framing": {**FFHQ.to_dict(), "nose": [0.5, 10**400, 0.1]}},
     "provenance that is a number": {"provenance": 3},
 }
 

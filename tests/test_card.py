@@ -108,5 +108,5 @@ def test_a_licence_is_what_was_asked_for_or_what_the_model_carries(bundle):
 def test_the_attributes_that_are_told_apart_best_come_first():
     bundle = tiny_bundle()
     accuracies = (0.6, None, 0.9, 0.7, 0.8)
-    bundle.attributes = [Attribute(str(i), 1.0, 1, 1, a) for i, a in enumerate(accuracies)]
+    bundle.attributes = [Attribute(str(i), 1, 1, a) for i, a in enumerate(accuracies)]
     assert best_attributes(bundle) == [2, 4, 3, 0]

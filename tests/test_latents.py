@@ -14,13 +14,14 @@ from facevae.images import from_pixels, load_square, to_pixels
 from facevae.latents import (
     combine,
     decode,
+    encode_both_sides,
     encode_pixels,
     interpolate,
     latents_of_seeds,
     morph,
     posteriors,
     read_face,
-    shift,
+    times_of,
 )
 
 BUNDLE = tiny_bundle()
@@ -128,12 +129,30 @@ def test_adding_one_face_adds_its_difference_from_the_centre(three):
     assert combine(a, [], [], centre).equal(a)
 
 
-def test_a_shift_moves_by_alpha_times_the_direction(three):
-    direction = torch.arange(CONFIG.latent_dim).float()
-    assert shift(three, direction, 0.0).equal(three)
-    torch.testing.assert_close(shift(three, direction, 1.5) - three, 1.5 * direction.expand(3, -1))
-    alphas = torch.tensor([[0.0], [1.0], [-2.0]])
-    torch.testing.assert_close(shift(three, direction, alphas) - three, alphas * direction)
+@pytest.mark.parametrize("loop", [True, False])
+@pytest.mark.parametrize("num_faces", [2, 3])
+def test_times_say_how_far_along_a_morph_each_picture_is(bundle, three, num_faces, loop):
+    faces, steps = three[:num_faces], 5
+    path = morph(bundle, faces, steps, loop=loop)
+    times = times_of(len(path), loop=loop)
+    assert times.shape == (len(path),)
+    assert (times[0], times.max()) == (0, 1)
+    # at the last face, which a loop reaches half-way, it is 1
+    assert path[times.argmax()].equal(faces[-1])
+    if loop:
+        torch.testing.assert_close(times[1:], times[1:].flip(0))
+        torch.testing.assert_close(times.diff().abs(), times[1].expand(len(path) - 1))
+    else:
+        torch.testing.assert_close(times, torch.arange(len(path)) / (len(path) - 1))
+
+
+def test_both_sides_of_pictures_are_encoded(bundle):
+    pixels = np.stack([np.asarray(draw_face(i, CONFIG.size)) for i in range(5)])
+    images = from_pixels(pixels)
+    plain, mirrored = encode_both_sides(bundle.vae, [images[:2], images[2:]])
+    torch.testing.assert_close(plain, encode_pixels(bundle, pixels))
+    torch.testing.assert_close(mirrored, encode_pixels(bundle, pixels[:, :, ::-1].copy()))
+    assert not torch.allclose(plain, mirrored)
 
 
 # ---------------------------------------------------------------- seeds and photos

@@ -13,7 +13,9 @@ from conftest import ROOT, Command, draw_face
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(
+    r"```python\n(import facevae\n.*?)```", README, re.DOTALL
+)  # test_export runs ONNX's
 LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 COMMANDS = [line for line in LINES if line.startswith("facevae ")]
 # `someone` of the README's, whose repositories are on the real Hub, or would be

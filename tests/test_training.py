@@ -15,13 +15,13 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
-from facevae.attributes import read_labels
 from facevae.bundle import load, load_state
 from facevae.config import ModelConfig
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError
 from facevae.files import locked
 from facevae.images import from_pixels, grid, to_pixels
+from facevae.labels import read_labels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.runs import read_metrics
 from facevae.snapshots import snapshot
@@ -283,10 +283,15 @@ def test_init_goes_on_from_the_weights_it_is_given(faces, tmp_path):
 def test_directions_lead_from_faces_without_to_faces_with(faces, whole):
     bundle = whole[1]
     assert [a.name for a in bundle.attributes] == ["Eyeglasses"]
-    mean, _ = posteriors(bundle.vae, [from_pixels(faces.pixels[faces.train])])
-    has = torch.tensor([int(faces.stems[row]) % 2 == 0 for row in faces.train])
+    images = from_pixels(faces.pixels[faces.train])
+    mean, _ = posteriors(bundle.vae, [images, images.flip(-1)])
+    has = torch.tensor([int(faces.stems[row]) % 2 == 0 for row in faces.train]).repeat(2)
     expected = mean[has].mean(0) - mean[~has].mean(0)
     torch.testing.assert_close(bundle.directions[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bundle.scorers[0] @ expected, torch.tensor(1.0))
+    torch.testing.assert_close(bundle.latent_mean, mean.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bundle.latent_covariance, mean.T.cov(), rtol=1e-3, atol=1e-4)
+    has = has[: len(faces.train)]
     assert bundle.attributes[0].num_positives == int(has.sum())
     assert bundle.attributes[0].num_negatives == int((~has).sum())
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from facevae.attributes import Attribute, Labels
+from facevae.attributes import Attribute
 from facevae.bundle import Bundle
 from facevae.config import ModelConfig, PriorConfig, TrainConfig
 from facevae.data import Faces
+from facevae.labels import Labels
 from facevae.model import VAE
 from facevae.prior import build_prior
 from facevae.runs import Run
@@ -34,9 +35,13 @@ def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
             tensor.add_(0.2 * torch.randn_like(tensor))
         directions = torch.randn(len(ATTRIBUTES), config.latent_dim)
         mean = 0.1 * torch.randn(config.latent_dim)
+        mixing = torch.randn(config.latent_dim, config.latent_dim)
+    covariance = 1.5 * torch.eye(config.latent_dim) + 0.1 * mixing @ mixing.T
+    scorers = torch.linalg.solve(covariance, directions.T).T
+    scorers = scorers / (scorers * directions).sum(1, keepdim=True)
     attributes = [
-        Attribute(name, float(direction.norm()), 10 + i, 20 + i, None if i else 0.75)
-        for i, (name, direction) in enumerate(zip(ATTRIBUTES, directions, strict=True))
+        Attribute(name, 10 + i, 20 + i, None if i else 0.75, None if i else 0.5)
+        for i, name in enumerate(ATTRIBUTES)
     ]
     return Bundle(
         config,
@@ -44,10 +49,11 @@ def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
         prior.eval(),
         shape,
         mean,
-        torch.full((config.latent_dim,), 1.5),
+        covariance,
         None,  # drawn faces are not found as faces, so they are taken as they are
         attributes,
         directions,
+        scorers,
         {"terms": "for tests", "epochs": 3},
     )
 
@@ -88,8 +94,11 @@ def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
     """All numbers of a model, by name."""
     found = {f"vae.{k}": v for k, v in bundle.vae.state_dict().items()}
     found |= {f"prior.{k}": v for k, v in bundle.prior.state_dict().items()}
-    found |= {"mean": bundle.latent_mean, "spread": bundle.latent_spread}
-    return found if bundle.directions is None else found | {"directions": bundle.directions}
+    found |= {"mean": bundle.latent_mean, "covariance": bundle.latent_covariance}
+    for name in ("directions", "scorers"):
+        if (tensor := getattr(bundle, name)) is not None:
+            found[name] = tensor
+    return found
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from facevae.bundle import Bundle
     from facevae.data import Faces, Picture
     from facevae.faces import Opener
+    from facevae.hub import Located
     from facevae.images import Pixels
     from facevae.labels import Values
 
@@ -148,7 +149,7 @@ def learn_attributes(
 
     console = Console(quiet=quiet, as_json=json)
     _check(data, labels, name, having, lacking)
-    target = _target(model, locate(model).path, output)
+    target = _target(locate(model), output)
     bundle, used = open_model(console, model, device)
     skipped: list[str] = []
     if labels:
@@ -189,8 +190,9 @@ def _check(
         raise UsageError(msg)
 
 
-def _target(model: str, path: Path, output: Path | None) -> Path:
+def _target(located: "Located", output: Path | None) -> Path:
     """The file to write: `output`, or the model's own if it is the user's."""
+    from facevae.hub import DEFAULT
     from facevae.outputs import SUFFIX_OF_MODELS
 
     if output is not None:
@@ -198,10 +200,11 @@ def _target(model: str, path: Path, output: Path | None) -> Path:
             msg = f"{output}: a model is a {SUFFIX_OF_MODELS} file; name one with -o"
             raise UsageError(msg)
         return output
-    if not Path(model).expanduser().exists():
-        msg = f"{model}: stays as it is; name the model to write with -o mine{SUFFIX_OF_MODELS}"
+    # a folder called "default" here makes the packaged model nobody's to write
+    if located.name == DEFAULT or not Path(located.name).expanduser().exists():
+        msg = f"{located.name}: stays as it is; name the model to write with -o mine{SUFFIX_OF_MODELS}"
         raise UsageError(msg)
-    return path
+    return located.path
 
 
 def _labelled(

@@ -11,8 +11,10 @@ reconstruction. `--compare` adds other ways to find the direction.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from facevae.attributes import edit_directions, kept_by_default
+from facevae.attributes import Examples, edit_directions, kept_by_default
 from facevae.batches import batches_of
+from facevae.bundle import Bundle
 from facevae.data import Faces, load_faces
-from facevae.edits import plan_edit
+from facevae.edits import carry_out, plan_edit
 from facevae.hub import load_model
 from facevae.labels import Labels, read_labels
 from facevae.latents import decode, posteriors
@@ -57,7 +60,7 @@ class Block(nn.Module):
 class Classifier(nn.Sequential):
     """Images (B, 3, 64, 64) in [0, 1] → logits (B, A)."""
 
-    def __init__(self, num_attributes: int, width: int = 24) -> None:
+    def __init__(self, num_attributes: int, width: int = 32) -> None:
         super().__init__(
             *(nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
             *(Block(width, 2 * width), Block(2 * width, 4 * width), Block(4 * width, 6 * width)),
@@ -147,81 +150,70 @@ def logistic_scorers(latents: Tensor, values: Tensor, penalty: float = 300.0) ->
 
 # ---------------------------------------------------------------- the table
 
+Way = Callable[[str, Tensor, float], Tensor]
+"""An attribute's name, latents (N, D) and α → edited latents (N, D)."""
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--classifier", type=Path, help="keep it there, or take it from there")
-    parser.add_argument("--compare", action="store_true")
-    arguments = parser.parse_args()
 
-    labels = read_labels(arguments.labels)
-    small = load_faces([arguments.data], SIZE)
-    network = Classifier(len(labels.names)).eval()
-    if arguments.classifier and arguments.classifier.exists():
-        network.load_state_dict(torch.load(arguments.classifier, weights_only=True))
-    else:
-        network = train_classifier(small, labels, arguments.epochs)
-        if arguments.classifier:
-            torch.save(network.state_dict(), arguments.classifier)
+def as_the_product_does(bundle: Bundle) -> Way:
+    def edited(name: str, latents: Tensor, alpha: float) -> Tensor:
+        edit = plan_edit(bundle, [name])
+        return carry_out(bundle, edit, latents, torch.full((len(latents), 1), alpha))
 
-    bundle, _ = load_model(arguments.model)
-    faces = load_faces([arguments.data], bundle.config.size)
-    examples = examples_of_faces(bundle, faces, labels)
-    if examples is None:
-        parser.error("none of the faces has a label")
-    started = time.perf_counter()
-    add_attributes(bundle, examples)
-    seconds = time.perf_counter() - started
-    print(
-        f"{len(bundle.attributes)} attributes learned from {len(examples.values):,} encoded faces "
-        f"in {seconds:.2f} s on {torch.get_num_threads()} threads"
-    )
-    values = labels.rows_for([faces.stems[row] for row in faces.held_out])
-    rows = faces.held_out[~np.isnan(values).any(1)]
-    values = values[~np.isnan(values).any(1)]
-    real = torch.cat(list(batches_of(faces, rows, torch.device("cpu"))))
-    latents, _ = posteriors(bundle.vae, real.split(128))
-    names = labels.names
-    show_classifier(network, real, values, names)
+    return edited
 
-    before = network.look(decode(bundle.vae, latents))
-    known = [attribute.name for attribute in bundle.attributes]
 
-    def held_still(name: str) -> Tensor:
-        return plan_edit(bundle, [name]).etas[0]
+def along(directions: Callable[[str], Tensor]) -> Way:
+    return lambda name, latents, alpha: latents + alpha * directions(name)
 
-    ways: dict[str, Callable[[str], Tensor]] = {"held still (default)": held_still}
-    if arguments.compare:
-        ways["mean difference"] = lambda name: plan_edit(bundle, [name], ["none"]).etas[0]
-        training = ~examples.held_out
-        seen = examples.latents[torch.from_numpy(training)]
-        marks = torch.from_numpy(examples.values[training])[:, [names.index(n) for n in known]]
-        joint = joint_directions(seen, marks, bundle.scorers)
-        ways["joint least squares"] = lambda name: joint[known.index(name)]
-        logistic = logistic_scorers(seen, marks)
-        logistic = logistic / (logistic * bundle.directions).sum(1, keepdim=True)
 
-        def by_logistic(name: str) -> Tensor:
-            edited = [known.index(name)]
+def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
+    names = [attribute.name for attribute in bundle.attributes]
+    training = ~examples.held_out
+    seen = examples.latents[torch.from_numpy(training)]
+    columns = [list(examples.names).index(name) for name in names]
+    marks = torch.from_numpy(examples.values[training])[:, columns]
+    directions, scorers = bundle.directions, bundle.scorers
+    joint = joint_directions(seen, marks, scorers)
+    logistic = logistic_scorers(seen, marks)
+    logistic = logistic / (logistic * directions).sum(1, keepdim=True)
+
+    def held_by(scorers: Tensor) -> Callable[[str], Tensor]:
+        def direction(name: str) -> Tensor:
+            edited = [names.index(name)]
             kept = kept_by_default(bundle.attributes, edited)
-            return edit_directions(bundle.directions, logistic, edited, kept)[0]
+            return edit_directions(directions, scorers, edited, kept)[0]
 
-        ways["held still, logistic"] = by_logistic
-    for title, eta_of in ways.items():
-        table = Table("attribute", "α", "faces", "changed", *(f"{n} flips" for n in WATCHED))
-        for name in EDITED:
-            column = names.index(name)
-            for sign in (1, -1):
-                chosen = torch.from_numpy((values[:, column] > 0) != (sign > 0))
-                edited = latents[chosen] + sign * ALPHA * eta_of(name)
-                after = network.look(decode(bundle.vae, edited))
-                table.add_row(*figures(name, sign, names, before[chosen], after))
-        table.title = title
-        Console(width=120).print(table)
+        return direction
+
+    return {
+        "the paper's difference of means": along(lambda name: directions[names.index(name)]),
+        "joint least squares": along(lambda name: joint[names.index(name)]),
+        "held still by linear discriminants, not corrected": along(held_by(scorers)),
+        "held still by logistic regression, not corrected": along(held_by(logistic)),
+    }
+
+
+@dataclass(frozen=True)
+class LabelledFaces:
+    """Held-out faces: images (N, 3, S, S), their latents (N, D) and labels (N, A)."""
+
+    images: Tensor
+    latents: Tensor
+    values: np.ndarray
+    names: list[str]
+
+
+def judged(way: Way, bundle: Bundle, network: Classifier, faces: LabelledFaces) -> Table:
+    before = network.look(decode(bundle.vae, faces.latents))
+    table = Table("attribute", "α", "faces", "changed", *(f"{n} flips" for n in WATCHED))
+    for name in EDITED:
+        has = faces.values[:, faces.names.index(name)] > 0
+        for sign in (1, -1):
+            chosen = torch.from_numpy(has != (sign > 0))
+            edited = way(name, faces.latents[chosen], sign * ALPHA)
+            after = network.look(decode(bundle.vae, edited))
+            table.add_row(*figures(name, sign, faces.names, before[chosen], after))
+    return table
 
 
 def figures(name: str, sign: int, names: list[str], before: Tensor, after: Tensor) -> list[str]:
@@ -237,16 +229,71 @@ def figures(name: str, sign: int, names: list[str], before: Tensor, after: Tenso
     return cells
 
 
-def show_classifier(
-    network: Classifier, real: Tensor, values: np.ndarray, names: list[str]
-) -> None:
-    found = network.look(real) > 0
+def held_out(bundle: Bundle, faces: Faces, labels: Labels) -> LabelledFaces:
+    values = labels.rows_for([faces.stems[row] for row in faces.held_out])
+    known = ~np.isnan(values).any(1)
+    images = torch.cat(list(batches_of(faces, faces.held_out[known], torch.device("cpu"))))
+    latents, _ = posteriors(bundle.vae, images.split(128))
+    return LabelledFaces(images, latents, values[known], labels.names)
+
+
+def accuracies(network: Classifier, faces: LabelledFaces) -> str:
+    found = network.look(faces.images) > 0
     parts = []
     for name in EDITED:
-        has = torch.from_numpy(values[:, names.index(name)] > 0)
-        right = found[:, names.index(name)] == has
-        parts.append(f"{name} {(right[has].float().mean() + right[~has].float().mean()) / 2:.1%}")
-    print(f"classifier, balanced accuracy on {len(real)} real held-out faces: {', '.join(parts)}")
+        has = torch.from_numpy(faces.values[:, faces.names.index(name)] > 0)
+        right = (found[:, faces.names.index(name)] == has).float()
+        parts.append(f"{name} {(right[has].mean() + right[~has].mean()) / 2:.1%}")
+    return (
+        f"classifier, balanced accuracy on {len(found)} real held-out faces: {', '.join(parts)}\n"
+    )
+
+
+def classifier(labels: Labels, arguments: argparse.Namespace) -> Classifier:
+    """Trained now, or before."""
+    place = arguments.classifier
+    if place and place.exists():
+        network = Classifier(len(labels.names)).eval()
+        network.load_state_dict(torch.load(place, weights_only=True))
+        return network
+    network = train_classifier(load_faces([arguments.data], SIZE), labels, arguments.epochs)
+    if place:
+        torch.save(network.state_dict(), place)
+    return network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--labels", type=Path, required=True)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--classifier", type=Path, help="keep it there, or take it from there")
+    parser.add_argument("--compare", action="store_true")
+    arguments = parser.parse_args()
+
+    labels = read_labels(arguments.labels)
+    network = classifier(labels, arguments)
+    bundle, _ = load_model(arguments.model)
+    faces = load_faces([arguments.data], bundle.config.size)
+    examples = examples_of_faces(bundle, faces, labels)
+    if examples is None:
+        parser.error("none of the faces has a label")
+    started = time.perf_counter()
+    learned = add_attributes(bundle, examples)
+    sys.stdout.write(
+        f"{len(learned)} attributes learned from {len(examples.values):,} encoded faces in "
+        f"{time.perf_counter() - started:.2f} s on {torch.get_num_threads()} threads\n"
+    )
+    judges = held_out(bundle, faces, labels)
+    sys.stdout.write(accuracies(network, judges))
+    ways = {"facevae arith": as_the_product_does(bundle)}
+    if arguments.compare:
+        ways |= other_ways(bundle, examples)
+    for title, way in ways.items():
+        table = judged(way, bundle, network, judges)
+        table.title = title
+        Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Edits: what they move, what they hold still, and how far they say they went."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import ATTRIBUTES, tiny_bundle
+
+from facevae.edits import measure_edit, plan_edit, relative_distance
+from facevae.errors import UsageError
+from facevae.images import from_pixels, to_pixels
+from facevae.latents import decode, encode_pixels, latents_of_seeds
+
+
+@pytest.fixture
+def bundle():
+    return tiny_bundle()
+
+
+def effects(bundle, edit):
+    """How far each of the edit's ways moves every attribute's score, (E, A)."""
+    return (edit.etas @ bundle.scorers.T) * edit.signs[:, None]
+
+
+def column(name):
+    return ATTRIBUTES.index(name)
+
+
+def test_by_default_gender_age_smile_and_glasses_are_held_still(bundle):
+    edit = plan_edit(bundle, ["glasses"])
+    assert edit.edited == ["Eyeglasses"]
+    assert sorted(edit.kept) == ["Male", "Smiling"]
+    (moved,) = effects(bundle, edit)
+    expected = {"Eyeglasses": 1.0, "Male": 0.0, "Smiling": 0.0}
+    for name, value in expected.items():
+        assert float(moved[column(name)]) == pytest.approx(value, abs=1e-5)
+    assert abs(moved[column("No_Beard")]) > 0.01, "nobody holds that one"
+
+
+def test_with_nothing_kept_an_edit_is_the_plain_direction(bundle):
+    for none in (["none"], ["None"], []):
+        edit = plan_edit(bundle, ["Smiling"], none)
+        assert edit.kept == []
+        torch.testing.assert_close(edit.etas[0], bundle.directions[column("Smiling")])
+
+
+def test_all_the_others_can_be_kept(bundle):
+    for word in ("all", "ALL"):
+        edit = plan_edit(bundle, ["male", "smile"], [word])
+        assert edit.edited == ["Male", "Smiling"]
+        assert edit.kept == ["Eyeglasses", "No_Beard"]
+        moved = effects(bundle, edit)
+        for row, name in enumerate(edit.edited):
+            expected = torch.zeros(len(ATTRIBUTES))
+            expected[column(name)] = 1
+            torch.testing.assert_close(moved[row], expected, rtol=0, atol=1e-5)
+
+
+def test_attributes_to_keep_are_known_by_any_of_their_names_once(bundle):
+    edit = plan_edit(bundle, ["smile"], ["beard", "no beard", "woman", "MALE"])
+    assert edit.kept == ["No_Beard", "Male"]
+
+
+def test_words_of_the_opposite_turn_the_edit_round(bundle):
+    man, woman = (plan_edit(bundle, [word], ["none"]) for word in ("man", "woman"))
+    assert man.edited == woman.edited == ["Male"]
+    latents, alphas = latents_of_seeds(bundle, [1, 2]), torch.tensor([[0.5], [2.0]])
+    torch.testing.assert_close(woman.apply(latents, alphas), man.apply(latents, -alphas))
+    beard = plan_edit(bundle, ["beard", "smile"])
+    assert beard.signs.tolist() == [-1, 1]
+    moved = beard.scores(beard.apply(latents, torch.tensor([[1.0, 0.5]] * 2)))
+    moved = moved - beard.scores(latents)
+    expected = torch.zeros(len(beard.kept))
+    torch.testing.assert_close(
+        moved[0], torch.cat([torch.tensor([-1.0, 0.5]), expected]), rtol=0, atol=1e-4
+    )
+
+
+def test_an_edit_adds_alpha_times_its_ways(bundle):
+    """w = w_new + Σ α · η, a row of alphas for each face."""
+    latents = latents_of_seeds(bundle, [1, 2, 3])
+    edit = plan_edit(bundle, ["glasses", "smile"])
+    assert edit.apply(latents, torch.zeros(3, 2)).equal(latents)
+    alphas = torch.tensor([[0.0, 1.0], [1.5, 0.0], [2.0, -3.0]])
+    expected = np.stack(
+        [
+            z.numpy() + sum(float(a) * eta.numpy() for a, eta in zip(row, edit.etas, strict=True))
+            for z, row in zip(latents, alphas, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(edit.apply(latents, alphas).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_edited_and_not_asked_to_move_is_held_still(bundle):
+    """α = 0 of an attribute that is edited too keeps it where it was."""
+    edit = plan_edit(bundle, ["smile", "beard"], ["none"])
+    latents = latents_of_seeds(bundle, [4])
+    after = edit.scores(edit.apply(latents, torch.tensor([[1.0, 0.0]])))
+    moved = after - edit.scores(latents)
+    torch.testing.assert_close(moved, torch.tensor([[1.0, 0.0]]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "keep", "said"),
+    [
+        (["smile", "SMILING"], None, "--attr SMILING: is named twice"),
+        (["beard", "smile", "no_beard"], None, "--attr no_beard: is named twice"),
+        (["man", "woman"], None, "--attr woman: is named twice"),
+        (["smile"], ["glasses", "Smiling"], "--keep Smiling: is to be edited too"),
+        (["smile"], ["nothing"], "--keep nothing: "),
+        (["smile"], ["none", "all"], "--keep none: "),
+        (["hair"], None, "--attr hair: "),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(bundle, wanted, keep, said):
+    with pytest.raises(UsageError) as caught:
+        plan_edit(bundle, wanted, keep)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_too_alike_is_refused_and_can_be_edited_without_the_other(bundle):
+    bundle.directions[column("Male")] = bundle.directions[column("Smiling")]
+    bundle.scorers[column("Male")] = bundle.scorers[column("Smiling")]
+    with pytest.raises(UsageError, match="too alike"):
+        plan_edit(bundle, ["smile"])
+    assert plan_edit(bundle, ["smile"], ["glasses"]).kept == ["Eyeglasses"]
+
+
+def test_a_model_without_attributes_has_nothing_to_edit(bundle):
+    bare = dataclasses.replace(bundle, attributes=[], directions=None, scorers=None)
+    with pytest.raises(UsageError, match="knows no attributes"):
+        plan_edit(bare, ["smile"])
+
+
+def test_what_was_learned_by_the_papers_means_is_edited_by_them_alone(bundle):
+    place = column("Smiling")
+    bundle.attributes[place] = dataclasses.replace(bundle.attributes[place], method="mean")
+    edit = plan_edit(bundle, ["smile"])
+    assert edit.kept == []
+    torch.testing.assert_close(edit.etas[0], bundle.directions[place])
+    assert plan_edit(bundle, ["smile"], ["male"]).kept == ["Male"], "unless it is asked for"
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def test_an_edit_is_measured_on_the_pictures_that_came_of_it(bundle):
+    edit = plan_edit(bundle, ["glasses"])
+    before = latents_of_seeds(bundle, [3])[0]
+    alphas = torch.tensor([[0.0], [1.0], [-2.0]])
+    images = decode(bundle.vae, edit.apply(before.repeat(3, 1), alphas))
+    found = measure_edit(bundle, edit, before, images)
+    assert found.moved.shape == (3, 3)
+    assert found.distance.shape == (3,)
+    # the same by hand: encode the pictures again, the unedited reconstruction first
+    unedited = decode(bundle.vae, before[None])
+    with torch.no_grad():
+        seen = bundle.vae.encode(torch.cat([unedited, images]))[0]
+    rows = [ATTRIBUTES.index(name) for name in (*edit.edited, *edit.kept)]
+    scores = seen @ bundle.scorers[rows].T
+    torch.testing.assert_close(found.moved, scores[1:] - scores[:1], rtol=1e-3, atol=1e-4)
+    # α = 0 went nowhere
+    assert found.moved[0].abs().max() < 1e-4
+    assert found.distance[0] < 1e-4
+    assert (found.distance[1:] > 0.01).all()
+
+
+def test_more_pictures_than_are_encoded_at_once_are_measured_in_their_order(bundle):
+    edit = plan_edit(bundle, ["glasses"])
+    before = latents_of_seeds(bundle, [3])[0]
+    alphas = torch.linspace(-2, 2, 70)[:, None]
+    images = decode(bundle.vae, edit.apply(before.repeat(70, 1), alphas))
+    many = measure_edit(bundle, edit, before, images)
+    few = measure_edit(bundle, edit, before, images[-3:])
+    torch.testing.assert_close(many.moved[-3:], few.moved, rtol=1e-3, atol=1e-4)
+
+
+def test_distance_1_is_between_two_faces_taken_at_random(bundle):
+    draw = np.random.default_rng(0)
+    covariance = bundle.latent_covariance.double().numpy()
+    faces = draw.normal(size=(4000, len(covariance))) @ np.linalg.cholesky(covariance).T
+    steps = torch.from_numpy(faces[:2000] - faces[2000:]).float()
+    distances = relative_distance(bundle, steps)
+    assert float(distances.square().mean().sqrt()) == pytest.approx(1, abs=0.03)
+    # Mahalanobis' length, whatever the units of the dimensions
+    squares = np.einsum("nd,de,ne->n", *(steps.numpy(), np.linalg.inv(covariance), steps.numpy()))
+    expected = np.sqrt(squares / (2 * len(covariance)))
+    np.testing.assert_allclose(distances.numpy(), expected, rtol=2e-3)
+    torch.testing.assert_close(relative_distance(bundle, 3 * steps), 3 * distances)
+    assert relative_distance(bundle, torch.zeros(2, len(covariance))).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_distances_are_finite_where_faces_hardly_differ(bundle, rank):
+    """As of a model whose latents have collapsed."""
+    one = torch.zeros_like(bundle.latent_covariance)
+    one[0, 0] = rank
+    bundle.latent_covariance = one
+    assert relative_distance(bundle, torch.eye(len(one))).isfinite().all()
+
+
+def test_the_packages_model_moves_what_it_is_asked_to_and_little_else():
+    """As its own encoder sees its pictures again, over ten faces."""
+    from facevae.hub import load_model
+
+    packaged, _ = load_model()
+    latents = latents_of_seeds(packaged, list(range(10)))
+    pixels = to_pixels(decode(packaged.vae, latents))
+    assert np.array_equal(to_pixels(from_pixels(pixels)), pixels)
+    seen = encode_pixels(packaged, pixels)
+    for name in ("glasses", "smile", "male"):
+        edit = plan_edit(packaged, [name])
+        ends = [
+            measure_edit(
+                packaged, edit, z, decode(packaged.vae, edit.apply(z[None], torch.tensor([[1.0]])))
+            )
+            for z in seen
+        ]
+        moved = torch.cat([end.moved for end in ends]).mean(0)
+        assert moved[0] > 0.5, name
+        assert moved[1:].abs().max() < 0.25, name
+        assert torch.cat([end.distance for end in ends]).max() < 1
