@@ -2,11 +2,14 @@
 
 import atexit
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.progress import (
@@ -23,6 +26,7 @@ from rich.text import Text
 _SECONDS_A_LINE = 30.0
 _BETWEEN = " · "  # the parts of a note, which may stand on lines of their own
 _BAR_WIDTH, _BESIDE_BAR = 40, 45  # columns: of a bar, and of what stands beside it
+_GAP = 2  # columns between those of a table
 
 
 class Console:
@@ -62,18 +66,38 @@ class Console:
         sys.stdout.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table on stdout; columns of numbers stand to the right, and what is None is a dash."""
+        """A table on stdout; columns of numbers stand to the right, and what is None is a dash.
+
+        Cells are broken between words. Where even so there is too little room, every row becomes
+        a paragraph of its own. Where there is no terminal, no line is broken.
+        """
         self.close()
-        table = Table()
-        for i, column in enumerate(columns):
-            cells = [row[i] for row in rows if row[i] is not None]
-            is_number = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
-            justify: Literal["left", "right"] = "right" if is_number else "left"
-            table.add_column(column, justify=justify, overflow="fold", no_wrap=i == 0)
-        for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row))
+        cells = [[_cell(value) for value in row] for row in rows]
+        columns_of = [[name, *(row[i] for row in cells)] for i, name in enumerate(columns)]
+        natural = [max(map(_width, texts)) for texts in columns_of]
+        least = [natural[0], *(max(map(_longest_word, texts)) for texts in columns_of[1:])]
         console = RichConsole(highlight=False)
+        if not (console.is_terminal or "COLUMNS" in os.environ):
+            console.width = max(console.width, sum(natural) + _GAP * len(natural))
+        widths = fitted(natural, least, console.width - _GAP * (len(columns) - 1))
         console.print(Text(title, style="bold"), soft_wrap=True)
+        if widths is None:
+            for row in cells:
+                console.print(Text(_paragraph(columns, row)), soft_wrap=True)
+            return
+        table = Table(
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            show_header=any(columns),
+            pad_edge=False,
+            padding=(0, _GAP - 1, 0, 0),
+        )
+        for i, (column, width) in enumerate(zip(columns, widths, strict=True)):
+            values = [row[i] for row in rows if row[i] is not None]
+            is_number = bool(values) and all(isinstance(value, int | float) for value in values)
+            table.add_column(column, justify="right" if is_number else "left", width=width)
+        for row in cells:
+            table.add_row(*map(Text, row))
         console.print(table)
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
@@ -145,6 +169,21 @@ def packed(parts: Sequence[str], width: int) -> list[str]:
     return lines
 
 
+def fitted(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
+    """Widths of a table's columns, between `least` and `natural`; None if there is too little room.
+
+    Columns that need the least more are widened first, so that few cells are broken.
+    """
+    spare = room - sum(least)
+    if spare < 0:
+        return None
+    widths = list(least)
+    for i in sorted(range(len(widths)), key=lambda i: natural[i] - least[i]):
+        widths[i] = min(natural[i], least[i] + spare)
+        spare -= widths[i] - least[i]
+    return widths
+
+
 def duration(seconds: float) -> str:
     """`1 h 02 min`, `3 min 05 s` or `12 s`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -158,3 +197,27 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _width(text: str) -> int:
+    return max(map(cell_len, text.splitlines() or [""]))
+
+
+def _longest_word(text: str) -> int:
+    # a word is never broken, nor is it parted from its line's indentation
+    return max(
+        (
+            cell_len(line) - cell_len(line.lstrip()) + max(map(cell_len, line.split()), default=0)
+            for line in text.splitlines()
+        ),
+        default=0,
+    )
+
+
+def _paragraph(columns: Sequence[str], cells: Sequence[str]) -> str:
+    """A row of a table as lines: the first cell, then the others below it, by their columns."""
+    lines = [cells[0]]
+    for column, cell in zip(columns[1:], cells[1:], strict=True):
+        text = cell.replace("\n", "\n    " if column else "\n  ")
+        lines.append(f"  {column}: {text}" if column else f"  {text}")
+    return "\n".join(lines)

@@ -164,4 +164,4 @@ def test_an_empty_cache_is_said_to_be_empty(facevae):
 
 
 def test_help_shows_what_stands_in_brackets(facevae):
-    assert "user/repo[@revision]" in facevae("info", "--help").stdout
+    assert "user/repo(@revision)" in facevae("info", "--help").stdout

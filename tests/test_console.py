@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from facevae.console import Console, duration, packed
+from facevae.console import Console, duration, fitted, packed
 
 
 def test_the_result_is_on_stdout_and_the_talk_on_stderr(capsys):
@@ -65,23 +65,19 @@ def test_progress_into_a_file_is_a_line_now_and_then_and_one_at_the_end(capsys):
 
 
 def test_a_table_is_on_stdout_with_every_cell(capsys):
-    Console().table("Figures", ["name", "count", "psnr"], [["[a]", 1234, 20.12345], ["b", 7, 9.5]])
+    Console().table("Figures", ["name", "count", "psnr"], [["[a]", 1234, 20.12345], ["b", 7, None]])
     out, err = capsys.readouterr()
     assert err == ""
-    rows = {
-        line.split()[1]: line.replace("│", " ").split() for line in out.splitlines() if "│" in line
-    }
-    assert rows["[a]"] == ["[a]", "1234", "20.12"]
-    assert rows["b"] == ["b", "7", "9.5"]
-    assert "Figures" in out
+    title, header, rule, *rows = map(str.rstrip, out.splitlines())
+    assert (title, header.split()) == ("Figures", ["name", "count", "psnr"])
+    assert set(rule) == {"─"}
+    assert [row.split() for row in rows] == [["[a]", "1234", "20.12"], ["b", "7", "-"]]
 
 
 def test_a_table_sets_numbers_to_the_right_and_words_to_the_left(capsys):
     Console().table("", ["word", "number"], [["a", 1], ["bcdef", 23456]])
-    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
-    cells = [line.strip("│").split("│") for line in lines]
-    assert cells[0] == [" a     ", "      1 "]
-    assert cells[1] == [" bcdef ", "  23456 "]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["a           1", "bcdef   23456"]
 
 
 def test_a_table_without_rows_still_has_its_columns(capsys):
@@ -89,6 +85,55 @@ def test_a_table_without_rows_still_has_its_columns(capsys):
     out = capsys.readouterr().out
     assert "key" in out
     assert "size" in out
+
+
+ROW = ["5_o_Clock_Shadow", 79, "Wearing_Lipstick +0.9\nHeavy_Makeup -0.8"]
+
+
+def shown(capsys, monkeypatch, width, rows=(ROW,)):
+    monkeypatch.setenv("COLUMNS", str(width))
+    Console().table("t", ["name", "accuracy", "goes along with"], rows)
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_no_word_of_a_table_is_broken(capsys, monkeypatch):
+    words = {word for cell in ROW for word in str(cell).split()}
+    for width in range(20, 120):
+        lines = shown(capsys, monkeypatch, width)
+        assert words <= {word for line in lines for word in line.split()}, width
+        if width >= 45:  # what the words themselves need
+            assert max(map(len, lines)) <= width
+            assert "─" in lines[1] + lines[2]
+
+
+def test_a_table_that_is_too_wide_is_a_paragraph_a_row(capsys, monkeypatch):
+    assert shown(capsys, monkeypatch, 40) == [
+        "5_o_Clock_Shadow",
+        "  accuracy: 79",
+        "  goes along with: Wearing_Lipstick +0.9",
+        "    Heavy_Makeup -0.8",
+    ]
+
+
+def test_where_there_is_no_terminal_a_row_stays_one_line(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    path = "/a/very/long/path" * 20
+    Console().table("t", ["key", "path"], [["a", path]])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["a", path]
+
+
+@pytest.mark.parametrize(
+    ("natural", "least", "room", "widths"),
+    [
+        ([5, 20], [5, 8], 30, [5, 20]),
+        ([5, 20], [5, 8], 20, [5, 15]),
+        ([5, 10, 20], [5, 8, 8], 25, [5, 10, 10]),
+        ([5, 20], [5, 8], 13, [5, 8]),
+        ([5, 20], [5, 8], 12, None),
+    ],
+)
+def test_columns_take_what_room_there_is(natural, least, room, widths):
+    assert fitted(natural, least, room) == widths
 
 
 def test_a_note_is_broken_between_its_parts_where_a_line_is_too_short():

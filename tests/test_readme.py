@@ -18,8 +18,11 @@ PYTHON = re.findall(
 )  # test_export runs ONNX's
 LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 COMMANDS = [line for line in LINES if line.startswith("facevae ")]
+# commands and what they say
+CONSOLE = re.findall(r"^\$ (facevae .*)\n((?:(?!\$|```).*\n)+)", README, re.MULTILINE)
 # `someone` of the README's, whose repositories are on the real Hub, or would be
 REMOTE = [line for line in COMMANDS if "someone/faces" in line and "--dry-run" not in line]
+FIVE = ["train", "reconstruct", "sample", "morph", "arith"]
 # what makes a training short enough for a test; a later option takes the place of an earlier one
 SHORT = "--size 32 --epochs 1 --prior-epochs 1 --latent-dim 4 --batch-size 8"
 
@@ -57,9 +60,26 @@ def test_every_command_of_the_readme_runs(place: Path, facevae: Command) -> None
             arguments += ["--num-samples", "8", "--no-fid", "--baseline-epochs", "1"]
         done = facevae(*arguments, OMP_NUM_THREADS="2")
         # an estimate is no path, and a table is none
-        paths = [] if {"--dry-run", "eval"} & set(arguments) else done.stdout.splitlines()
+        paths = [] if {"--dry-run", "eval", "list"} & set(arguments) else done.stdout.splitlines()
         for path in paths:
             assert (place / path).exists(), f"{line}: printed {path}, which is not there"
+
+
+@pytest.mark.usefixtures("place")
+def test_commands_say_what_the_readme_shows(facevae: Command) -> None:
+    assert [line.split()[1] for line, _ in CONSOLE] == FIVE
+    for line, shown in CONSOLE:
+        _, *arguments = shlex.split(line)
+        trained = shlex.split("--size 32 --prior-epochs 1") if arguments[0] == "train" else []
+        done = facevae(*arguments, *trained, FACEVAE_DEVICE="cpu")
+        # progress, and what is said only of drawn faces
+        left_out = r"^([\w ]+: [\d,]+ of |the faces are not framed alike).*\n"
+        said = re.sub(left_out, "", done.stderr + done.stdout, flags=re.MULTILINE)
+        assert _without_figures(said) == _without_figures(shown), line
+
+
+def _without_figures(text: str) -> str:
+    return re.sub(r"[-+]?\d[\d,.]*", "0", text)
 
 
 def test_the_readmes_commands_about_the_hub_are_understood() -> None:
@@ -89,7 +109,7 @@ def test_the_python_of_the_readme_runs(place: Path) -> None:
 
 def test_the_other_commands_of_the_readme_are_about_files_that_exist() -> None:
     for line in LINES:
-        if line.startswith("python "):
+        if line.startswith("python tests/"):
             assert (ROOT / line.split()[1]).is_file(), line
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch, numpy or PIL before a command runs, so that help is 
 
 import errno
 import os
+import shutil
 import sys
 import warnings
 from typing import Annotated
@@ -43,6 +44,9 @@ app.add_typer(attributes.app, name="attributes")
 app.command("eval")(evaluate)
 
 
+_NARROW = 70  # columns: below, the frames of help leave no room for the options' names
+
+
 def _version(*, wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -75,8 +79,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Pillow's, of large or oddly tagged pictures, which are fine
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    if shutil.get_terminal_size().columns < _NARROW:
+        app.rich_markup_mode = None
     try:
-        app()
+        app(prog_name=app.info.name)
     except FacevaeError as error:
         Console().error(str(error))
         sys.exit(error.exit_code)

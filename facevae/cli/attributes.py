@@ -94,7 +94,7 @@ def learn_attributes(
     data: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[DATA…]",
+            metavar="DATA…",
             help="The labelled photos, if they are not the model's training set.",
         ),
     ] = None,

@@ -30,9 +30,7 @@ _BASELINES = ("pca", "ae")
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="default, a file, a folder, or user/repo\\[@revision]."
-        ),
+        typer.Argument(metavar="MODEL", help="default, a file, a folder, or user/repo(@revision)."),
     ],
     data: Annotated[
         list[Path],

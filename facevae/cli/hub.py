@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def pull(
     model: Annotated[
-        str, typer.Argument(metavar="USER/REPO", help="A repository, as user/repo\\[@revision].")
+        str, typer.Argument(metavar="USER/REPO", help="A repository, as user/repo(@revision).")
     ],
     *,
     force: Annotated[

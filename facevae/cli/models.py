@@ -48,7 +48,7 @@ def info(
         console.result([], values)
         return
     rows = [(key, _text(value)) for key, value in values.items() if key != "attributes"]
-    console.table(f"{located.name}", ("", "value"), rows)
+    console.table(f"{located.name}", ("", ""), rows)
     if bundle.attributes:
         console.say(f"{len(bundle.attributes)} attributes; see `facevae attributes list {model}`")
 
@@ -124,4 +124,4 @@ def _text(value: object) -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return "" if value is None else str(value)
+    return "-" if value is None else str(value)

@@ -16,7 +16,7 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="FACEVAE_MODEL",
-        help="The model: 'default' (in the package), a file, a folder, or user/repo\\[@revision] on the Hub.",
+        help="The model: 'default' (in the package), a file, a folder, or user/repo(@revision) on the Hub.",
     ),
 ]
 ModelArgument = Annotated[
@@ -24,7 +24,7 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         envvar="FACEVAE_MODEL",
-        help="default, a file, a folder, or user/repo\\[@revision].",
+        help="default, a file, a folder, or user/repo(@revision).",
     ),
 ]
 Device = Annotated[
@@ -43,8 +43,16 @@ Output = Annotated[
         help="Where to write; the suffix chooses the format, and a name without one is a folder.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk, no progress: results only.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", envvar="FACEVAE_JSON", help="Print the result as one JSON object."),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", envvar="FACEVAE_QUIET", help="No talk, no progress: results only."
+    ),
+]
 CacheDir = Annotated[
     Path | None,
     typer.Option(

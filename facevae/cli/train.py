@@ -32,7 +32,7 @@ def train(
         list[str],
         typer.Argument(
             metavar="DATA…",
-            help="Folders, pictures, .tar shards, Parquet, or hf://datasets/owner/name\\[/split].",
+            help="Folders, pictures, .tar shards, Parquet, or hf://datasets/owner/name(/split).",
         ),
     ],
     *,

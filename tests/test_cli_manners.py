@@ -1,0 +1,97 @@
+"""Environment variables, completion, and terminals that are narrow, plain or not there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ATTRIBUTES, tiny_bundle
+
+from facevae.bundle import save
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A tiny model, `tiny.safetensors`, where the command line runs."""
+    save(tiny_bundle(), tmp_path / "tiny.safetensors")
+    return "tiny.safetensors"
+
+
+def test_variables_set_other_defaults_and_options_count_first(facevae, model):
+    done = facevae("info", FACEVAE_MODEL=model, FACEVAE_JSON="1", FACEVAE_QUIET="1")
+    assert json.loads(done.stdout)["model"]["name"] == model
+    assert done.stderr == ""
+    sampled = ("sample", "-n", "1", "-o", "a.png")
+    assert facevae(*sampled, FACEVAE_MODEL="nowhere", FACEVAE_QUIET="0", code=1).stdout == ""
+    done = facevae(*sampled, "-m", model, FACEVAE_MODEL="nowhere", FACEVAE_JSON="0")
+    assert done.stdout == "a.png\n"
+    assert "model: tiny" in done.stderr
+
+
+def test_a_variable_that_makes_no_sense_is_named(facevae, model):
+    done = facevae("info", model, code=2, FACEVAE_QUIET="perhaps")
+    assert done.stdout == ""
+    assert "FACEVAE_QUIET" in done.stderr
+
+
+def test_every_attribute_is_a_word_whatever_the_width(facevae, model):
+    for width in ("40", "80"):
+        shown = facevae("attributes", "list", model, COLUMNS=width).stdout
+        assert set(ATTRIBUTES) <= set(shown.split())
+        assert max(map(len, shown.splitlines())) <= int(width) + len(
+            model
+        )  # the title is not broken
+
+
+def test_there_are_no_colours_where_nobody_sees_them(facevae, model):
+    for environment in ({}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}):
+        done = facevae("attributes", "list", model, **environment)
+        assert not re.search(r"\x1b\[[\d;]*3[0-7]", done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize("command", [("train",), ("sample",), ("attributes", "learn")])
+def test_help_in_a_narrow_terminal_names_every_option_in_full(facevae, command):
+    wide, narrow = (
+        set(re.findall(r"--[a-z-]+", facevae(*command, "--help", COLUMNS=width).stdout))
+        for width in ("200", "40")
+    )
+    assert narrow == wide
+
+
+def shell_says(script: str, **environment: str) -> str:
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **environment},
+    )
+    return done.stdout
+
+
+def test_bash_is_told_how_to_complete(facevae):
+    script = facevae("--show-completion", "bash").stdout
+    assert script.rstrip().endswith("facevae")
+    defined = shell_says(f"{script}\ncomplete -p facevae")
+    assert re.search(r"-F (\w+) facevae", defined)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("att", {"attributes"}), ("attributes le", {"learn"}), ("sample --temp", {"--temperature"})],
+)
+def test_commands_and_options_are_completed(facevae, typed, offered):
+    words = f"facevae {typed}"
+    done = facevae(
+        _FACEVAE_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(typed.split()))
+    )
+    assert set(done.stdout.split()) == offered
+
+
+def test_install_completion_writes_where_the_shell_looks(facevae, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    facevae("--install-completion", "bash", HOME=str(home))
+    assert "facevae" in (home / ".bashrc").read_text()
