@@ -21,7 +21,7 @@ from facevae.config import PRESETS
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- made by tests/reference.py -->\n", "<!-- end -->\n"
-HEAD = ("| | value | default | |", "|---|---|---|---|")
+HEAD = ("| option | value | default | |", "|---|---|---|---|")
 SHARED_BY = 3  # commands that take the same option, from which on it is listed once
 
 

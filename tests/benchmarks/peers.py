@@ -1,13 +1,12 @@
 """How fast other programs train the same layers on a CPU, beside facevae and a plain loop.
 
-    python -m venv peers && peers/bin/pip install pythae numpy pillow safetensors
+    python -m venv peers && peers/bin/pip install torch==2.13.0 pythae
     python tests/benchmarks/peers.py --size 128 --pythae peers/bin/python
 
-pythae (0.1.2) is run from an environment of its own, which needs what `facevae.model` needs too:
-its `VAE` is given facevae's encoder and decoder, and its `BaseTrainer` the paper's batches and
-learning rate, all else as it comes. The time is that of whole epochs after the first, from one
-callback of the trainer's to the next; the faces are as many as in `train_speed.py`, whose two
-loops are the others.
+pythae (0.1.2) is run from an environment of its own: its `VAE` is given facevae's encoder and
+decoder, and its `BaseTrainer` the paper's batches and learning rate, all else as it comes. The time
+is that of whole epochs after the first, from one callback of the trainer's to the next; the faces
+are as many as in `train_speed.py`, whose two loops are the others.
 """
 
 import sys
