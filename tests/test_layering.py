@@ -63,6 +63,15 @@ def test_the_table_names_every_module_and_no_other():
     assert {name.split(".")[0] for name in SOURCES} == LAYER_OF.keys()
 
 
+def test_the_readme_shows_the_table():
+    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+    tree = readme.split("```\nfacevae/\n", 1)[1].split("  cli/", 1)[0]
+    shown = [line[:42].split("  ")[1] for line in tree.splitlines()]
+    rows = " ".join(f"{row}" if row.endswith(",") else f"{row};" for row in shown)
+    groups = [{name.strip() for name in row.split(",")} for row in rows.rstrip(";").split(";")]
+    assert groups == [set(layer) for layer in LAYERS[: LAYER_OF["cli"]]]
+
+
 def test_imports_point_downward_only():
     wrong = [
         f"{module} imports {other}"
