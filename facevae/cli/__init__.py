@@ -25,6 +25,8 @@ from facevae.cli.train import train
 from facevae.console import Console
 from facevae.errors import FacevaeError
 
+_NARROW = 70  # columns: below, the frames of help leave no room for the options' names
+
 app = typer.Typer(
     name="facevae",
     help="Faces over one VAE: train, reconstruct, sample, morph, arith.",
@@ -42,9 +44,6 @@ for command in COMMANDS:
     app.command()(command)
 app.add_typer(attributes.app, name="attributes")
 app.command("eval")(evaluate)
-
-
-_NARROW = 70  # columns: below, the frames of help leave no room for the options' names
 
 
 def _version(*, wanted: bool) -> None:
