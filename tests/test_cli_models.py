@@ -12,6 +12,7 @@ from facevae.bundle import save
 from facevae.faces import FFHQ
 
 COMMANDS = ("train", "reconstruct", "sample", "morph", "arith", "align", "info", "cache")
+ATTRIBUTE_COMMANDS = ("attributes list", "attributes learn")
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub", "matplotlib", "av")
 
 HELP = """
@@ -34,7 +35,8 @@ print(json.dumps({"texts": texts, "loaded": loaded}))
 @pytest.fixture(scope="module")
 def helped():
     """What each `--help` prints, by command, and all that was imported meanwhile."""
-    asked = ["--help", *(f"{command} --help" for command in COMMANDS), "--version"]
+    commands = (*COMMANDS, "attributes", *ATTRIBUTE_COMMANDS)
+    asked = ["--help", *(f"{command} --help" for command in commands), "--version"]
     done = subprocess.run(
         [sys.executable, "-c", HELP, *asked], capture_output=True, text=True, check=True
     )
@@ -49,8 +51,8 @@ def test_help_and_version_load_nothing_heavy(helped):
 
 def test_help_names_every_command_and_gives_examples_of_each(helped):
     texts = helped[0]
-    for command in COMMANDS:
-        assert command in texts["--help"]
+    for command in (*COMMANDS, *ATTRIBUTE_COMMANDS):
+        assert command.split()[0] in texts["--help"]
         assert f"facevae {command}" in texts[f"{command} --help"].split("Examples", 1)[1]
 
 
@@ -87,12 +89,14 @@ def test_info_tells_all_that_a_model_is(facevae, tmp_path):
     assert values["prior"] == bundle.prior_config.to_dict()
     assert values["framing"] == FFHQ.to_dict()
     assert values["provenance"] == bundle.provenance
+    assert values["attributes"] == [dataclasses.asdict(a) for a in bundle.attributes]
     assert [a["name"] for a in values["attributes"]] == list(ATTRIBUTES)
     assert values["num_parameters"]["vae"] == sum(p.numel() for p in bundle.vae.parameters())
 
-    shown = facevae("info", FACEVAE_MODEL="run").stdout
-    for text in (*ATTRIBUTES, "for tests", "75%", "left_eye"):
-        assert text in shown
+    done = facevae("info", FACEVAE_MODEL="run")
+    for text in ("for tests", "left_eye", "extent"):
+        assert text in done.stdout
+    assert "4 attributes; see `facevae attributes list run`" in done.stderr
 
 
 def test_the_embedded_model_is_small_sound_and_says_where_it_comes_from(facevae):

@@ -65,7 +65,10 @@ def train(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="A CelebA list or a CSV: learn attributes for `arith`."),
+        typer.Option(
+            "--labels",
+            help="A CelebA list, a CSV, or a folder of FFHQ features: learn attributes for `arith`.",
+        ),
     ] = None,
     init: Annotated[
         str | None,
@@ -257,7 +260,7 @@ def _describe(console: Console, run: "Run") -> None:
         console.say(f"{count:,} faces are labelled, with {len(run.labels.names)} attributes")
         if run.labels.ignored:
             console.warn(
-                f"labels that are not yes-or-no are left out: {', '.join(run.labels.ignored)}"
+                f"labels that are neither yes-or-no nor numbers are left out: {', '.join(run.labels.ignored)}"
             )
         if not count:
             face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]

@@ -10,6 +10,7 @@ from the true ones, in % of the true side; the roll's is in degrees.
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def main() -> None:
         framing = measure_framing(pixels[half::2])
         if framing is None:
             parser.error(f"{arguments.folder}: these are not framed alike")
-        print(f"framing: {framing}")
+        sys.stdout.write(f"framing: {framing}\n")
         for picture in pixels[1 - half :: 2]:
             photo, square = moved(Image.fromarray(picture), draw)
             turns = int(draw.choice(4, p=(0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3)))
@@ -70,10 +71,10 @@ def main() -> None:
             sides = placed.square[1] - placed.square[0], square[1] - square[0]
             errors.append(np.abs(placed.square - square).mean() / abs(sides[1]))
             rolls.append(abs(np.angle(sides[0] / sides[1], deg=True)))
-    print(
+    sys.stdout.write(
         f"{len(files)} pictures: corner error {100 * np.mean(errors):.2f} % of the side "
         f"(p90 {100 * np.quantile(errors, 0.9):.2f}), roll {np.mean(rolls):.2f}°, "
-        f"missed {missed}, wrong way up {sideways}, {1e3 * seconds / len(files):.0f} ms each on one core"
+        f"missed {missed}, wrong way up {sideways}, {1e3 * seconds / len(files):.0f} ms each on one core\n"
     )
 
 

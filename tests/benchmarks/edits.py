@@ -11,6 +11,7 @@ reconstruction. `--compare` adds other ways to find the direction.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from facevae.attributes import edit_directions, kept_by_default
+from facevae.attributes import Examples, edit_directions, kept_by_default
 from facevae.batches import batches_of
+from facevae.bundle import Bundle
 from facevae.data import Faces, load_faces
 from facevae.edits import plan_edit
 from facevae.hub import load_model
@@ -33,6 +35,7 @@ from facevae.learning import add_attributes, examples_of_faces
 
 ALPHA, SURE, SIZE = 1.5, 2.2, 64  # 2.2 is the logit of 90 %
 EDITED = ("Eyeglasses", "Smiling", "Male", "Young", "No_Beard", "Wearing_Hat")
+Way = Callable[[str], Tensor]  # an attribute's name to what is added to a latent
 WATCHED = ("Male", "Young", "Smiling", "Eyeglasses")
 
 
@@ -160,13 +163,7 @@ def main() -> None:
 
     labels = read_labels(arguments.labels)
     small = load_faces([arguments.data], SIZE)
-    network = Classifier(len(labels.names)).eval()
-    if arguments.classifier and arguments.classifier.exists():
-        network.load_state_dict(torch.load(arguments.classifier, weights_only=True))
-    else:
-        network = train_classifier(small, labels, arguments.epochs)
-        if arguments.classifier:
-            torch.save(network.state_dict(), arguments.classifier)
+    network = classifier_of(small, labels, arguments.epochs, arguments.classifier)
 
     bundle, _ = load_model(arguments.model)
     faces = load_faces([arguments.data], bundle.config.size)
@@ -176,52 +173,67 @@ def main() -> None:
     started = time.perf_counter()
     add_attributes(bundle, examples)
     seconds = time.perf_counter() - started
-    print(
+    sys.stdout.write(
         f"{len(bundle.attributes)} attributes learned from {len(examples.values):,} encoded faces "
-        f"in {seconds:.2f} s on {torch.get_num_threads()} threads"
+        f"in {seconds:.2f} s on {torch.get_num_threads()} threads\n"
     )
     values = labels.rows_for([faces.stems[row] for row in faces.held_out])
     rows = faces.held_out[~np.isnan(values).any(1)]
     values = values[~np.isnan(values).any(1)]
     real = torch.cat(list(batches_of(faces, rows, torch.device("cpu"))))
+    show_classifier(network, real, values, labels.names)
+
     latents, _ = posteriors(bundle.vae, real.split(128))
-    names = labels.names
-    show_classifier(network, real, values, names)
-
     before = network.look(decode(bundle.vae, latents))
-    known = [attribute.name for attribute in bundle.attributes]
-
-    def held_still(name: str) -> Tensor:
-        return plan_edit(bundle, [name]).etas[0]
-
-    ways: dict[str, Callable[[str], Tensor]] = {"held still (default)": held_still}
+    ways: dict[str, Way] = {"held still (default)": lambda name: plan_edit(bundle, [name]).etas[0]}
     if arguments.compare:
-        ways["mean difference"] = lambda name: plan_edit(bundle, [name], ["none"]).etas[0]
-        training = ~examples.held_out
-        seen = examples.latents[torch.from_numpy(training)]
-        marks = torch.from_numpy(examples.values[training])[:, [names.index(n) for n in known]]
-        joint = joint_directions(seen, marks, bundle.scorers)
-        ways["joint least squares"] = lambda name: joint[known.index(name)]
-        logistic = logistic_scorers(seen, marks)
-        logistic = logistic / (logistic * bundle.directions).sum(1, keepdim=True)
-
-        def by_logistic(name: str) -> Tensor:
-            edited = [known.index(name)]
-            kept = kept_by_default(bundle.attributes, edited)
-            return edit_directions(bundle.directions, logistic, edited, kept)[0]
-
-        ways["held still, logistic"] = by_logistic
+        ways |= other_ways(bundle, examples)
     for title, eta_of in ways.items():
         table = Table("attribute", "α", "faces", "changed", *(f"{n} flips" for n in WATCHED))
         for name in EDITED:
-            column = names.index(name)
+            column = labels.names.index(name)
             for sign in (1, -1):
                 chosen = torch.from_numpy((values[:, column] > 0) != (sign > 0))
                 edited = latents[chosen] + sign * ALPHA * eta_of(name)
                 after = network.look(decode(bundle.vae, edited))
-                table.add_row(*figures(name, sign, names, before[chosen], after))
+                table.add_row(*figures(name, sign, labels.names, before[chosen], after))
         table.title = title
         Console(width=120).print(table)
+
+
+def classifier_of(faces: Faces, labels: Labels, epochs: int, kept: Path | None) -> Classifier:
+    """The one that is kept there, or else a new one, which is kept there."""
+    if kept and kept.exists():
+        network = Classifier(len(labels.names)).eval()
+        network.load_state_dict(torch.load(kept, weights_only=True))
+        return network
+    network = train_classifier(faces, labels, epochs)
+    if kept:
+        torch.save(network.state_dict(), kept)
+    return network
+
+
+def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
+    """What else could be added to a latent, from the same faces."""
+    known = [attribute.name for attribute in bundle.attributes]
+    columns = [list(examples.names).index(name) for name in known]
+    training = ~examples.held_out
+    seen = examples.latents[torch.from_numpy(training)]
+    marks = torch.from_numpy(examples.values[training])[:, columns]
+    joint = joint_directions(seen, marks, bundle.scorers)
+    logistic = logistic_scorers(seen, marks)
+    logistic = logistic / (logistic * bundle.directions).sum(1, keepdim=True)
+
+    def by_logistic(name: str) -> Tensor:
+        edited = [known.index(name)]
+        kept = kept_by_default(bundle.attributes, edited)
+        return edit_directions(bundle.directions, logistic, edited, kept)[0]
+
+    return {
+        "mean difference": lambda name: plan_edit(bundle, [name], ["none"]).etas[0],
+        "joint least squares": lambda name: joint[known.index(name)],
+        "held still, logistic": by_logistic,
+    }
 
 
 def figures(name: str, sign: int, names: list[str], before: Tensor, after: Tensor) -> list[str]:
@@ -246,7 +258,9 @@ def show_classifier(
         has = torch.from_numpy(values[:, names.index(name)] > 0)
         right = found[:, names.index(name)] == has
         parts.append(f"{name} {(right[has].float().mean() + right[~has].float().mean()) / 2:.1%}")
-    print(f"classifier, balanced accuracy on {len(real)} real held-out faces: {', '.join(parts)}")
+    sys.stdout.write(
+        f"classifier, balanced accuracy on {len(real)} real held-out faces: {', '.join(parts)}\n"
+    )
 
 
 if __name__ == "__main__":
