@@ -61,9 +61,12 @@ class Framing:
         if any(len(row) != 3 or not all(map(math.isfinite, row)) or row[2] <= 0 for row in rows):  # noqa: PLR2004 - x, y, spread
             msg = "a framing's points need x, y and a spread above 0"
             raise ValueError(msg)
+        if any(not -1 < v < 2 for row in rows for v in row):  # noqa: PLR2004 - a side about the square
+            msg = "a framing's points must lie in or about a square of side 1"
+            raise ValueError(msg)
         extent = None if values["extent"] is None else float(values["extent"])
-        if extent is not None and not 0 < extent < math.inf:
-            msg = "a framing's extent must be above 0"
+        if extent is not None and not 0.01 < extent < 100:  # noqa: PLR2004 - of the square's side
+            msg = "a framing's extent must be from 0.01 to 100"
             raise ValueError(msg)
         points, spreads = tuple((x, y) for x, y, _ in rows), tuple(spread for *_, spread in rows)
         return cls(points, spreads, extent)
@@ -417,7 +420,7 @@ def _extent(points: npt.NDArray[np.complex128]) -> float:
 
 def _centred_square(picture: Image.Image) -> npt.NDArray[np.complex128]:
     side = min(picture.size)
-    corner = complex((picture.width - side) / 2, (picture.height - side) / 2)
+    corner = complex((picture.width - side) // 2, (picture.height - side) // 2)
     return corner + side * _CORNERS
 
 

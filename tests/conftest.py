@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,3 +96,28 @@ def facevae(tmp_path: Path) -> Command:
         return done
 
     return run
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., SimpleNamespace]:
+    """Run the command line in this process, in `tmp_path`; returns its stdout and stderr."""
+    from facevae.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FACEVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*arguments: object, code: int = 0) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["facevae", *map(str, arguments)])
+        found = 0
+        try:
+            main()
+        except SystemExit as stop:
+            found = stop.code or 0
+        captured = capsys.readouterr()
+        assert found == code, captured.err
+        return SimpleNamespace(stdout=captured.out, stderr=captured.err)
+
+    return call

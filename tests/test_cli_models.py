@@ -37,6 +37,7 @@ HEAVY = (
     "onnx",
     "pyarrow",
 )
+ATTRIBUTE_COMMANDS = ("attributes list", "attributes learn")
 
 HELP = """
 import contextlib, io, json, sys
@@ -58,7 +59,8 @@ print(json.dumps({"texts": texts, "loaded": loaded}))
 @pytest.fixture(scope="module")
 def helped():
     """What each `--help` prints, by command, and all that was imported meanwhile."""
-    asked = ["--help", *(f"{command} --help" for command in COMMANDS), "--version"]
+    commands = (*COMMANDS, "attributes", *ATTRIBUTE_COMMANDS)
+    asked = ["--help", *(f"{command} --help" for command in commands), "--version"]
     done = subprocess.run(
         [sys.executable, "-c", HELP, *asked], capture_output=True, text=True, check=True
     )
@@ -73,8 +75,8 @@ def test_help_and_version_load_nothing_heavy(helped):
 
 def test_help_names_every_command_and_gives_examples_of_each(helped):
     texts = helped[0]
-    for command in COMMANDS:
-        assert command in texts["--help"]
+    for command in (*COMMANDS, *ATTRIBUTE_COMMANDS):
+        assert command.split()[0] in texts["--help"]
         assert f"facevae {command}" in texts[f"{command} --help"].split("Examples", 1)[1]
 
 
@@ -111,13 +113,14 @@ def test_info_tells_all_that_a_model_is(facevae, tmp_path):
     assert values["prior"] == bundle.prior_config.to_dict()
     assert values["framing"] == FFHQ.to_dict()
     assert values["provenance"] == bundle.provenance
+    assert values["attributes"] == [dataclasses.asdict(a) for a in bundle.attributes]
     assert [a["name"] for a in values["attributes"]] == list(ATTRIBUTES)
     assert values["num_parameters"]["vae"] == sum(p.numel() for p in bundle.vae.parameters())
 
     done = facevae("info", FACEVAE_MODEL="run")
-    for text in ("for tests", "left_eye", "run/model.safetensors"):
+    for text in ("for tests", "left_eye", "extent"):
         assert text in done.stdout
-    assert "facevae attributes list run" in done.stderr
+    assert "4 attributes; see `facevae attributes list run`" in done.stderr
 
 
 def test_the_embedded_model_is_small_sound_and_says_where_it_comes_from(facevae):

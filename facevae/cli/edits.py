@@ -1,5 +1,6 @@
 """`morph` and `arith`."""
 
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -101,10 +102,10 @@ def morph(
         raise UsageError(msg)
     console = Console(quiet=quiet, as_json=json)
     attrs = attr or []
-    ramps = _ramps(attrs, alpha)
+    ramps, kept = _ramps(attrs, alpha), _kept_names(keep, attrs)
     target, moving = _sequence_output(output, "morph.png", animate, faces)
     bundle, used = open_model(console, model, device)
-    edit = plan_edit(bundle, attrs, _kept_names(keep, attrs)) if attrs else None
+    edit = plan_edit(bundle, attrs, kept) if attrs else None
     ends = [read_face(bundle, name, align=align, number=face_number)[1] for name in faces]
     latents = morph_latents(bundle, torch.stack(ends), steps, path, loop=loop)
     if edit:
@@ -180,7 +181,7 @@ def arith(
     if not (attrs or minus or plus):
         msg = "nothing to do; name an --attr, or faces with --minus and --plus"
         raise UsageError(msg)
-    alphas = _alphas(attrs, alpha, sweeps)
+    alphas, kept = _alphas(attrs, alpha, sweeps), _kept_names(keep, attrs)
     if compare and len(sweeps) == _MAX_SWEEPS:
         msg = "--compare has no place in a grid of two sweeps; leave one of them out"
         raise UsageError(msg)
@@ -191,7 +192,7 @@ def arith(
     stem = "-".join([_stem(face), *map(_plain, attrs), *(["sweep"] if sweeps else [])])
     target, moving = _sequence_output(output, f"{stem}.png", animate, [face, *others])
     bundle, used = open_model(console, model, device)
-    edit = plan_edit(bundle, attrs, _kept_names(keep, attrs)) if attrs else None
+    edit = plan_edit(bundle, attrs, kept) if attrs else None
 
     read = partial(read_face, bundle, align=align, number=face_number)
     original, latent = read(face)
@@ -286,6 +287,9 @@ def _alphas(
         msg = f"{len(sweeps)} --sweep for {len(attrs)} --attr; each of at most two sweeps one"
         raise UsageError(msg)
     swept = [options.parse_sweep(text) for text in sweeps]
+    if (count := math.prod(map(len, swept))) > options.MAX_SWEEP:
+        msg = f"--sweep {sweeps[-1]}: {count:,} pictures are more than {options.MAX_SWEEP}; sweep fewer"
+        raise UsageError(msg)
     num_fixed = len(attrs) - len(swept)
     fixed = [options.finite("--alpha", value) for value in alpha or [1.0]]
     if alpha and not num_fixed:

@@ -73,7 +73,7 @@ def train(
         str | None,
         typer.Option(
             "--labels",
-            help="A CelebA list, a CSV, or Parquet such as DATA itself: learn attributes for `arith`.",
+            help="A CelebA list, a CSV, a folder of FFHQ features, or Parquet such as DATA itself.",
         ),
     ] = None,
     init: Annotated[
@@ -297,7 +297,7 @@ def _describe(console: Console, run: "Run") -> None:
         console.say(f"{count:,} faces are labelled, with {len(run.labels.names)} attributes")
         if run.labels.ignored:
             console.warn(
-                f"labels that are not yes-or-no are left out: {', '.join(run.labels.ignored)}"
+                f"labels that are neither yes-or-no nor numbers are left out: {', '.join(run.labels.ignored)}"
             )
         if not count:
             face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
