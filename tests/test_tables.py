@@ -10,7 +10,7 @@ from conftest import draw_face
 from PIL import Image
 
 from facevae import data
-from facevae.attributes import read_table_labels
+from facevae.labels import read_table_labels
 from facevae.bundle import load as load_model
 from facevae.errors import DataError
 from facevae.tables import NoPictures, read_marks, read_rows, row_names
