@@ -9,10 +9,10 @@ from test_page import check_page
 from tiny import CONFIG, TRAIN, Ear, tiny_bundle, tiny_run
 
 from facevae import report
-from facevae.labels import read_labels
 from facevae.bundle import load, save
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, ModelError
+from facevae.labels import read_labels
 from facevae.report import write_report
 from facevae.sources import open_source
 from facevae.training import train

@@ -10,9 +10,9 @@ from conftest import draw_face
 from PIL import Image
 
 from facevae import data
-from facevae.labels import read_table_labels
 from facevae.bundle import load as load_model
 from facevae.errors import DataError
+from facevae.labels import read_table_labels
 from facevae.tables import NoPictures, read_marks, read_rows, row_names
 
 pa = pytest.importorskip("pyarrow")
@@ -292,14 +292,10 @@ def test_columns_of_yes_and_no_are_labels(path):
     }
     write(path, columns)
     labels = read_table_labels([path])
-    assert (labels.names, labels.ignored) == (["Glasses", "Smiling", "Male"], ["age"])
+    assert (labels.names, labels.ignored) == (["Glasses", "Smiling", "Male"], ("age",))
     assert labels.stems == [f"{i:03}" for i in range(48)]
-    assert labels.rows_for(["000", "001", "002", "nobody"]).tolist() == [
-        [0, -1, -1],
-        [-1, 1, 1],
-        [1, 1, -1],
-        [0, 0, 0],
-    ]
+    expected = [[np.nan, 0, 0], [0, 1, 1], [1, 1, 0], [np.nan] * 3]
+    np.testing.assert_equal(labels.rows_for(["000", "001", "002", "nobody"]), np.float32(expected))
 
 
 def test_a_column_that_one_of_the_tables_lacks_is_unknown_there(tmp_path):
@@ -307,7 +303,9 @@ def test_a_column_that_one_of_the_tables_lacks_is_unknown_there(tmp_path):
     b = write(tmp_path / "b.parquet", {"image": structs()[2:4][::-1] * 2, "Old": [1, 0, 1, 0]})
     labels = read_table_labels([a, b])
     assert labels.names == ["Male", "Old"]
-    assert labels.values.tolist() == [[1, 0], [-1, 0], [0, 1], [0, -1], [0, 1], [0, -1]]
+    unknown = np.nan
+    expected = [[1, unknown], [0, unknown], *([unknown, 1], [unknown, 0]) * 2]
+    np.testing.assert_equal(labels.values, np.float32(expected))
 
 
 def test_without_such_columns_it_is_an_error(tmp_path):
