@@ -402,7 +402,8 @@ def test_many_photos_are_loaded_in_order_and_what_fails_says_why(tmp_path: Path)
     Image.new("RGB", (300, 200), "navy").save(tmp_path / "sea.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
     names = ["a.png", "sea.png", "torn.png", "c.png", "gone.png", "a.png"]
-    found = list(load_faces_of([Picture(tmp_path / name) for name in names], 64, FFHQ))
+    pictures = [Picture(tmp_path / name) for name in names]
+    found = list(load_faces_of([(p.name, p.open) for p in pictures], 64, FFHQ))
     for name, each in zip(names, found, strict=True):
         if name in ("a.png", "c.png"):
             assert isinstance(each, np.ndarray)
@@ -418,7 +419,8 @@ def test_after_photos_were_loaded_torch_has_its_threads_again(tmp_path: Path) ->
 
     before = torch.get_num_threads()
     draw_face(0).save(tmp_path / "a.png")
-    for each in load_faces_of([Picture(tmp_path / "a.png")], 32, None):
+    picture = Picture(tmp_path / "a.png")
+    for each in load_faces_of([(picture.name, picture.open)], 32, None):
         assert isinstance(each, np.ndarray)
     assert torch.get_num_threads() == before
     assert list(load_faces_of([], 32, None)) == []
