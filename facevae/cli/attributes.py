@@ -1,6 +1,7 @@
 """`attributes list` and `attributes learn`."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+_NAME = re.compile(r"[^,]*[^\W_][^,]*")
 _NUM_RELATED, _RELATED = 2, 0.2  # how many correlated attributes to name, from which correlation on
 
 
@@ -182,6 +184,9 @@ def _check(
     if having and not name:
         msg = "--with needs a --name for what those faces have"
         raise UsageError(msg)
+    if name and not _NAME.fullmatch(name):
+        msg = f"--name {name}: needs a letter or digit and no comma, so that --attr and --keep find it"
+        raise UsageError(msg)
     if having and data:
         msg = f"{data[0]}: photos beside --with and --without are of no use; leave them out"
         raise UsageError(msg)
@@ -196,7 +201,7 @@ def _target(located: "Located", output: Path | None) -> Path:
     from facevae.outputs import SUFFIX_OF_MODELS
 
     if output is not None:
-        if output.suffix != SUFFIX_OF_MODELS:
+        if output.suffix != SUFFIX_OF_MODELS or output.is_dir():
             msg = f"{output}: a model is a {SUFFIX_OF_MODELS} file; name one with -o"
             raise UsageError(msg)
         return output
@@ -233,6 +238,9 @@ def _labelled(
         examples = examples_of_faces(bundle, faces, table)
     elif data:
         pictures = list_pictures(find_data(data))
+        if not pictures:
+            msg = f"{', '.join(data)}: no pictures in there"
+            raise DataError(msg)
         values = table.rows_for([picture.stem for picture in pictures])
         rows = np.flatnonzero(~np.isnan(values).all(1))
         chosen = [pictures[row] for row in rows.tolist()]
