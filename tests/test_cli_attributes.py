@@ -358,7 +358,7 @@ def test_the_model_in_the_package_is_taught_into_another_file(run):
     assert re.search(r"Spectacles\W+not measured", shown)
 
 
-def test_a_model_that_cannot_be_written_stays_and_says_so(run, place):
+def test_a_model_that_cannot_be_written_stays_and_says_so(run):
     Path("taken.safetensors").mkdir()
     Path("taken.safetensors/mine").touch()
     before = entries()

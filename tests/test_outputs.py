@@ -100,6 +100,23 @@ def test_a_strip_is_the_frames_side_by_side():
     assert np.array_equal(np.asarray(Image.open(path)), np.concatenate(list(frames(4)), axis=1))
 
 
+def test_with_columns_what_were_a_strip_has_rows():
+    target = Output(Path("s.png"), is_folder=False)
+    write_sequence(target, frames(6), animate=False, frames_per_second=5, columns=3)
+    rows = [np.concatenate(list(frames(6)[i : i + 3]), axis=1) for i in (0, 3)]
+    assert np.array_equal(np.asarray(Image.open(target.path)), np.concatenate(rows))
+
+
+def test_columns_are_of_no_matter_where_pictures_move_or_lie_in_a_folder():
+    folder = Output(Path("out"), is_folder=True)
+    made = write_sequence(folder, frames(6), animate=False, frames_per_second=5, columns=3)
+    assert len(made) == 6
+    film = Output(Path("m.gif"), is_folder=False)
+    write_sequence(film, frames(6), animate=True, frames_per_second=5, columns=3)
+    with Image.open(film.path) as image:
+        assert (image.n_frames, image.size) == (6, (16, 16))
+
+
 @pytest.mark.parametrize("suffix", ANIMATION_SUFFIXES)
 def test_an_animation_shows_each_frame_for_its_time_for_ever(suffix):
     target = Output(Path(f"m{suffix}"), is_folder=False)

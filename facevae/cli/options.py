@@ -129,9 +129,9 @@ def _sweep_parts(text: str) -> tuple[float, float, int] | None:
 
 def parse_ramp(text: str) -> tuple[float, float]:
     """`1.5` → (1.5, 1.5); `-2:2` → (-2, 2). Raises `UsageError`."""
-    start, _, stop = text.partition(":")
+    start, colon, stop = text.partition(":")
     try:
-        return finite("--alpha", float(start)), finite("--alpha", float(stop or start))
+        return finite("--alpha", float(start)), finite("--alpha", float(stop if colon else start))
     except ValueError:
         msg = f"--alpha {text}: write it as a number, or as from:to, like 0:1.5"
         raise UsageError(msg) from None

@@ -1,0 +1,354 @@
+"""What `arith` and `morph` do with attributes, and faces that go back into their photos."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw_face
+from PIL import Image
+from tiny import CONFIG, tiny_bundle
+
+from facevae.bundle import save
+from facevae.cli.options import parse_ramp
+from facevae.edits import carry_out, measure_edit, plan_edit
+from facevae.errors import UsageError
+from facevae.faces import place_photo
+from facevae.hub import load_model
+from facevae.images import to_pixels
+from facevae.latents import decode, encode_pixels, latents_of_seeds, morph
+
+SIDE = CONFIG.size
+PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"
+
+
+@pytest.fixture
+def run(here, monkeypatch, tmp_path):
+    """Run a command on the tiny model."""
+    save(tiny_bundle(), tmp_path / "tiny.safetensors")
+    monkeypatch.setenv("FACEVAE_MODEL", "tiny.safetensors")
+    draw_face(0, 50).save("a.png")
+    draw_face(1, 50).save("b.png")
+    return here
+
+
+def pixels_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def edited(attrs, alphas, keep=None, seed=3):
+    """The pictures (N, SIDE, SIDE, 3) that `arith seed:N` should make, by the library."""
+    bundle = tiny_bundle()
+    edit = plan_edit(bundle, attrs, keep)
+    latents = latents_of_seeds(bundle, [seed]).repeat(len(alphas), 1)
+    return to_pixels(decode(bundle.vae, carry_out(bundle, edit, latents, torch.tensor(alphas))))
+
+
+def alike(a, b):
+    return a.shape == b.shape and abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+def test_two_sweeps_are_a_grid_the_first_across_and_the_second_down(run):
+    done = run(
+        *("arith", "seed:3", "-a", "smile", "-a", "beard", "-a", "male", "--alpha", 0.5),
+        *("--sweep=-2:2:3", "--sweep", "0:3:2", "-o", "grid.png", "--json"),
+    )
+    alphas = [[x, y, 0.5] for y in (0.0, 3.0) for x in (-2.0, 0.0, 2.0)]
+    assert json.loads(done.stdout)["alphas"] == alphas
+    found = pixels_of("grid.png")
+    expected = edited(["smile", "beard", "male"], alphas)
+    rows = [np.concatenate(list(expected[i : i + 3]), axis=1) for i in (0, 3)]
+    assert alike(found, np.concatenate(rows))
+
+
+def test_a_grid_in_a_folder_is_a_file_each_row_by_row(run):
+    done = run(
+        *("arith", "seed:3", "-a", "smile", "-a", "male"),
+        *("--sweep", "0:1:2", "--sweep", "0:2:2", "-o", "out/"),
+    )
+    paths = done.stdout.split()
+    expected = edited(["smile", "male"], [[0.0, 0], [1, 0], [0, 2], [1, 2]])
+    assert len(paths) == 4
+    assert all(alike(pixels_of(p), e) for p, e in zip(paths, expected, strict=True))
+
+
+def test_a_sweep_of_the_first_of_two_leaves_the_other_as_it_is_asked(run):
+    run(
+        *("arith", "seed:3", "-a", "smile", "-a", "male", "--alpha", 2),
+        *("--sweep", "0:2:3", "-o", "strip.png"),
+    )
+    expected = edited(["smile", "male"], [[0.0, 2], [1, 2], [2, 2]])
+    assert alike(pixels_of("strip.png"), np.concatenate(list(expected), axis=1))
+
+
+# ---------------------------------------------------------------- what is held still, and reported
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (None, ["Male", "Eyeglasses"]),
+        ("none", []),
+        ("", []),
+        ("all", ["Eyeglasses", "Male", "No_Beard"]),
+        ("beard", ["No_Beard"]),
+        (" woman , glasses,", ["Male", "Eyeglasses"]),
+    ],
+)
+def test_what_is_kept_is_as_asked_and_said(run, keep, kept):
+    options = () if keep is None else ("--keep", keep)
+    done = run("arith", "seed:3", "-a", "smile", *options, "-o", "x.png", "--json")
+    values = json.loads(done.stdout)
+    assert values["kept"] == kept
+    names = None if keep is None else kept or ["none"]
+    assert alike(pixels_of("x.png"), edited(["smile"], [[1.0]], names)[0])
+    (moved,) = values["moved"]
+    assert list(moved) == ["Smiling", *kept]
+    line = next(line for line in done.stderr.splitlines() if line.startswith("moved "))
+    assert f"moved Smiling {moved['Smiling']:+.2f}" in line
+    assert ("held still" in line) == bool(kept)
+    for name in kept:
+        assert f"{name} {moved[name]:+.2f}" in line.partition("held still: ")[2]
+    assert f"{values['distance'][0]:.0%} of the way to someone else" in line
+
+
+def test_what_is_reported_is_measured_on_each_picture(run):
+    done = run("arith", "seed:3", "-a", "smile", "--sweep", "0:2:3", "-o", "x.png", "--json")
+    values = json.loads(done.stdout)
+    bundle = tiny_bundle()
+    edit = plan_edit(bundle, ["smile"])
+    latents = latents_of_seeds(bundle, [3])
+    after = carry_out(bundle, edit, latents.repeat(3, 1), torch.tensor([[0.0], [1], [2]]))
+    expected = measure_edit(bundle, edit, latents[0], decode(bundle.vae, after))
+    assert values["distance"] == pytest.approx(expected.distance.tolist(), abs=1e-3)
+    for row, found in zip(expected.moved.tolist(), values["moved"], strict=True):
+        assert list(found.values()) == pytest.approx(row, abs=1e-3)
+    # in words it is of the picture that went farthest
+    farthest = int(np.argmax(values["distance"]))
+    assert f"moved Smiling {values['moved'][farthest]['Smiling']:+.2f}" in done.stderr
+
+
+def test_without_attributes_nothing_is_reported(run):
+    done = run("arith", "a.png", "--plus", "b.png", "-o", "x.png", "--json")
+    assert set(json.loads(done.stdout)) == {"model", "outputs", "attributes", "alphas"}
+    assert "moved" not in done.stderr
+    assert "moved" not in run("arith", "a.png", "-a", "smile", "-o", "x.png", "-q").stderr
+
+
+# ---------------------------------------------------------------- morphs
+
+
+def test_a_morph_holds_an_attribute_all_the_way(run):
+    base = ("morph", "seed:3", "seed:4", "--steps", 4, "-o")
+    run(*base, "plain.png")
+    run(*base, "smile.png", "-a", "smile", "--alpha", "2")
+    run(*base, "same.png", "-a", "smile", "--alpha", "2:2")
+    assert Path("same.png").read_bytes() == Path("smile.png").read_bytes()
+    bundle = tiny_bundle()
+    edit = plan_edit(bundle, ["smile"])
+    way = morph(bundle, latents_of_seeds(bundle, [3, 4]), 4)
+    expected = decode(bundle.vae, carry_out(bundle, edit, way, torch.full((4, 1), 2.0)))
+    assert alike(pixels_of("smile.png"), np.concatenate(list(to_pixels(expected)), axis=1))
+    assert not alike(pixels_of("smile.png"), pixels_of("plain.png"))
+
+
+def test_a_morph_may_change_attributes_on_its_way(run):
+    """Each from its own start to its own end; at α = 0 there is the face as it is."""
+    run(
+        *("morph", "seed:3", "seed:3", "--steps", 5, "-o", "out/"),
+        *("-a", "smile", "-a", "woman", "--alpha=-2:2", "--alpha", "1.5:0"),
+    )
+    alphas = [[a, b] for a, b in zip(np.linspace(-2, 2, 5), np.linspace(1.5, 0, 5), strict=True)]
+    expected = edited(["smile", "woman"], [list(map(float, row)) for row in alphas])
+    found = [pixels_of(path) for path in sorted(Path("out").iterdir())]
+    assert all(alike(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_loop_takes_an_attribute_there_and_back(run):
+    run(
+        *("morph", "seed:3", "seed:3", "--steps", 4, "--loop"),
+        *("-a", "smile", "--alpha", "0:3", "-o", "out/"),
+    )
+    expected = edited(["smile"], [[0.0], [1.0], [2.0], [3.0], [2.0], [1.0]])
+    found = [pixels_of(path) for path in sorted(Path("out").iterdir())]
+    assert len(found) == 6
+    assert all(alike(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_a_morph_keeps_is_as_asked(run):
+    base = ("morph", "seed:3", "seed:3", "--steps", 2, "-a", "smile", "--alpha", "0:2")
+    run(*base, "--keep", "none", "-o", "none/")
+    run(*base, "-o", "default/")
+    assert alike(pixels_of("none/1.png"), edited(["smile"], [[2.0]], ["none"])[0])
+    assert not alike(pixels_of("none/1.png"), pixels_of("default/1.png"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--alpha", "1"),
+        ("--keep", "male"),
+        ("-a", "smile", "--alpha", "x"),
+        ("-a", "smile", "--alpha", "1:x"),
+        ("-a", "smile", "--alpha", ":1"),
+        ("-a", "smile", "--alpha", "1:"),
+        ("-a", "smile", "--alpha", "1:2:3"),
+        ("-a", "smile", "--alpha", "nan"),
+        ("-a", "smile", "--alpha", "0:inf"),
+        ("-a", "smile", "--alpha", "1", "--alpha", "2"),
+        ("-a", "smile", "-a", "male", *("--alpha", "1") * 3),
+        ("-a", "smile", "-a", "smiling"),
+        ("-a", "smile", "--keep", "smile"),
+        ("-a", "hair"),
+    ],
+)
+def test_edits_of_a_morph_that_cannot_be_meant_are_refused(run, arguments):
+    before = {path.as_posix() for path in Path().rglob("*")}
+    done = run("morph", "seed:3", "b.png", *arguments, code=2)
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert {path.as_posix() for path in Path().rglob("*")} == before
+
+
+def test_a_ramp_is_a_number_or_two():
+    assert parse_ramp("1.5") == (1.5, 1.5)
+    assert parse_ramp("-2:2") == (-2, 2)
+    assert parse_ramp(" -1e0 : .5 ") == (-1, 0.5)
+    for text in ("", ":", "a", "1:b", "1::2", "1:"):
+        with pytest.raises(UsageError, match=f"^--alpha {re.escape(text)}: write it as"):
+            parse_ramp(text)
+
+
+# ---------------------------------------------------------------- back into the photo
+
+
+def photo(size=(150, 110), name="photo.png"):
+    """A photo wider than it is high, of noise, so that every pixel tells."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(name)
+    return noise
+
+
+def test_an_edit_goes_back_into_the_whole_photo(run):
+    before = photo()
+    run("arith", "photo.png", "-a", "smile", "--alpha", 2, "--paste", "-o", "whole.png")
+    after = pixels_of("whole.png")
+    assert after.shape == before.shape
+    # the model has no framing, so its square is the centred one
+    assert np.array_equal(after[:, :20], before[:, :20])
+    assert np.array_equal(after[:, -20:], before[:, -20:])
+    assert not np.array_equal(after[:, 20:-20], before[:, 20:-20])
+    # the photo's own detail stays, which no model of 32 px could draw
+    run("reconstruct", "photo.png", "--paste", "-o", "drawn.png")
+    kept, drawn = (
+        np.corrcoef(found[30:80, 50:100].ravel(), before[30:80, 50:100].ravel())[0, 1]
+        for found in (after, pixels_of("drawn.png"))
+    )
+    assert kept > 0.7
+    assert drawn < 0.2
+
+
+def test_an_edit_of_nothing_leaves_the_photo_to_the_last_bit(run):
+    before = photo()
+    run("arith", "photo.png", "-a", "smile", "--alpha", 0, "--paste", "-o", "whole.png")
+    assert np.array_equal(pixels_of("whole.png"), before)
+    run("arith", "photo.png", "--minus", "b.png", "--plus", "b.png", "--paste", "-o", "sum.png")
+    assert abs(pixels_of("sum.png").astype(int) - before).max() <= 1
+
+
+def test_a_strip_and_a_grid_may_be_of_whole_photos(run):
+    before = photo()
+    base = ("arith", "photo.png", "-a", "smile", "--paste")
+    run(*base, "--sweep", "0:2:3", "--compare", "-o", "strip.png")
+    strip = pixels_of("strip.png")
+    assert strip.shape == (110, 4 * 150, 3)
+    assert np.array_equal(strip[:, :150], before)
+    assert np.array_equal(strip[:, 150:300], before), "α = 0"
+    run(*base, "-a", "male", "--sweep", "0:2:3", "--sweep", "0:1:2", "-o", "grid.png")
+    grid = pixels_of("grid.png")
+    assert grid.shape == (2 * 110, 3 * 150, 3)
+    assert np.array_equal(grid[:110, :150], before)
+    run(*base, "--sweep", "0:2:3", "-o", "move.gif")
+    with Image.open("move.gif") as film:
+        assert (film.n_frames, film.size) == (3, (150, 110))
+
+
+@pytest.mark.parametrize("face", ["seed:3", "latents.npz#a"])
+def test_only_a_photo_takes_a_face_back(run, face):
+    run("reconstruct", "a.png", "--latents", "latents.npz", "-o", "out/")
+    done = run("arith", face, "-a", "smile", "--paste", code=2)
+    assert f"{face}: --paste puts an edit back into a photo, and this is none" in done.stderr
+
+
+def test_a_reconstruction_goes_back_into_its_photo(run):
+    before = photo()
+    run("reconstruct", "photo.png", "--paste", "-o", "whole.png")
+    after = pixels_of("whole.png")
+    assert after.shape == before.shape
+    assert np.array_equal(after[:, :20], before[:, :20])
+    bundle = tiny_bundle()
+    placed = place_photo(Path("photo.png"), None)
+    latents = encode_pixels(bundle, placed.cut(SIDE)[None])
+    assert alike(after, placed.paste(to_pixels(decode(bundle.vae, latents))[0]))
+
+
+def test_reconstructions_of_a_folder_go_back_each_into_its_own(run):
+    Path("photos/deep").mkdir(parents=True)
+    sizes = {"photos/x.png": (150, 110), "photos/deep/x.png": (60, 90), "photos/y.png": (40, 40)}
+    for name, size in sizes.items():
+        photo(size, name)
+    Path("photos/torn.png").write_bytes(b"no picture")
+    done = run("reconstruct", "photos", "--paste", "-o", "out/", "--json")
+    values = json.loads(done.stdout)
+    assert len(values["outputs"]) == 3
+    assert len(values["skipped"]) == 1
+    assert values["skipped"][0].startswith("photos/torn.png: ")
+    found = sorted(pixels_of(path).shape[1::-1] for path in values["outputs"])
+    assert found == sorted(sizes.values())
+
+
+def test_several_whole_photos_do_not_go_on_one_sheet(run):
+    before = {path.as_posix() for path in Path().rglob("*")}
+    for output in ((), ("-o", "x.png")):
+        done = run("reconstruct", "a.png", "b.png", "--paste", *output, code=2)
+        assert "name a folder: -o out/" in done.stderr
+    assert {path.as_posix() for path in Path().rglob("*")} == before
+
+
+def test_a_photo_is_never_replaced_by_its_edit(run):
+    before = Path("a.png").read_bytes()
+    run("arith", "a.png", "-a", "smile", "--paste", "-o", "./a.png", code=2)
+    run("reconstruct", "a.png", "--paste", "-o", "a.png", code=2)
+    assert Path("a.png").read_bytes() == before
+
+
+def test_a_face_in_a_photo_that_lies_on_its_side_is_edited_where_it_is(here):
+    """With the model in the package, which frames faces."""
+    with Image.open(PORTRAIT) as portrait:
+        scene = Image.new("RGB", (420, 360), (90, 110, 90))
+        scene.paste(portrait.convert("RGB"), (120, 60))
+    scene.save("up.png")
+    scene.transpose(Image.Transpose.ROTATE_90).save("lying.png")
+    for name in ("up", "lying"):
+        here(
+            *("arith", f"{name}.png", "-a", "smile", "--alpha", 1.5, "--paste"),
+            *("-o", f"{name}-smile.png", "-m", "default"),
+        )
+    before, after = np.asarray(scene), pixels_of("up-smile.png")
+    assert np.array_equal(np.rot90(after), pixels_of("lying-smile.png"))
+    changed = (before != after).any(2)
+    ys, xs = np.nonzero(changed)
+    assert changed.mean() < 0.5
+    # about the mouth more than anywhere
+    strength = np.abs(after.astype(int) - before).sum(2)
+    square = place_photo(Path("up.png"), load_model()[0].framing).square
+    assert xs.min() >= square.real.min() - 1
+    assert ys.max() <= square.imag.max() + 1
+    mouth = strength[60 + 110 : 60 + 180, 120 + 70 : 120 + 190]
+    assert mouth.mean() > 1.6 * strength[changed].mean()
