@@ -294,6 +294,8 @@ REFUSED = {
     ("--with", "with", "--name", ""): "--name",
     ("--with", "with", "--name", " _ "): "--name",
     ("--with", "with", "--name", "big,ears"): "--name",
+    ("--with", "with", "--name", "None"): "--name",
+    ("--with", "with", "--name", "all"): "--name",
     ("photos", "--with", "with", "--name", "X"): "photos",
     ("--labels", "labels.csv", "--name", "X"): "--name",
     ("--labels", "labels.csv", "--without", "without"): "--without",

@@ -184,8 +184,8 @@ def _check(
     if having and not name:
         msg = "--with needs a --name for what those faces have"
         raise UsageError(msg)
-    if name and not _NAME.fullmatch(name):
-        msg = f"--name {name}: needs a letter or digit and no comma, so that --attr and --keep find it"
+    if name and (not _NAME.fullmatch(name) or name.casefold() in ("none", "all")):
+        msg = f"--name {name}: --attr and --keep could not find it; use letters or digits, no comma, and neither none nor all"
         raise UsageError(msg)
     if having and data:
         msg = f"{data[0]}: photos beside --with and --without are of no use; leave them out"
