@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +66,8 @@ class Outcome:
 def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None = None) -> Edit:
     """An edit of the attributes `wanted`, under any of their names, holding `keep` still.
 
-    By default gender, age, smile and glasses are kept, as far as the model knows them; of
-    `["none"]` nothing is, of `["all"]` all the others. Raises `UsageError`.
+    By default gender, age, smile and glasses are kept, as far as the model knows them and can tell
+    them from what is edited; of `["none"]` nothing is, of `["all"]` all the others. Raises `UsageError`.
     """
     names = [attribute.name for attribute in bundle.attributes]
     matches = [match_attribute(name, names) for name in wanted]
@@ -90,7 +91,7 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
 def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list[int]:
     names = [attribute.name for attribute in bundle.attributes]
     if keep is None:
-        return kept_by_default(bundle.attributes, edited)
+        return _separable(bundle, edited, kept_by_default(bundle.attributes, edited))
     words = [name.casefold() for name in keep]
     if words == ["none"]:
         return []
@@ -101,6 +102,21 @@ def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list
         msg = f"--keep {both[0]}: is to be edited too; name it once"
         raise UsageError(msg)
     return list(kept)
+
+
+def _separable(bundle: Bundle, edited: list[int], wanted: list[int]) -> list[int]:
+    """Those of `wanted`, the first before the rest, that can be held still together.
+
+    Lipstick cannot be put on with the gender held: the scores of the two are too alike.
+    """
+    assert bundle.directions is not None  # noqa: S101 - with attributes it has both
+    assert bundle.scorers is not None  # noqa: S101
+    kept: list[int] = []
+    for one in wanted:
+        with suppress(UsageError):
+            edit_directions(bundle.directions, bundle.scorers, edited, [*kept, one])
+            kept.append(one)
+    return kept
 
 
 def carry_out(bundle: Bundle, edit: Edit, latents: Tensor, alphas: Tensor) -> Tensor:

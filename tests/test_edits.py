@@ -125,8 +125,10 @@ def test_what_is_too_alike_is_refused_and_can_be_edited_without_the_other(bundle
     bundle.directions[column("Male")] = bundle.directions[column("Smiling")]
     bundle.scorers[column("Male")] = bundle.scorers[column("Smiling")]
     with pytest.raises(UsageError, match="too alike"):
-        plan_edit(bundle, ["smile"])
+        plan_edit(bundle, ["smile"], ["gender"])
     assert plan_edit(bundle, ["smile"], ["glasses"]).kept == ["Eyeglasses"]
+    # nobody asked for Male to be kept, so it gives way
+    assert plan_edit(bundle, ["smile"]).kept == ["Eyeglasses"]
 
 
 def test_a_model_without_attributes_has_nothing_to_edit(bundle):
