@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from facevae.attributes import Attribute
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
-from facevae.faces import Framing
 from facevae.files import replacing
+from facevae.framing import Framing
 from facevae.model import VAE
 from facevae.prior import Prior, build_prior
 

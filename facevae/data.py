@@ -1,31 +1,26 @@
-"""Faces in folders, files, tar shards or tables, here or on the Hub → a cache of pixels."""
+"""Pictures of faces → a cache of pixels, mapped into memory."""
 
 import os
-import tarfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from io import BytesIO
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from facevae.errors import DataError, ImageError
 from facevae.files import cache_folder, digest, locked, read_json, size_bytes, write_json
-from facevae.hub_files import HubFile, Unreachable, find_hub_files, is_url
-from facevae.images import SUFFIXES, Pixels, load_square
-from facevae.tables import SUFFIXES as TABLES
-from facevae.tables import File, NoPictures, read_rows, row_names
+from facevae.hub_files import HubFile, Unreachable
+from facevae.images import Pixels, load_square
+from facevae.pictures import Opener, Picture, Source, find_data, list_pictures, opened, place_of
+from facevae.tables import File
 
 Rows = npt.NDArray[np.int64]
-Source = Path | str
-"""A file or folder, or `hf://datasets/owner/name[@revision][/split]`."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of its parts are done, and how many there are."""
 
@@ -34,188 +29,9 @@ _LAYOUT = 2  # of a cache folder; a change of how pixels are made or stored make
 _READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
 _CHUNK = 64  # pictures a thread takes at a time
-_LISTED_AT_ONCE = 8  # tables, which on the Hub take a while to answer each
 _Mapped = np.memmap[Any, np.dtype[Any]]
-_Opener = Callable[[], BinaryIO]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-_File = TypeVar("_File", bound=File)
-
-
-# ---------------------------------------------------------------- finding pictures
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture: a file, `size` bytes from `offset` in a tar shard, or `row` of a table."""
-
-    path: File
-    member: str = ""
-    offset: int = 0
-    size: int = 0
-    row: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Where it is, for people."""
-        return f"{self.path}:{self.member}" if self.member else str(self.path)
-
-    @property
-    def own_name(self) -> str:
-        """Its name without folders."""
-        return PurePosixPath(self.member).name if self.member else self.path.name
-
-    @property
-    def stem(self) -> str:
-        """What labels and the held-out split know it by: its own name without a suffix."""
-        return PurePosixPath(self.own_name).stem
-
-    def open(self) -> BinaryIO:
-        """Its bytes, as an open file; those of a table's row come from `opened` alone."""
-        assert isinstance(self.path, Path)  # noqa: S101 - a table's row else
-        if not self.member:
-            return self.path.open("rb")
-        with self.path.open("rb") as shard:
-            shard.seek(self.offset)
-            return BytesIO(shard.read(self.size))
-
-
-def find_data(sources: Iterable[Source]) -> list[File]:
-    """Every file that the sources name, which may be `hf://datasets/…` too. Raises `DataError`."""
-    found: list[File] = []
-    for source in sources:
-        if is_url(source):
-            found += find_hub_files(str(source))
-        else:
-            found += find_files([Path(source)])
-    return _distinct(found)
-
-
-def find_files(
-    sources: Iterable[Path], suffixes: frozenset[str] = SUFFIXES | {".tar"} | TABLES
-) -> list[Path]:
-    """Every file that the sources name: folders are searched for `suffixes`, files are taken.
-
-    Hidden files and links that lead back into themselves are passed over. Raises `DataError`.
-    """
-    found: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            found += sorted(_walk(source, suffixes, set()))
-        elif source.is_file():
-            found.append(source)
-        else:
-            msg = f"{source}: no such file or folder"
-            raise DataError(msg)
-    return _distinct(found)
-
-
-def _distinct(files: Iterable[_File]) -> list[_File]:
-    """A file that two sources name counts once."""
-    return list({_place(file): file for file in files}.values())
-
-
-def _place(source: File | Source) -> str:
-    """Where a file or source is, wherever the command was given."""
-    if isinstance(source, HubFile) or is_url(source):
-        return str(source)
-    return os.path.abspath(source)  # noqa: PTH100 - keeps links
-
-
-def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]]) -> Iterator[Path]:
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in visited:
-        return
-    visited.add(identity)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = Path(entry.path)
-            if path.is_dir():  # unlike the entry's own answer, no error for a link to itself
-                yield from _walk(path, suffixes, visited)
-            elif path.suffix.lower() in suffixes and path.is_file():
-                yield path
-
-
-def list_pictures(files: Iterable[File]) -> list[Picture]:
-    """The pictures in `files`, shards and tables opened up, in an order that only names decide.
-
-    Tables of other things are passed over. Raises `DataError` where there is nothing else.
-    """
-    pictures: list[Picture] = []
-    tables: list[File] = []
-    for file in files:
-        if file.suffix.lower() in TABLES or isinstance(file, HubFile):
-            tables.append(file)
-        elif file.suffix.lower() == ".tar":
-            pictures += _tar_members(file)
-        else:
-            pictures.append(Picture(file))
-    with ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
-        listed = list(pool.map(_table_rows, tables))
-    for rows in listed:
-        pictures += () if isinstance(rows, NoPictures) else rows
-    problems = [rows for rows in listed if isinstance(rows, NoPictures)]
-    if problems and not pictures:
-        raise problems[0]
-    return sorted(pictures, key=lambda p: (p.stem, p.own_name, p.name))
-
-
-def _table_rows(file: File) -> list[Picture] | NoPictures:
-    try:
-        return [Picture(file, name, row=row) for row, name in enumerate(row_names(file))]
-    except NoPictures as problem:
-        return problem
-
-
-def opened(
-    pictures: Sequence[Picture], chosen: Iterable[int]
-) -> Iterator[list[tuple[int, _Opener]]]:
-    """What opens each of the chosen pictures, some at a time; a table's rows are read on the way.
-
-    Files in the order of `chosen`, then tables one after another, from their first row on.
-    """
-    files: list[int] = []
-    tables: dict[File, dict[int, int]] = {}
-    for i in chosen:
-        row = pictures[i].row
-        if row is None:
-            files.append(i)
-        else:
-            tables.setdefault(pictures[i].path, {})[row] = i
-    for start in range(0, len(files), _CHUNK):
-        yield [(i, pictures[i].open) for i in files[start : start + _CHUNK]]
-    for file, rows in tables.items():
-        for part in read_rows(file, sorted(rows)):
-            yield [
-                (rows[row], partial(_in_memory, data, pictures[rows[row]].name))
-                for row, data in part
-            ]
-
-
-def _in_memory(data: bytes | str, name: str) -> BinaryIO:
-    if isinstance(data, str):
-        msg = f"{name}: {data}"
-        raise ImageError(msg)
-    return BytesIO(data)
-
-
-def _tar_members(path: Path) -> Iterator[Picture]:
-    try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                name = PurePosixPath(member.name)
-                is_picture = name.suffix.lower() in SUFFIXES and not name.name.startswith(".")
-                if member.isfile() and is_picture:
-                    yield Picture(path, member.name, member.offset_data, member.size)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as an uncompressed tar shard ({error})"
-        raise DataError(msg) from error
-
-
-# ---------------------------------------------------------------- the cache
 
 
 @dataclass(frozen=True)
@@ -297,7 +113,7 @@ def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Face
 
 def _converted_before(sources: Sequence[Source], size: int, cache: Path | None) -> Path | None:
     """The last conversion of the same sources, whatever they held then."""
-    places = [_place(source) for source in sources]
+    places = [place_of(source) for source in sources]
     entries = [e for e in list_cache(cache) if (e.sources, e.size) == (places, size)]
     return entries[-1].folder if entries else None
 
@@ -316,7 +132,7 @@ def _cache_key(files: Sequence[File], size: int) -> str:
             parts.append(f"{file.repository}/{file.path}\0{file.size}\0{file.mark}")
         else:
             status = file.stat()
-            parts.append(f"{_place(file)}\0{status.st_size}\0{status.st_mtime_ns}")
+            parts.append(f"{place_of(file)}\0{status.st_size}\0{status.st_mtime_ns}")
     return digest(*parts)[:20]
 
 
@@ -337,7 +153,7 @@ def _convert(
     kept = [row for row in range(len(pictures)) if row not in reasons]
     marks = sorted(f"{pictures[row].stem} {rows['digest'][row].decode()}" for row in kept)
     index = {
-        "sources": [_place(source) for source in sources],
+        "sources": [place_of(source) for source in sources],
         "size": size,
         "created": time.time(),
         "fingerprint": digest(*marks)[:16],
@@ -366,7 +182,7 @@ def _fill(
     done = len(pictures) - len(pending)
     reasons: dict[int, str] = {}
 
-    def convert(chunk: list[tuple[int, _Opener]]) -> list[tuple[int, int, bytes]]:
+    def convert(chunk: list[tuple[int, Opener]]) -> list[tuple[int, int, bytes]]:
         results = []
         for row, open_it in chunk:
             try:

@@ -13,10 +13,11 @@ import torch
 
 from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
-from facevae.data import Faces, Picture, Source, converted, find_data, list_pictures, opened
+from facevae.data import Faces, converted
 from facevae.errors import DataError, ImageError
 from facevae.images import load_square
 from facevae.model import VAE
+from facevae.pictures import Picture, Source, find_data, list_pictures, opened
 from facevae.prior import FlowPrior, build_prior
 from facevae.runtime import keep_freed_memory, peak_bytes
 from facevae.stages import NetworkStage, PriorStage, Stage

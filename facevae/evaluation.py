@@ -13,8 +13,9 @@ from facevae.batches import batches_of, watched
 from facevae.bundle import Bundle
 from facevae.data import Faces, Progress, Rows
 from facevae.errors import ModelError
-from facevae.faces import framed_alike, measure_framing
+from facevae.faces import measure_framing
 from facevae.figures import SCORES, Reconstructions, Score, reconstruct
+from facevae.framing import framed_alike
 from facevae.images import Pixels, to_pixels
 from facevae.latents import interpolate
 from facevae.losses import kl_divergence

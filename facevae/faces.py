@@ -1,8 +1,7 @@
 """Find the faces in a picture and bring one into the framing that a model was trained on."""
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -20,64 +19,24 @@ from torch import nn
 
 from facevae.detection import ONET_SIZE, ONet, YuNet
 from facevae.errors import ImageError
-from facevae.images import Pixels, centred_square, load_square, open_picture
-
-POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # as seen in the picture
-Points = npt.NDArray[np.float64]
-"""Where the five `POINTS` are: (5, 2), x to the right and y down."""
+from facevae.framing import (
+    ALIGNED,
+    CORNERS,
+    Framing,
+    Placed,
+    Points,
+    cut_square,
+    extent_of,
+    largest_square,
+    square_of,
+    to_complex,
+)
+from facevae.images import Pixels, load_square, open_picture
+from facevae.pictures import Opener
 
 _LONGEST, _SHORTEST = 640, 160  # sides in pixels at which faces are looked for
 _MIN_SCORE, _MAX_OVERLAP = 0.6, 0.3
 _UPRIGHT = 0.91  # a score that no face gets that lies on its side or upside down
-_ALIGNED = 0.1  # mean error of the corners, of the side, that needs no correction
-_CORNERS = np.array([0, 1, 1 + 1j, 1j])
-
-
-@dataclass(frozen=True)
-class Framing:
-    """Where the five points lie in a square of side 1, and how far they spread about there.
-
-    Where faces were scaled by the rule of FFHQ's authors, `extent` is what `_extent` is of the
-    square's side; None where they were scaled by their points.
-    """
-
-    points: tuple[tuple[float, float], ...]
-    spreads: tuple[float, ...]
-    extent: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Each point's name with [x, y, spread], and the extent."""
-        rows = zip(POINTS, self.points, self.spreads, strict=True)
-        points = {name: [*point, spread] for name, point, spread in rows}
-        return {**points, "extent": self.extent}
-
-    @classmethod
-    def from_dict(cls, values: object) -> "Framing":
-        """The inverse of `to_dict`. Raises `ValueError`."""
-        if not isinstance(values, dict) or tuple(values) != (*POINTS, "extent"):
-            msg = f"a framing needs {', '.join(POINTS)} and extent"
-            raise ValueError(msg)
-        rows = [tuple(float(v) for v in values[name]) for name in POINTS]
-        if any(len(row) != 3 or not all(map(math.isfinite, row)) or row[2] <= 0 for row in rows):  # noqa: PLR2004 - x, y, spread
-            msg = "a framing's points need x, y and a spread above 0"
-            raise ValueError(msg)
-        if any(not -1 < v < 2 for row in rows for v in row):  # noqa: PLR2004 - a side about the square
-            msg = "a framing's points must lie in or about a square of side 1"
-            raise ValueError(msg)
-        extent = None if values["extent"] is None else float(values["extent"])
-        if extent is not None and not 0.01 < extent < 100:  # noqa: PLR2004 - of the square's side
-            msg = "a framing's extent must be from 0.01 to 100"
-            raise ValueError(msg)
-        points, spreads = tuple((x, y) for x, y, _ in rows), tuple(spread for *_, spread in rows)
-        return cls(points, spreads, extent)
-
-
-# measured with `measure_framing` on photographs that were framed as FFHQ's authors published
-FFHQ = Framing(
-    ((0.375, 0.469), (0.628, 0.469), (0.500, 0.617), (0.383, 0.733), (0.618, 0.733)),
-    (0.012, 0.012, 0.046, 0.027, 0.028),
-    0.513,
-)
 
 
 @dataclass(frozen=True)
@@ -95,50 +54,6 @@ class Face:
         return (right - left) * (bottom - top)
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A face in its photo: the upright picture, and the corners of the square to take, clockwise.
-
-    `turns` quarter turns, anticlockwise, made the photo upright.
-    """
-
-    picture: Image.Image
-    square: npt.NDArray[np.complex128]
-    turns: int = 0
-
-    def cut(self, size: int) -> Pixels:
-        """The square's pixels (size, size, 3); what lies outside the photo is mirrored in."""
-        if np.array_equal(self.square, _centred_square(self.picture)):
-            return centred_square(self.picture, size)
-        return _cut(self.picture, self.square, size)
-
-    @property
-    def photo(self) -> Pixels:
-        """The whole photo (H, W, 3), the way round it was."""
-        return np.rot90(np.array(self.picture), -self.turns).copy()
-
-    def paste(self, pixels: Pixels, instead_of: Pixels | None = None) -> Pixels:
-        """The whole photo (H, W, 3), the way round it was, with `pixels` (S, S, 3) in the square.
-
-        The edges are blended. With `instead_of` (S, S, 3), the photo is changed by how `pixels`
-        differ from that, and so keeps the detail that neither has.
-        """
-        left, top, right, bottom = _bounds(self.square)
-        left, top = max(left, 0), max(top, 0)
-        photo = np.array(self.picture)
-        region = photo[top:bottom, left:right]
-        warp = partial(
-            _warped,
-            square=self.square - complex(left, top),
-            shape=(region.shape[1], region.shape[0]),
-        )
-        weight = warp(_soft_mask(len(pixels))).astype(np.float32)[..., None] / 255
-        before = region if instead_of is None else warp(instead_of)
-        change = warp(pixels).astype(np.float32) - before
-        region[:] = (region + weight * change).round().clip(0, 255).astype(np.uint8)
-        return np.rot90(photo, -self.turns).copy()
-
-
 def place(
     picture: Image.Image, framing: Framing | None, number: int = 1, name: str = "the picture"
 ) -> Placed:
@@ -149,11 +64,11 @@ def place(
     that face.
     """
     if framing is None:
-        return Placed(picture, _centred_square(picture))
-    picture, turns, faces = upright(picture)
-    square = _square_of(choose_face(faces, name, number).points, framing)
-    centred = _centred_square(picture)
-    if np.abs(square - centred).mean() < _ALIGNED * abs(centred[1] - centred[0]):
+        return Placed(picture, largest_square(picture))
+    picture, turns, faces = right_way_up(picture)
+    square = square_of(choose_face(faces, name, number).points, framing)
+    centred = largest_square(picture)
+    if np.abs(square - centred).mean() < ALIGNED * abs(centred[1] - centred[0]):
         square = centred
     return Placed(picture, square, turns)
 
@@ -179,9 +94,6 @@ def place_photo(
 ) -> Placed:
     """What `place` finds in a photo. Raises `ImageError`, for one that cannot be read too."""
     return place(open_picture(source, name), framing, number, name or str(source))
-
-
-Opener = Callable[[], BinaryIO]
 
 
 def load_faces_of(
@@ -216,7 +128,7 @@ def load_faces_of(
 _UNDER_WAY = 64  # photos at a time
 
 
-def upright(picture: Image.Image) -> tuple[Image.Image, int, list[Face]]:
+def right_way_up(picture: Image.Image) -> tuple[Image.Image, int, list[Face]]:
     """The picture the way up that its faces are, in how many quarter turns, and its faces.
 
     Only where no face is sure to stand upright are the other ways tried.
@@ -285,19 +197,15 @@ def measure_framing(pictures: Pixels) -> Framing | None:
     middle = np.median(points, axis=0)
     spreads = np.sqrt(np.square(points - middle).sum(2).mean(0)).clip(1e-3)
     by_points = Framing(tuple((float(x), float(y)) for x, y in middle), tuple(map(float, spreads)))
-    by_extent = replace(by_points, extent=float(np.mean([_extent(_complex(p)) for p in points])))
+    by_extent = replace(
+        by_points, extent=float(np.mean([extent_of(to_complex(p)) for p in points]))
+    )
 
     def error(framing: Framing) -> float:
-        return float(np.median([np.abs(_square_of(p, framing) - _CORNERS).mean() for p in points]))
+        return float(np.median([np.abs(square_of(p, framing) - CORNERS).mean() for p in points]))
 
     framing = min(by_points, by_extent, key=error)
-    return framing if error(framing) < _ALIGNED else None
-
-
-def framed_alike(a: Framing, b: Framing) -> bool:
-    """Whether faces in one framing pass for faces in the other, uncorrected."""
-    error = np.abs(_square_of(np.array(a.points), b) - _CORNERS).mean()
-    return bool(error < _ALIGNED)
+    return framing if error(framing) < ALIGNED else None
 
 
 # ---------------------------------------------------------------- networks
@@ -362,7 +270,7 @@ def _points_in(
     whole = _BOX + 2 * _MARGIN
     across = across * whole / _BOX
     corner = centre - across * (1 + 1j) / 2
-    pixels = _cut(picture, corner + across * _CORNERS, whole)
+    pixels = cut_square(picture, corner + across * CORNERS, whole)
     image = (torch.from_numpy(pixels).permute(2, 0, 1).float() - 127.5) / 128
     crops, places = [], []
     for scale, x, y in windows:
@@ -383,99 +291,3 @@ def _points_in(
 
 
 _RESIZE = partial(nn.functional.interpolate, mode="bilinear", antialias=True)
-
-
-# ---------------------------------------------------------------- geometry, in complex numbers
-
-
-def _square_of(points: Points, framing: Framing) -> npt.NDArray[np.complex128]:
-    """The corners, clockwise from the upper left, of the square in which `points` are framed so.
-
-    The similarity with the least squared error, each point weighted by the inverse of the
-    variance about its place (Umeyama 1991, without reflection), or scaled by its extent.
-    """
-    here, there = _complex(points), _complex(np.array(framing.points))
-    weights = 1 / np.square(framing.spreads)
-    weights /= weights.sum()
-    mean_here, mean_there = weights @ here, weights @ there
-    a, b = there - mean_there, here - mean_here
-    turn = (weights * a.conj()) @ b / (weights @ np.square(np.abs(a)))
-    if framing.extent is not None:
-        turn *= _extent(here) / framing.extent / max(float(abs(turn)), 1e-12)
-    corners: npt.NDArray[np.complex128] = mean_here + turn * (_CORNERS - mean_there)
-    return corners
-
-
-def _complex(points: Points) -> npt.NDArray[np.complex128]:
-    places: npt.NDArray[np.complex128] = points @ np.array((1, 1j))
-    return places
-
-
-def _extent(points: npt.NDArray[np.complex128]) -> float:
-    """By what FFHQ's authors scaled a face, of its five points (Karras, Laine & Aila 2019)."""
-    left_eye, right_eye, _, left_mouth, right_mouth = points.tolist()
-    eyes_to_mouth = (left_mouth + right_mouth - left_eye - right_eye) / 2
-    return float(max(2.0 * abs(right_eye - left_eye), 1.8 * abs(eyes_to_mouth)))
-
-
-def _centred_square(picture: Image.Image) -> npt.NDArray[np.complex128]:
-    side = min(picture.size)
-    corner = complex((picture.width - side) // 2, (picture.height - side) // 2)
-    return corner + side * _CORNERS
-
-
-def _cut(picture: Image.Image, square: npt.NDArray[np.complex128], size: int) -> Pixels:
-    """The square's pixels (size, size, 3), smoothed where it shrinks; mirrored beyond the edges."""
-    across = square[1] - square[0]
-    # cut at a whole multiple of the size, then average
-    factor = max(1, math.ceil(abs(across) / size))
-    left, top, right, bottom = _bounds(square)
-    inside = picture.crop(
-        (max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height))
-    )
-    margins = (
-        (max(-top, 0), max(bottom - picture.height, 0)),
-        (max(-left, 0), max(right - picture.width, 0)),
-        (0, 0),
-    )
-    source = np.asarray(inside)
-    if any(map(any, margins)):
-        source = np.pad(source, margins, mode="symmetric")
-    corner, step = square[0] - complex(left, top), across / (size * factor)
-    affine = (step.real, -step.imag, corner.real, step.imag, step.real, corner.imag)
-    cut = Image.fromarray(source).transform(
-        (size * factor, size * factor), Image.Transform.AFFINE, affine, _BICUBIC
-    )
-    return np.array(cut.reduce(factor) if factor > 1 else cut)
-
-
-def _bounds(square: npt.NDArray[np.complex128]) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the whole pixels that hold the square."""
-    xs, ys = square.real, square.imag
-    return math.floor(xs.min()), math.floor(ys.min()), math.ceil(xs.max()), math.ceil(ys.max())
-
-
-def _warped(pixels: Pixels, square: npt.NDArray[np.complex128], shape: tuple[int, int]) -> Pixels:
-    """Pixels (S, S, …) brought into the square of a picture of `shape` (width, height), 0 about it."""
-    across = square[1] - square[0]
-    picture = Image.fromarray(pixels)
-    if abs(across) < len(pixels):  # smooth it first, since the warp below takes single pixels
-        side = max(1, round(abs(across)))
-        picture = picture.resize((side, side), Image.Resampling.LANCZOS)
-    step = picture.width / across
-    corner = -square[0] * step
-    affine = (step.real, -step.imag, corner.real, step.imag, step.real, corner.imag)
-    return np.array(picture.transform(shape, Image.Transform.AFFINE, affine, _BICUBIC))
-
-
-_BICUBIC = Image.Resampling.BICUBIC
-
-
-def _soft_mask(size: int) -> npt.NDArray[np.uint8]:
-    """255 within, falling smoothly to 0 at the edges: (size, size)."""
-    edge = np.minimum(np.arange(size) + 0.5, size - 0.5 - np.arange(size)) / (_SOFT_EDGE * size)
-    ramp = edge.clip(0, 1) ** 2 * (3 - 2 * edge.clip(0, 1))
-    return (255 * np.outer(ramp, ramp)).round().astype(np.uint8)
-
-
-_SOFT_EDGE = 0.12  # of the square's side

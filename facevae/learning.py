@@ -9,11 +9,12 @@ import torch
 from facevae.attributes import Examples, Method, learn
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
-from facevae.data import Faces, Source, find_data, is_held_out
+from facevae.data import Faces, is_held_out
 from facevae.hub_files import is_url
 from facevae.images import Pixels, from_pixels
 from facevae.labels import Labels, Values, read_labels, read_table_labels
 from facevae.latents import encode_both_sides
+from facevae.pictures import Source, find_data
 from facevae.tables import SUFFIXES
 
 MIN_MEASURED = 100  # photos, of which fewer all teach and none measures

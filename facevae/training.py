@@ -15,8 +15,9 @@ from facevae import curves
 from facevae.batches import Batches, batches_of
 from facevae.bundle import Bundle, load, save
 from facevae.errors import ModelError, RunError
-from facevae.faces import Framing, measure_framing
+from facevae.faces import measure_framing
 from facevae.files import locked
+from facevae.framing import Framing
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.learning import add_attributes, examples_of_faces

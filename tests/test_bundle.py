@@ -12,7 +12,7 @@ from tiny import CONFIG, differing, tensors_of, tiny_bundle
 from facevae.bundle import FORMAT, load, load_state, save, save_state
 from facevae.config import ModelConfig
 from facevae.errors import FacevaeError, ModelError
-from facevae.faces import FFHQ, POINTS
+from facevae.framing import FFHQ, POINTS
 from facevae.latents import decode, latents_of_seeds
 
 

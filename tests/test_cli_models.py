@@ -9,7 +9,7 @@ import pytest
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 
 from facevae.bundle import save
-from facevae.faces import FFHQ
+from facevae.framing import FFHQ
 
 COMMANDS = (
     "train",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from facevae import data
 from facevae.errors import DataError
+from facevae.pictures import find_files
 
 
 def save_noise(path, seed, size=24):
@@ -45,76 +46,6 @@ def png_bytes(seed):
 
 def load(tmp_path, *sources, size=32, progress=lambda *_: None):
     return data.load_faces(list(sources), size, cache=tmp_path / "cache", progress=progress)
-
-
-def names_of(files, folder):
-    return sorted(str(file.relative_to(folder)) for file in files)
-
-
-# ---------------------------------------------------------------- finding pictures
-
-
-def test_folders_are_searched_at_any_depth_for_pictures_alone(tmp_path):
-    folder = tmp_path / "faces"
-    wanted = ["a.png", "B.JPG", "deep/er/c.webp", "Zoë/顔 1.jpeg", "shard.tar"]
-    unwanted = ["notes.txt", "a.png.bak", ".hidden.png", ".git/d.png", "png"]
-    for name in wanted + unwanted:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    (folder / "folder.png").mkdir()
-    assert names_of(data.find_files([folder]), folder) == sorted(wanted)
-
-
-def test_a_file_that_is_named_outright_is_taken_whatever_its_name(tmp_path):
-    path = tmp_path / "face"
-    path.touch()
-    assert data.find_files([path]) == [path]
-
-
-def test_what_two_sources_name_counts_once(tmp_path):
-    save_noise(tmp_path / "deep" / "a.png", 0)
-    sources = [
-        tmp_path,
-        tmp_path / "deep",
-        tmp_path / "deep" / "a.png",
-        tmp_path / "deep" / ".." / "deep",
-    ]
-    assert len(data.find_files(sources)) == 1
-
-
-def test_a_link_that_leads_back_is_followed_once(tmp_path):
-    save_noise(tmp_path / "faces" / "a.png", 0)
-    (tmp_path / "faces" / "back").symlink_to(tmp_path / "faces", target_is_directory=True)
-    assert len(data.find_files([tmp_path / "faces"])) == 1
-
-
-def test_links_that_lead_nowhere_are_passed_over(tmp_path):
-    save_noise(tmp_path / "a.png", 0)
-    (tmp_path / "gone.png").symlink_to(tmp_path / "missing.png")
-    (tmp_path / "itself").symlink_to("itself")
-    (tmp_path / "itself.png").symlink_to("itself.png")
-    assert names_of(data.find_files([tmp_path]), tmp_path) == ["a.png"]
-
-
-def test_a_link_to_a_picture_elsewhere_is_a_picture(tmp_path):
-    save_noise(tmp_path / "store" / "a.png", 0)
-    (tmp_path / "faces").mkdir()
-    (tmp_path / "faces" / "b.png").symlink_to(tmp_path / "store" / "a.png")
-    (tmp_path / "faces" / "more").symlink_to(tmp_path / "store")
-    found = names_of(data.find_files([tmp_path / "faces"]), tmp_path / "faces")
-    assert found == ["b.png", "more/a.png"]
-
-
-def test_a_source_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
-        data.find_files([tmp_path / "nowhere"])
-
-
-def test_the_order_of_pictures_does_not_depend_on_that_of_files(tmp_path):
-    files = [tmp_path / name for name in ("b/1.png", "a/2.png", "a/1.png", "c/0.jpg")]
-    listed = [str(p.path.relative_to(tmp_path)) for p in data.list_pictures(files)]
-    assert listed == ["c/0.jpg", "a/1.png", "b/1.png", "a/2.png"]
-    assert data.list_pictures(files[::-1]) == data.list_pictures(files)
 
 
 # ---------------------------------------------------------------- loading
@@ -311,7 +242,7 @@ def test_a_changed_file_is_converted_anew(tmp_path, faces_folder):
 
 
 def test_a_changed_time_alone_makes_another_key(tmp_path, faces_folder):
-    files = data.find_files([faces_folder])
+    files = find_files([faces_folder])
     before, _ = data.converted(files, 32, tmp_path)
     assert data.converted(files, 32, tmp_path)[0] == before
     assert data.converted(files, 64, tmp_path)[0] != before
@@ -359,7 +290,7 @@ def test_an_interrupted_conversion_goes_on_with_what_is_left(tmp_path):
 
 def test_pixels_that_never_reached_the_disk_are_converted_again(tmp_path, faces_folder):
     whole = load(tmp_path, faces_folder)
-    folder, _ = data.converted(data.find_files([faces_folder]), 32, tmp_path / "cache")
+    folder, _ = data.converted(find_files([faces_folder]), 32, tmp_path / "cache")
     (folder / "index.json").unlink()
     pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="r+")
     pixels[7] = 0
@@ -371,7 +302,7 @@ def test_pixels_that_never_reached_the_disk_are_converted_again(tmp_path, faces_
 
 def test_arrays_that_were_cut_off_while_being_made_are_made_again(tmp_path, faces_folder):
     whole = data.load_faces([faces_folder], 32, cache=tmp_path / "other cache")
-    folder, _ = data.converted(data.find_files([faces_folder]), 32, tmp_path / "cache")
+    folder, _ = data.converted(find_files([faces_folder]), 32, tmp_path / "cache")
     folder.mkdir(parents=True)
     (folder / "pixels.npy").write_bytes(b"\x93NUMPY")
     (folder / "rows.npy").touch()

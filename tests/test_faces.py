@@ -13,16 +13,10 @@ from PIL import Image
 from tiny import CONFIG, Ear, tiny_run
 
 from facevae.bundle import load
-from facevae.data import Picture, load_faces
+from facevae.data import load_faces
 from facevae.errors import ImageError
 from facevae.faces import (
-    _CORNERS,
-    FFHQ,
-    POINTS,
     Face,
-    Framing,
-    Placed,
-    _square_of,
     choose_face,
     find_faces,
     load_face,
@@ -30,11 +24,13 @@ from facevae.faces import (
     measure_framing,
     place,
     place_photo,
-    upright,
+    right_way_up,
 )
+from facevae.framing import CORNERS, FFHQ, POINTS, Framing, Placed, square_of
 from facevae.hub import load_model
 from facevae.images import save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds
+from facevae.pictures import Picture
 from facevae.training import train
 
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"
@@ -222,7 +218,7 @@ def test_pictures_framed_by_ffhqs_rule_are_known_by_it(monkeypatch: pytest.Monke
         for points in faces_of_all_shapes():
             square = square_of_ffhqs_rule(points)
             side = abs(square[1] - square[0])
-            found.append(np.abs(_square_of(points, each) - square).mean() / side)
+            found.append(np.abs(square_of(points, each) - square).mean() / side)
         errors[name] = np.mean(found)
     assert errors["extent"] < 0.03
     assert errors["extent"] < 0.7 * errors["points"]
@@ -237,7 +233,7 @@ def test_pictures_framed_by_their_eyes_are_not_taken_for_ffhqs(
     assert np.abs(np.array(framing.points[:2]) - EYES).max() < 1e-6
     for points in faces_of_all_shapes():
         square = square_of_eyes(points)
-        assert np.abs(_square_of(points, framing) - square).mean() < 0.02 * abs(
+        assert np.abs(square_of(points, framing) - square).mean() < 0.02 * abs(
             square[1] - square[0]
         )
 
@@ -271,14 +267,14 @@ def test_a_photo_that_lies_on_its_side_is_turned_upright(turns: int) -> None:
 @pytest.mark.parametrize("scale", [0.5, 1.5])
 def test_a_photo_that_stands_upright_is_left_so(turn: float, scale: float) -> None:
     photo = placed(turn, scale, 150 + 120j, (600, 520))
-    picture, turns, faces = upright(photo)
+    picture, turns, faces = right_way_up(photo)
     assert (turns, len(faces)) == (0, 1)
     assert picture is photo
 
 
 def test_a_photo_without_a_face_is_left_as_it_is() -> None:
     sea = Image.new("RGB", (300, 200), "navy")
-    assert upright(sea) == (sea, 0, [])
+    assert right_way_up(sea) == (sea, 0, [])
 
 
 # ---------------------------------------------------------------- back into the photo
@@ -453,7 +449,7 @@ def test_photographs_of_the_published_framing_are_recovered(real_faces: Path) ->
     paths = sorted((real_faces / "ffhq256").iterdir())[::24]
     for i, path in enumerate(paths):
         turn, scale = np.exp(1j * np.radians(rng.uniform(-25, 25))), rng.uniform(0.5, 2)
-        square = 256 * scale * turn * _CORNERS
+        square = 256 * scale * turn * CORNERS
         square = square - complex(square.real.min(), square.imag.min()) + complex(130, 130)
         size = (math.ceil(square.real.max()) + 130, math.ceil(square.imag.max()) + 130)
         step = 1 / (scale * turn)
@@ -493,8 +489,8 @@ def test_real_photographs_are_known_by_the_rule_they_were_framed_by(real_faces: 
 def test_photographs_as_people_take_them_are_left_the_way_up_they_are(real_faces: Path) -> None:
     for path in sorted((real_faces / "photos").iterdir())[::4]:
         picture = Image.open(path).convert("RGB")
-        assert upright(picture)[1] == 0, path
-        assert upright(picture.rotate(90))[1] == 3, path
+        assert right_way_up(picture)[1] == 0, path
+        assert right_way_up(picture.rotate(90))[1] == 3, path
 
 
 def test_a_face_is_found_in_every_photograph_as_people_take_them(real_faces: Path) -> None:

@@ -10,7 +10,7 @@ from facevae.console import Console
 from facevae.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from facevae.faces import Framing
+    from facevae.framing import Framing
 
 
 def align(
@@ -35,10 +35,10 @@ def align(
 
       facevae align holiday/ -o faces/ --framing default --size 128
     """
-    from facevae.data import Picture, find_files
     from facevae.faces import load_faces_of
     from facevae.images import SUFFIXES, save_picture
     from facevae.outputs import choose_output, folder_paths
+    from facevae.pictures import Picture, find_files
 
     console = Console(quiet=quiet, as_json=json)
     files = find_files(photos, SUFFIXES)
@@ -64,7 +64,7 @@ def align(
 
 
 def _framing(name: str, *, quiet: bool) -> "Framing":
-    from facevae.faces import FFHQ
+    from facevae.framing import FFHQ
     from facevae.hub import load_model
 
     if name == "ffhq":

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from facevae.attributes import Examples
     from facevae.bundle import Bundle
-    from facevae.data import Faces, Picture
-    from facevae.faces import Opener
+    from facevae.data import Faces
     from facevae.hub import Located
     from facevae.images import Pixels
     from facevae.labels import Values
+    from facevae.pictures import Opener, Picture
 
 app = typer.Typer(
     help="The attributes that a model can edit: list them, or teach it others.",
@@ -224,9 +224,9 @@ def _labelled(
     """Faces with labels in tables: those of the training set, or of the photos in `data`."""
     import numpy as np
 
-    from facevae.data import find_data, list_pictures
     from facevae.labels import merged
     from facevae.learning import examples_of_faces, find_labels
+    from facevae.pictures import find_data, list_pictures
 
     table = merged([find_labels(source) for source in labels])
     for column in table.ignored:
@@ -260,7 +260,8 @@ def _labelled(
 
 def _training_faces(bundle: "Bundle", data: list[str], cache_dir: Path | None) -> "Faces | None":
     """The model's training set, if that is what `data` is, or if none is named and it is cached."""
-    from facevae.data import cached_faces, converted, find_data, load_faces
+    from facevae.data import cached_faces, converted, load_faces
+    from facevae.pictures import find_data
 
     fingerprint, size = str(bundle.provenance.get("fingerprint")), bundle.config.size
     if not data:
@@ -283,7 +284,7 @@ def _sorted(
     """Faces that have something and faces that do not, each in photos or folders of their own."""
     import numpy as np
 
-    from facevae.data import find_files, list_pictures
+    from facevae.pictures import find_files, list_pictures
 
     sides = [list_pictures(find_files(side)) for side in (having, lacking)]
     if not sides[0] or (lacking and not sides[1]):
@@ -306,10 +307,10 @@ def _read(
     skipped: list[str],
 ) -> "Examples":
     """The pictures, framed as the model's training faces are, with the labels of those readable."""
-    from facevae.data import opened
     from facevae.errors import ImageError
     from facevae.faces import load_faces_of
     from facevae.learning import examples_of_photos
+    from facevae.pictures import opened
 
     framing = bundle.framing if align else None
 

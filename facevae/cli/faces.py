@@ -112,8 +112,8 @@ def reconstruct(
 
 
 def _find_photos(images: list[Path]) -> list[Path]:
-    from facevae.data import find_files
     from facevae.images import SUFFIXES
+    from facevae.pictures import find_files
 
     files = find_files(images, SUFFIXES)
     if not files:

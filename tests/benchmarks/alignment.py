@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from facevae.errors import ImageError
-from facevae.faces import _CORNERS, measure_framing, place
+from facevae.faces import measure_framing, place
+from facevae.framing import CORNERS
 from facevae.images import load_square
 
 SIDE = 256
@@ -29,7 +30,7 @@ def moved(picture: Image.Image, draw: np.random.Generator) -> tuple[Image.Image,
     """The picture somewhere in a larger one, and its corners there."""
     turn = np.exp(1j * math.radians(draw.uniform(-25, 25)))
     scale = draw.uniform(0.5, 2)
-    square = SIDE * scale * turn * _CORNERS
+    square = SIDE * scale * turn * CORNERS
     square = square - complex(square.real.min(), square.imag.min())
     square = square + complex(draw.uniform(60, 200), draw.uniform(60, 200))
     step = SIDE / (square[1] - square[0])
