@@ -19,7 +19,7 @@ from torch import Tensor
 from facevae.attributes import Attribute
 from facevae.bundle import Bundle
 from facevae.config import MAX_SEED
-from facevae.edits import carry_out, plan_edit
+from facevae.edits import plan_edit
 from facevae.errors import ImageError, UsageError
 from facevae.faces import place
 from facevae.hub import load_model
@@ -159,7 +159,7 @@ class Model:
             raise UsageError(str(error).removeprefix("--attr ")) from error
         given = self._latents(latents)
         alphas = torch.tensor([list(amounts.values())]).expand(len(given), -1)
-        return carry_out(self.bundle, edit, given, alphas).cpu()
+        return edit.apply(given, alphas).cpu()
 
     def _latents(self, given: Latents) -> Tensor:
         """Any latents as float32 (N, D) on the model's device."""

@@ -70,6 +70,16 @@ class Bundle:
         self.scorers = None if self.scorers is None else self.scorers.to(device)
         return self
 
+    def describe(self) -> dict[str, Any]:
+        """All but the numbers, for JSON: what the model file's metadata are."""
+        return {
+            "config": self.config.to_dict(),
+            "prior": self.prior_config.to_dict(),
+            "framing": self.framing.to_dict() if self.framing else None,
+            "attributes": [dataclasses.asdict(attribute) for attribute in self.attributes],
+            "provenance": self.provenance,
+        }
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -91,14 +101,6 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
     }
     if bundle.directions is not None and bundle.scorers is not None:
         tensors |= {"directions": bundle.directions, "scorers": bundle.scorers}
-    metadata = {
-        "format": FORMAT,
-        "config": bundle.config.to_dict(),
-        "prior": bundle.prior_config.to_dict(),
-        "framing": bundle.framing.to_dict() if bundle.framing else None,
-        "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
-        "provenance": bundle.provenance,
-    }
     stored = {
         name: t.detach().to("cpu", torch.float16 if half and t.is_floating_point() else t.dtype)
         for name, t in tensors.items()
@@ -106,7 +108,7 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
     if too_large := [n for n, t in stored.items() if not t.isfinite().all()]:
         msg = f"{path}: {too_large[0]} holds numbers that cannot be stored; try without --half"
         raise ModelError(msg)
-    _write(path, stored, metadata)
+    _write(path, stored, {"format": FORMAT, **bundle.describe()})
 
 
 def load(path: Path) -> Bundle:

@@ -19,32 +19,22 @@ class Edit:
     """Attributes of a model to move, and those that this holds still.
 
     `edited` and `kept` are their names. Their scores, in this order, are read by `scorers`
-    (E + K, D), and `steps` (E + K, D) each move one of these scores by 1 and no other. α = 1 of
-    what was asked for moves the score by `signs` (E,): of age, Young by -1.
+    (E + K, D), and `etas` (E, D) each move one of the edited by 1 and no other. α = 1 of what was
+    asked for moves the score by `signs` (E,): of age, Young by -1.
     """
 
     edited: list[str]
     kept: list[str]
-    steps: Tensor
+    etas: Tensor
     scorers: Tensor
     signs: Tensor
-
-    @property
-    def etas(self) -> Tensor:
-        """The steps of the edited attributes, (E, D)."""
-        return self.steps[: len(self.edited)]
-
-    def goals(self, alphas: Tensor) -> Tensor:
-        """How far alphas (N, E) are to move each score: (N, E + K)."""
-        moved = alphas.to(self.signs) * self.signs
-        return torch.cat([moved, moved.new_zeros(len(moved), len(self.kept))], 1)
 
     def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
         """w = w_new + Σ α · η: latents (N, D), alphas (N, E).
 
         Panguluri & Kamarajugadda 2020, section 3.
         """
-        return latents + self.goals(alphas) @ self.steps
+        return latents + (alphas.to(self.signs) * self.signs) @ self.etas
 
     def scores(self, latents: Tensor) -> Tensor:
         """How much of each attribute there is in latents (N, D), in α, from an arbitrary 0: (N, E + K)."""
@@ -119,41 +109,15 @@ def _separable(bundle: Bundle, edited: list[int], wanted: list[int]) -> list[int
     return kept
 
 
-def carry_out(bundle: Bundle, edit: Edit, latents: Tensor, alphas: Tensor) -> Tensor:
-    """Latents (N, D) edited by alphas (N, E), so that their pictures show it.
-
-    An edit that holds others still is looked at through the encoder, and what the picture lacks of
-    its goals is added, twice; each time by no more than half of the largest. One that holds none
-    is the paper's arithmetic as it stands.
-    """
-    edited = edit.apply(latents, alphas)
-    if not edit.kept:
-        return edited
-    goals = edit.goals(alphas)
-    limit = goals.abs().amax(1, keepdim=True) / 2
-    before = edit.scores(_seen_again(bundle, latents))
-    for _ in range(_CORRECTIONS):
-        lack = goals - (edit.scores(_seen_again(bundle, edited)) - before)
-        edited = edited + lack.clamp(-limit, limit) @ edit.steps
-    return edited
-
-
-_CORRECTIONS = 2
-
-
-def _seen_again(bundle: Bundle, latents: Tensor) -> Tensor:
-    """What the encoder makes of the pictures of latents (N, D): posterior means (N, D)."""
-    pictures = (decode(bundle.vae, part).to(bundle.device) for part in latents.split(64))
-    return posteriors(bundle.vae, pictures)[0]
-
-
 def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
     """What became of the face with latent `before` (D,), edited to images (N, 3, S, S) in [0, 1].
 
     Both are compared as they come out of the encoder again, `before` as its reconstruction.
     """
-    start = _seen_again(bundle, before[None])
-    seen, _ = posteriors(bundle.vae, images.to(bundle.device).split(64))
+    unedited = decode(bundle.vae, before[None])
+    pictures = torch.cat([unedited, images.cpu()])
+    both, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in pictures.split(64)))
+    start, seen = both[:1], both[1:]
     return Outcome(edit.scores(seen) - edit.scores(start), relative_distance(bundle, seen - start))
 
 

@@ -112,11 +112,8 @@ def _about(bundle: Bundle, name: str) -> dict[str, Any]:
     return {
         "model": name,
         "terms": str(bundle.provenance.get("terms", "")),
-        "config": bundle.config.to_dict(),
-        "prior": bundle.prior_config.to_dict(),
-        "framing": bundle.framing.to_dict() if bundle.framing else None,
+        **bundle.describe(),
         "attributes": [attribute.name for attribute in bundle.attributes],
-        "provenance": bundle.provenance,
     }
 
 

@@ -93,7 +93,7 @@ def _batches(pixels: Iterable[Pixels]) -> Iterator[torch.Tensor]:
         yield from_pixels(np.stack(part))
 
 
-def add_attributes(bundle: Bundle, examples: Examples, method: Method = "lda") -> list[str]:
+def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logistic") -> list[str]:
     """Learn attributes and add them to the model, in the place of those of the same name.
 
     Returns the names of those that were learned: none where all examples are alike.

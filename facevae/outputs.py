@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from facevae.errors import UsageError
 from facevae.files import distinct_names, unused
 from facevae.images import (
@@ -74,6 +76,38 @@ def _protect(paths: Iterable[Path], inputs: Iterable[str]) -> None:
         if path.resolve() in originals:
             msg = f"{path}: is one of the inputs and would be replaced; name another -o"
             raise UsageError(msg)
+
+
+class FaceWriter:
+    """Writes faces as they come: a file each into a folder, else a grid at the end."""
+
+    def __init__(self, output: Output, names: Sequence[str], columns: int | None = None) -> None:
+        """`names` are those of the files. Raises `UsageError` for too many for a grid."""
+        if not output.is_folder and len(names) > _MOST_IN_A_GRID:
+            msg = f"{len(names):,} faces are too many for one grid; name a folder: -o faces/"
+            raise UsageError(msg)
+        self._output, self._columns = output, columns
+        self._paths = folder_paths(output, names) if output.is_folder else [output.path]
+        self._cells: list[Pixels] = []
+        self.num_written = 0
+
+    def add(self, faces: Pixels) -> None:
+        """The next faces (N, H, W, 3)."""
+        if self._output.is_folder:
+            for path, face in zip(self._paths[self.num_written :], faces, strict=False):
+                save_picture(path, face)
+        else:
+            self._cells.append(faces)
+        self.num_written += len(faces)
+
+    def finish(self) -> list[Path]:
+        """What was written."""
+        if self._cells:
+            save_picture(self._output.path, grid(np.concatenate(self._cells), self._columns))
+        return self._paths
+
+
+_MOST_IN_A_GRID = 4096
 
 
 def write_sequence(

@@ -1,6 +1,5 @@
 """What a model's repository holds: the model, its configuration, its card, pictures of what it makes."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from facevae.card import (
     best_attributes,
     write_card,
 )
-from facevae.edits import carry_out, plan_edit
+from facevae.edits import plan_edit
 from facevae.errors import UsageError
 from facevae.files import read_json, replacing, write_json, write_text
 from facevae.hub import CONFIG_FILE, MODEL_FILE
@@ -71,15 +70,7 @@ def check_folder(folder: Path, model_file: Path) -> None:
 
 def configuration(bundle: Bundle) -> dict[str, Any]:
     """The model file's metadata for people and for the Hub, which counts downloads by this file."""
-    return {
-        "library_name": LIBRARY,
-        "format": FORMAT,
-        "config": bundle.config.to_dict(),
-        "prior": bundle.prior_config.to_dict(),
-        "framing": bundle.framing.to_dict() if bundle.framing else None,
-        "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
-        "provenance": bundle.provenance,
-    }
+    return {"library_name": LIBRARY, "format": FORMAT, **bundle.describe()}
 
 
 def is_configuration(values: object) -> bool:
@@ -107,9 +98,6 @@ def draw_pictures(bundle: Bundle) -> tuple[dict[str, Pixels], list[int]]:
         alphas = torch.tensor(ALPHAS, device=bundle.device)[:, None]
         names = [bundle.attributes[i].name for i in best_attributes(bundle)]
         edits = [plan_edit(bundle, [name]) for name in names]
-        swept = [
-            carry_out(bundle, edit, faces[seeds[:1]].repeat(len(alphas), 1), alphas)
-            for edit in edits
-        ]
+        swept = [edit.apply(faces[seeds[:1]].repeat(len(alphas), 1), alphas) for edit in edits]
         pictures[ATTRIBUTES] = sheet(torch.cat(swept), len(ALPHAS))
     return pictures, seeds

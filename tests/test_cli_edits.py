@@ -13,7 +13,7 @@ from tiny import CONFIG, tiny_bundle
 
 from facevae.bundle import save
 from facevae.cli.options import parse_ramp
-from facevae.edits import carry_out, measure_edit, plan_edit
+from facevae.edits import measure_edit, plan_edit
 from facevae.errors import UsageError
 from facevae.faces import place_photo
 from facevae.hub import load_model
@@ -44,7 +44,7 @@ def edited(attrs, alphas, keep=None, seed=3):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, attrs, keep)
     latents = latents_of_seeds(bundle, [seed]).repeat(len(alphas), 1)
-    return to_pixels(decode(bundle.vae, carry_out(bundle, edit, latents, torch.tensor(alphas))))
+    return to_pixels(decode(bundle.vae, edit.apply(latents, torch.tensor(alphas))))
 
 
 def alike(a, b):
@@ -124,7 +124,7 @@ def test_what_is_reported_is_measured_on_each_picture(run):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, ["smile"])
     latents = latents_of_seeds(bundle, [3])
-    after = carry_out(bundle, edit, latents.repeat(3, 1), torch.tensor([[0.0], [1], [2]]))
+    after = edit.apply(latents.repeat(3, 1), torch.tensor([[0.0], [1], [2]]))
     expected = measure_edit(bundle, edit, latents[0], decode(bundle.vae, after))
     assert values["distance"] == pytest.approx(expected.distance.tolist(), abs=1e-3)
     for row, found in zip(expected.moved.tolist(), values["moved"], strict=True):
@@ -153,7 +153,7 @@ def test_a_morph_holds_an_attribute_all_the_way(run):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, ["smile"])
     way = morph(bundle, latents_of_seeds(bundle, [3, 4]), 4)
-    expected = decode(bundle.vae, carry_out(bundle, edit, way, torch.full((4, 1), 2.0)))
+    expected = decode(bundle.vae, edit.apply(way, torch.full((4, 1), 2.0)))
     assert alike(pixels_of("smile.png"), np.concatenate(list(to_pixels(expected)), axis=1))
     assert not alike(pixels_of("smile.png"), pixels_of("plain.png"))
 

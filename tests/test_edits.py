@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import ATTRIBUTES, tiny_bundle
 
-from facevae.edits import carry_out, measure_edit, plan_edit, relative_distance
+from facevae.edits import measure_edit, plan_edit, relative_distance
 from facevae.errors import UsageError
 from facevae.hub import load_model
 from facevae.images import to_pixels
@@ -195,38 +195,6 @@ def test_distance_1_is_between_two_faces_taken_at_random(bundle):
     assert relative_distance(bundle, torch.zeros(2, len(covariance))).tolist() == [0, 0]
 
 
-def test_an_edit_that_holds_nothing_still_is_the_papers_arithmetic(bundle):
-    edit = plan_edit(bundle, ["glasses"], ["none"])
-    latents, alphas = latents_of_seeds(bundle, [1, 2]), torch.tensor([[1.5], [-1.0]])
-    assert carry_out(bundle, edit, latents, alphas).equal(edit.apply(latents, alphas))
-
-
-def test_an_edit_by_nothing_stays_where_it_is(bundle):
-    edit = plan_edit(bundle, ["glasses", "beard"])
-    latents = latents_of_seeds(bundle, [1, 2])
-    assert carry_out(bundle, edit, latents, torch.zeros(2, 2)).equal(latents)
-
-
-def test_what_a_face_becomes_does_not_depend_on_those_beside_it(bundle):
-    edit = plan_edit(bundle, ["glasses"])
-    latents = latents_of_seeds(bundle, list(range(70)))
-    alphas = torch.linspace(-2, 2, 70)[:, None]
-    many = carry_out(bundle, edit, latents, alphas)
-    one = carry_out(bundle, edit, latents[66:67], alphas[66:67])
-    torch.testing.assert_close(many[66:67], one, rtol=1e-3, atol=1e-4)
-
-
-def test_corrections_stay_on_the_edits_own_steps_and_within_bounds(bundle):
-    """Two corrections, each of no score by more than half of the largest that is asked for."""
-    edit = plan_edit(bundle, ["glasses", "beard"])
-    latents, alphas = latents_of_seeds(bundle, [1, 2, 3]), torch.tensor([[2.0, -1.0]] * 3)
-    more = carry_out(bundle, edit, latents, alphas) - edit.apply(latents, alphas)
-    weights = edit.scores(more)
-    assert weights.abs().max() <= 2 * 1.0 + 1e-4
-    assert weights.abs().max() > 0.01
-    torch.testing.assert_close(weights @ edit.steps, more, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_distances_are_finite_where_faces_hardly_differ(bundle, rank):
     """As of a model whose latents have collapsed."""
@@ -237,24 +205,17 @@ def test_distances_are_finite_where_faces_hardly_differ(bundle, rank):
 
 
 def test_the_packages_model_moves_what_it_is_asked_to_and_little_else():
-    """As its own encoder sees its pictures again, over ten faces; corrections bring it closer."""
+    """As its own encoder sees its pictures again, over ten faces."""
     packaged, _ = load_model()
     pixels = to_pixels(decode(packaged.vae, latents_of_seeds(packaged, list(range(10)))))
     latents, alphas = encode_pixels(packaged, pixels), torch.ones(10, 1)
     for name in ("glasses", "smile", "male", "hat"):
         edit = plan_edit(packaged, [name])
-        errors = {}
-        for kind, after in (
-            ("plain", edit.apply(latents, alphas)),
-            ("corrected", carry_out(packaged, edit, latents, alphas)),
-        ):
-            ends = [
-                measure_edit(packaged, edit, z, decode(packaged.vae, end[None]))
-                for z, end in zip(latents, after, strict=True)
-            ]
-            moved = torch.cat([end.moved for end in ends])
-            errors[kind] = (moved - edit.goals(alphas)).abs().mean()
-            assert torch.cat([end.distance for end in ends]).max() < 1, name
-        assert errors["corrected"] < 0.5 * errors["plain"], name
-        assert abs(moved.mean(0)[0] - 1) < 0.15, name
-        assert moved.mean(0)[1:].abs().max() < 0.1, name
+        ends = [
+            measure_edit(packaged, edit, z, decode(packaged.vae, end[None]))
+            for z, end in zip(latents, edit.apply(latents, alphas), strict=True)
+        ]
+        moved = torch.cat([end.moved for end in ends]).mean(0)
+        assert torch.cat([end.distance for end in ends]).max() < 1, name
+        assert abs(moved[0] - 1) < 0.15, name
+        assert moved[1:].abs().max() < 0.1, name

@@ -126,9 +126,12 @@ def learn_attributes(
         typer.Option("--output", "-o", help="The model to write (default: MODEL itself)."),
     ] = None,
     method: Annotated[
-        Literal["lda", "mean"],
-        typer.Option("--method", help="lda holds others still; mean is the paper's arithmetic."),
-    ] = "lda",
+        Literal["logistic", "lda", "mean"],
+        typer.Option(
+            "--method",
+            help="What scores faces: logistic regression (with few of them lda), linear discriminants, or the paper's means, which hold nothing still.",
+        ),
+    ] = "logistic",
     align: options.Align = True,
     cache_dir: options.CacheDir = None,
     device: options.Device = "auto",

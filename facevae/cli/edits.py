@@ -92,7 +92,7 @@ def morph(
     """
     import torch
 
-    from facevae.edits import carry_out, plan_edit
+    from facevae.edits import plan_edit
     from facevae.images import to_pixels
     from facevae.latents import decode, read_face, times_of
     from facevae.latents import morph as morph_latents
@@ -111,7 +111,7 @@ def morph(
     if edit:
         starts, stops = torch.tensor(ramps).T
         times = times_of(len(latents), loop=loop)[:, None]
-        latents = carry_out(bundle, edit, latents, (1 - times) * starts + times * stops)
+        latents = edit.apply(latents, (1 - times) * starts + times * stops)
     frames = to_pixels(decode(bundle.vae, latents))
     written = _write_frames(target, frames, moving=moving, fps=fps)
     finish(console, used, written, {"num_pictures": len(frames)})
@@ -171,7 +171,7 @@ def arith(
     import numpy as np
     import torch
 
-    from facevae.edits import carry_out, plan_edit
+    from facevae.edits import plan_edit
     from facevae.faces import place_photo
     from facevae.images import to_pixels
     from facevae.latents import combine, decode, read_face
@@ -200,7 +200,7 @@ def arith(
     summed = combine(latent, added, removed, bundle.latent_mean)
     edited = summed.repeat(len(alphas), 1)
     if edit:
-        edited = carry_out(bundle, edit, edited, torch.tensor(alphas))
+        edited = edit.apply(edited, torch.tensor(alphas))
     images = decode(bundle.vae, edited)
     frames = to_pixels(images)
     more = {"attributes": attrs, "alphas": alphas}

@@ -155,11 +155,9 @@ def sample(
 
       facevae sample --seeds 0,4,10-19 --temperature 0.8 -o faces/
     """
-    import numpy as np
-
-    from facevae.images import grid, save_picture, to_pixels
+    from facevae.images import to_pixels
     from facevae.latents import decode, latents_of_seeds
-    from facevae.outputs import choose_output, folder_paths
+    from facevae.outputs import FaceWriter, choose_output
     from facevae.prior import other_prior
 
     console = Console(quiet=quiet, as_json=json)
@@ -169,31 +167,20 @@ def sample(
         msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
     chosen = options.parse_seeds(seeds) if seeds is not None else [seed + i for i in range(number)]
-    target = choose_output(output, "grid.png")
-    if not target.is_folder and len(chosen) > 4 * _MAX_ON_A_SHEET:
-        msg = f"{len(chosen):,} faces are too many for one grid; name a folder: -o faces/"
-        raise UsageError(msg)
-    paths = folder_paths(target, [f"seed-{s:04d}" for s in chosen]) if target.is_folder else []
+    names = [f"seed-{s:04d}" for s in chosen]
+    writer = FaceWriter(choose_output(output, "grid.png"), names, columns)
     bundle, used = open_model(console, model, device)
     keep.spare(Path(used["path"]))
     if prior is not None:
         bundle.prior = other_prior(bundle.prior, prior)
 
-    parts: list[Pixels] = []
     for start in range(0, len(chosen), _CHUNK):
         some = chosen[start : start + _CHUNK]
         drawn = latents_of_seeds(bundle, some, temperature)
         keep.add([f"seed:{s}" for s in some], drawn)
-        pixels = to_pixels(decode(bundle.vae, drawn))
-        if target.is_folder:
-            for path, picture in zip(paths[start:], pixels, strict=False):
-                save_picture(path, picture)
-        else:
-            parts.append(pixels)
-        console.progress("Sampling", min(start + _CHUNK, len(chosen)), len(chosen))
-    if not target.is_folder:
-        save_picture(target.path, grid(np.concatenate(parts), columns))
-        paths = [target.path]
+        writer.add(to_pixels(decode(bundle.vae, drawn)))
+        console.progress("Sampling", writer.num_written, len(chosen))
+    paths = writer.finish()
     keep.save(bundle, used["name"])
     finish(console, used, [*paths, *keep.paths], {"seeds": chosen})
 

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from facevae.bundle import Bundle
-    from facevae.images import Pixels
 
 _CHUNK = 64  # faces in memory at a time, where each becomes a file
-_MAX_IN_A_GRID = 4096
 
 
 class LatentsKeeper:
@@ -81,11 +79,9 @@ def decode_stored(
     latents: Path | None,
 ) -> None:
     """The faces of files of latents, or of one row of each: a grid, or one file each."""
-    import numpy as np
-
-    from facevae.images import grid, save_picture, to_pixels
+    from facevae.images import to_pixels
     from facevae.latents import decode, latents_file
-    from facevae.outputs import choose_output, folder_paths
+    from facevae.outputs import FaceWriter, choose_output
 
     if latents:
         msg = f"--latents {latents}: they are in a file already; name photos to encode"
@@ -97,28 +93,13 @@ def decode_stored(
         file = latents_file(bundle, path)
         row = None if which is None else file.row(which)
         parts.append((file, range(file.num_faces) if row is None else range(row, row + 1)))
-    names = [file.name(row) for file, rows in parts for row in rows]
-    if not target.is_folder and len(names) > _MAX_IN_A_GRID:
-        msg = f"{len(names):,} faces are too many for one grid; name a folder: -o faces/"
-        raise UsageError(msg)
-    paths = folder_paths(target, [_file_name(name) for name in names]) if target.is_folder else []
-
-    cells: list[Pixels] = []
-    done = 0
+    names = [_file_name(file.name(row)) for file, rows in parts for row in rows]
+    writer = FaceWriter(target, names)
     for file, rows in parts:
         for some in file.read(rows.start, rows.stop, _CHUNK):
-            pixels = to_pixels(decode(bundle.vae, some))
-            if target.is_folder:
-                for path, picture in zip(paths[done:], pixels, strict=False):
-                    save_picture(path, picture)
-            else:
-                cells.append(pixels)
-            done += len(pixels)
-            console.progress("Decoding", done, len(names))
-    if not target.is_folder:
-        save_picture(target.path, grid(np.concatenate(cells)))
-        paths = [target.path]
-    finish(console, used, paths, {"skipped": []})
+            writer.add(to_pixels(decode(bundle.vae, some)))
+            console.progress("Decoding", writer.num_written, len(names))
+    finish(console, used, writer.finish(), {"skipped": []})
 
 
 def _file_name(name: str) -> str:

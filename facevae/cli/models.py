@@ -38,11 +38,7 @@ def info(
             "vae": num_parameters(bundle.vae),
             "prior": num_parameters(bundle.prior),
         },
-        "config": bundle.config.to_dict(),
-        "prior": bundle.prior_config.to_dict(),
-        "framing": bundle.framing.to_dict() if bundle.framing else None,
-        "provenance": bundle.provenance,
-        "attributes": [dataclasses.asdict(a) for a in bundle.attributes],
+        **bundle.describe(),
     }
     if json:
         console.result([], values)

@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from facevae.attributes import Examples, edit_directions, kept_by_default
+from facevae.attributes import Examples
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.data import Faces, load_faces
-from facevae.edits import carry_out, plan_edit
+from facevae.edits import plan_edit
 from facevae.hub import load_model
 from facevae.labels import Labels, read_labels
 from facevae.latents import decode, posteriors
@@ -129,37 +129,10 @@ def joint_directions(latents: Tensor, values: Tensor, scorers: Tensor) -> Tensor
     return found / (found * scorers).sum(1, keepdim=True)
 
 
-def logistic_scorers(latents: Tensor, values: Tensor, penalty: float = 300.0) -> Tensor:
-    """Regularised logistic regression, yes and no weighted alike, by Newton's method."""
-    spread = latents.std(0).double()
-    design = torch.cat([latents.double() / spread, torch.ones(len(latents), 1).double()], 1)
-    ridge = penalty * torch.eye(design.shape[1]).double()
-    ridge[-1, -1] = 1e-6
-    scorers = []
-    for wanted in values.double().T:
-        weight = torch.where(wanted > 0, 0.5 / wanted.mean(), 0.5 / (1 - wanted.mean()))
-        theta = torch.zeros(design.shape[1]).double()
-        for _ in range(12):
-            chance = (design @ theta).sigmoid()
-            slope = design.T @ (weight * (chance - wanted)) + ridge @ theta
-            curve = (design * (weight * chance * (1 - chance))[:, None]).T @ design + ridge
-            theta = theta - torch.linalg.solve(curve, slope)
-        scorers.append(theta[:-1] / spread)
-    return torch.stack(scorers).float()
-
-
 # ---------------------------------------------------------------- the table
 
 Way = Callable[[str, Tensor, float], Tensor]
 """An attribute's name, latents (N, D) and α → edited latents (N, D)."""
-
-
-def as_the_product_does(bundle: Bundle) -> Way:
-    def edited(name: str, latents: Tensor, alpha: float) -> Tensor:
-        edit = plan_edit(bundle, [name])
-        return carry_out(bundle, edit, latents, torch.full((len(latents), 1), alpha))
-
-    return edited
 
 
 def along(directions: Callable[[str], Tensor]) -> Way:
@@ -172,24 +145,15 @@ def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
     seen = examples.latents[torch.from_numpy(training)]
     columns = [list(examples.names).index(name) for name in names]
     marks = torch.from_numpy(examples.values[training])[:, columns]
-    directions, scorers = bundle.directions, bundle.scorers
-    joint = joint_directions(seen, marks, scorers)
-    logistic = logistic_scorers(seen, marks)
-    logistic = logistic / (logistic * directions).sum(1, keepdim=True)
-
-    def held_by(scorers: Tensor) -> Callable[[str], Tensor]:
-        def direction(name: str) -> Tensor:
-            edited = [names.index(name)]
-            kept = kept_by_default(bundle.attributes, edited)
-            return edit_directions(directions, scorers, edited, kept)[0]
-
-        return direction
-
+    joint = joint_directions(seen, marks, bundle.scorers)
+    discriminants = replace(bundle)
+    add_attributes(discriminants, examples, "lda")
     return {
-        "the paper's difference of means": along(lambda name: directions[names.index(name)]),
+        "by linear discriminants": along(lambda name: plan_edit(discriminants, [name]).etas[0]),
+        "the paper's difference of means": along(
+            lambda name: plan_edit(bundle, [name], ["none"]).etas[0]
+        ),
         "joint least squares": along(lambda name: joint[names.index(name)]),
-        "held still by linear discriminants, not corrected": along(held_by(scorers)),
-        "held still by logistic regression, not corrected": along(held_by(logistic)),
     }
 
 
@@ -287,7 +251,7 @@ def main() -> None:
     )
     judges = held_out(bundle, faces, labels)
     sys.stdout.write(accuracies(network, judges))
-    ways = {"facevae arith": as_the_product_does(bundle)}
+    ways = {"facevae arith": along(lambda name: plan_edit(bundle, [name]).etas[0])}
     if arguments.compare:
         ways |= other_ways(bundle, examples)
     for title, way in ways.items():
