@@ -15,6 +15,7 @@ from threading import Thread
 
 from facevae.bundle import Bundle, load
 from facevae.errors import ModelError
+from facevae.hub_client import client_errors, hushed, refusal
 
 DEFAULT = "default"
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -125,20 +126,12 @@ def asking(name: str, *, quiet: bool = False) -> Iterator[None]:
 
     Inside, the client does not talk of its retries, nor with `quiet` show its progress.
     """
-    from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    if quiet:
-        disable_progress_bars()
-    verbosity = get_verbosity()
-    set_verbosity_error()
-    try:
-        yield
-    except _client_errors() as error:
-        msg = f"{name}: {_reason(error)}"
-        raise ModelError(msg) from error
-    finally:
-        set_verbosity(verbosity)
+    with hushed(progress=not quiet):
+        try:
+            yield
+        except client_errors() as error:
+            msg = f"{name}: {_reason(error)}"
+            raise ModelError(msg) from error
 
 
 def _embedded() -> Path:
@@ -217,7 +210,7 @@ def _ask(repository: str, revision: str | None) -> str | None:
         except HfHubHTTPError as error:
             is_down = error.response is not None and error.response.status_code >= 500  # noqa: PLR2004 - its own fault
             answers.put(None if is_down else "")
-        except _client_errors():
+        except client_errors():
             answers.put(None)
 
     # in a thread, since looking up a name or trying many addresses may take longer than any timeout
@@ -228,37 +221,25 @@ def _ask(repository: str, revision: str | None) -> str | None:
         return None
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises, and the HTTP library below it, another one by its version."""
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    http_error: type[Exception] = HfHubHTTPError.__bases__[0]
-    return (http_error, EntryNotFoundError, OSError, ValueError)
-
-
 def _reason(error: BaseException) -> str:
     """Why the Hub did not do what it was asked for, and what to do, in one line."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
     )
 
-    if type(error) is ValueError and isinstance(error.__cause__, _client_errors()):
+    if refused := refusal(error, "no such model here, and no such repository on the Hub"):
+        return refused
+    if type(error) is ValueError and isinstance(error.__cause__, client_errors()):
         return _reason(error.__cause__)  # the client's "due to the above error"
     message = getattr(error, "server_message", None) or str(error) or type(error).__name__
     message = textwrap.shorten(message, 200, placeholder=" …")
     offline = "the Hub is not asked while HF_HUB_OFFLINE is set"
     unreachable = "the Hub cannot be reached; check the network or name a local file"
     known = {  # the first that fits
-        GatedRepoError: "is gated; ask for access on its page and log in with `hf auth login`",
-        RepositoryNotFoundError: "no such model here, and no such repository on the Hub (a private one needs `hf auth login`)",
-        RevisionNotFoundError: "the repository has no such revision",
         LocalEntryNotFoundError: f"not here, and {offline if HF_HUB_OFFLINE else unreachable}",
         EntryNotFoundError: f"the repository holds no {MODEL_FILE}, so it is not a facevae model",
         OfflineModeIsEnabled: offline,

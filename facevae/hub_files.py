@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from facevae.errors import DataError
+from facevae.hub_client import client_errors, hushed, refusal
 
 _URL = re.compile(
     r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+?)"
@@ -175,32 +176,14 @@ def _few(names: list[str]) -> str:
 @contextmanager
 def _answering(name: str) -> Iterator[None]:
     """Whatever the Hub answers amiss, as one line that names what was asked for."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils.logging import set_verbosity_error
-
-    set_verbosity_error()  # its retries; what fails in the end is said below
-    try:
-        yield
-    except GatedRepoError as error:
-        problem = "is gated; ask for access on its page and log in with `hf auth login`"
-        raise DataError(f"{name}: {problem}") from error
-    except RepositoryNotFoundError as error:
-        problem = "no such data set on the Hub (a private one needs `hf auth login`)"
-        raise DataError(f"{name}: {problem}") from error
-    except RevisionNotFoundError as error:
-        raise DataError(f"{name}: the data set has no such revision") from error
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise Unreachable(f"{name}: {_reason(error)}") from error
-    except Exception as error:
-        # the HTTP library's own kinds, which differ from one release of huggingface_hub to another
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
-            raise
-        raise Unreachable(f"{name}: {_reason(error)}") from error
+    failures: tuple[type[Exception], ...] = (*client_errors(), RuntimeError)  # of a closed client
+    with hushed():
+        try:
+            yield
+        except failures as error:
+            if refused := refusal(error, "no such data set on the Hub"):
+                raise DataError(f"{name}: {refused}") from error
+            raise Unreachable(f"{name}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -121,3 +121,13 @@ def here(
         return SimpleNamespace(stdout=captured.out, stderr=captured.err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def shell(server, tmp_path_factory):
+    """Runs commands against the stand-in for the Hub that the test's module calls `server`."""
+    import stand_in
+
+    home = tmp_path_factory.mktemp("hf")
+    with stand_in.Shell(stand_in.environment(server.address, home)) as shell:
+        yield shell

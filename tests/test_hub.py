@@ -55,13 +55,6 @@ def server(models):
         yield server
 
 
-@pytest.fixture(scope="module")
-def shell(server, tmp_path_factory):
-    home = tmp_path_factory.mktemp("hf")
-    with stand_in.Shell(stand_in.environment(server.address, home)) as shell:
-        yield shell
-
-
 @pytest.fixture
 def online(shell):
     """Runs commands where the Hub is the stand-in, and its client's cache is empty."""

@@ -12,7 +12,7 @@ import pytest
 from conftest import draw_face
 from huggingface_hub import constants
 
-from facevae import data, hub_files
+from facevae import data, hub_files, pictures
 from facevae.errors import DataError
 from facevae.hub_files import HubFile, Unreachable, find_hub_files, is_url, repository_of
 
@@ -199,7 +199,7 @@ def test_a_revision_is_a_branch_a_commit_or_a_reference(hub):
         ("hf://some/faces", "write it as hf://datasets/owner/name"),
         ("hf://datasets/faces", "write it as hf://datasets/owner/name"),
         ("hf://datasets/some/nothing", "no such data set on the Hub"),
-        ("hf://datasets/some/faces@v9", "the data set has no such revision"),
+        ("hf://datasets/some/faces@v9", "the repository has no such revision"),
         (
             "hf://datasets/some/faces/dev",
             "no split or path 'dev'; there are data with train-0.parquet",
@@ -273,9 +273,9 @@ def test_a_connection_that_fails_loses_nothing(hub, faces, tmp_path, monkeypatch
     hub.asked.clear()
     hub.refuse_after = 10**9
     asked = []
-    read = data.read_rows
+    read = pictures.read_rows
     monkeypatch.setattr(
-        data, "read_rows", lambda f, rows: asked.append((f.path, rows)) or read(f, rows)
+        pictures, "read_rows", lambda f, rows: asked.append((f.path, rows)) or read(f, rows)
     )
     found = load(tmp_path, faces)
     assert asked == [("data/train-1.parquet", list(range(12)))]

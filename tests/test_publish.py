@@ -30,13 +30,6 @@ def server():
         yield server
 
 
-@pytest.fixture(scope="module")
-def shell(server, tmp_path_factory):
-    home = tmp_path_factory.mktemp("hf")
-    with stand_in.Shell(stand_in.environment(server.address, home)) as shell:
-        yield shell
-
-
 @pytest.fixture
 def someone(shell, server, tmp_path):
     """Runs commands in `tmp_path` for someone who is logged in, and has no repositories yet.

@@ -9,7 +9,7 @@ import pytest
 from conftest import draw_face
 from PIL import Image
 
-from facevae import data
+from facevae import data, pictures
 from facevae.bundle import load as load_model
 from facevae.errors import DataError
 from facevae.labels import read_table_labels
@@ -245,7 +245,7 @@ def test_an_interrupted_conversion_goes_on_without_reading_what_is_done(tmp_path
         )
     asked = []
     monkeypatch.setattr(
-        data, "read_rows", lambda file, rows: asked.extend(rows) or read_rows(file, rows)
+        pictures, "read_rows", lambda file, rows: asked.extend(rows) or read_rows(file, rows)
     )
     again = load(tmp_path, path)
     assert asked == list(range(20, 48))
@@ -263,7 +263,7 @@ def test_no_more_is_read_than_will_soon_be_converted(tmp_path, monkeypatch):
             taken.append(len(part))
             yield part
 
-    monkeypatch.setattr(data, "read_rows", counted)
+    monkeypatch.setattr(pictures, "read_rows", counted)
     load(tmp_path, path, progress=lambda _task, done, _total: ahead.append(sum(taken) - done))
     assert 0 <= max(ahead) <= 3
 
