@@ -6,7 +6,7 @@ plain bytes will do. Rows are named by that path, or by a column such as `file_n
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -172,7 +172,8 @@ def _find_column(file: File, schema: Any) -> _Column:
 
     fields = {f.name: f.type for f in schema}
     found = [n for n, kind in fields.items() if is_bytes(kind) or holds(kind, "bytes", is_bytes)]
-    found = [name for name in found if name in _declared_images(schema)] or found
+    declared = _declared_images(schema)
+    found = [name for name in found if name in declared] or found
     if not found:
         columns = ", ".join(f"{name} ({kind})" for name, kind in [*fields.items()][:12])
         msg = f"{file}: no column of pictures in there; its columns are {columns or 'none'}"
@@ -280,19 +281,28 @@ def _opened(file: File, ahead_bytes: int) -> Iterator[_Parquet | _Arrow]:
     except ImportError as error:
         msg = f"{file}: Parquet and Arrow need the extra 'parquet': pip install 'facevae[parquet]'"
         raise DataError(msg) from error
+    is_arrow = isinstance(file, Path) and file.suffix.lower() == ".arrow"
     try:
-        if isinstance(file, HubFile):
-            with file.open(ahead_bytes) as source:
-                yield _Parquet(source)
-        elif file.suffix.lower() == ".arrow":
-            with pa.memory_map(str(file)) if file.stat().st_size else file.open("rb") as source:
-                yield _Arrow(source)
-        else:
-            with pa.OSFile(str(file)) as source:
-                yield _Parquet(source)
+        with _source(file, ahead_bytes, is_arrow=is_arrow) as source:
+            table = _Arrow(source) if is_arrow else _Parquet(source)
+            names = table.schema.names
+            if repeated := [name for name in names if names.count(name) > 1]:
+                msg = f"{file}: several of its columns are called '{repeated[0]}'; rename them"
+                raise DataError(msg)
+            yield table
     except (pa.ArrowException, OSError) as error:
         msg = f"{file}: cannot be read as a table ({_first_line(error)})"
         raise DataError(msg) from error
+
+
+def _source(file: File, ahead_bytes: int, *, is_arrow: bool) -> AbstractContextManager[Any]:
+    import pyarrow as pa
+
+    if isinstance(file, HubFile):
+        return file.open(ahead_bytes)
+    if is_arrow and file.stat().st_size:
+        return pa.memory_map(str(file))  # type: ignore[no-any-return]
+    return pa.OSFile(str(file))  # type: ignore[no-any-return]
 
 
 def _first_line(error: Exception) -> str:
