@@ -21,9 +21,8 @@ from facevae.errors import UsageError
 Method = Literal["logistic", "lda", "mean"]
 
 SHRINKAGE = 0.1  # of the covariance towards its diagonal
-PENALTY = (
-    300.0  # of logistic weights in standard deviations; best in cross-validation of 14 attributes
-)
+# of logistic weights in standard deviations; best in cross-validation of 14 attributes
+PENALTY = 300.0
 ENOUGH = 100  # faces with and without an attribute, from which on logistic regression is used
 _NEWTON_STEPS, _SETTLED = 12, 1e-6
 _OPPOSED = -0.3  # a cosine that the two sides of one to three photos hardly reach by chance
@@ -140,31 +139,31 @@ def learn(
     training = torch.from_numpy(~examples.held_out)[:, None]
     labels, is_continuous, names = _varying(examples)
     known = (~labels.isnan() & training).double()
-    count = known.sum(0)
-    middle = (known * labels.nan_to_num()).sum(0) / count
+    count, total = known.sum(0), (known * labels.nan_to_num()).sum(0)
+    middle = total / count
     centred = known * (labels.nan_to_num() - middle)
     variance = centred.square().sum(0) / count
     unit = torch.where(is_continuous, variance.sqrt(), 1.0)
 
-    sides = [z.cpu().double() for z in (examples.latents, examples.mirrored)]
-    slopes = [centred.T @ z for z in sides]
+    latents, mirrored = (z.cpu().double() for z in (examples.latents, examples.mirrored))
+    slopes = [centred.T @ z for z in (latents, mirrored)]
     # a mirrored face keeps its glasses, but looks the other way: where the two sides' slopes
     # oppose each other, as those of yaw do, mirroring has changed the label
-    opposed = torch.cosine_similarity(slopes[0], slopes[1], dim=1) < _OPPOSED
-    direction = (slopes[0] + torch.where(opposed[:, None], -1, 1) * slopes[1]) / 2
+    turn = torch.where(torch.cosine_similarity(slopes[0], slopes[1], dim=1) < _OPPOSED, -1, 1)
+    direction = (slopes[0] + turn[:, None] * slopes[1]) / 2
     direction = direction * (unit / (count * variance))[:, None]
     scorer = direction if method == "mean" else _discriminant(direction, covariance)
     methods: list[Method] = ["mean" if method == "mean" else "lda"] * len(names)
     if method == "logistic":
-        rarer = torch.minimum((known * labels.nan_to_num()).sum(0), count - middle * count)
+        rarer = torch.minimum(total, count - total)
         for i in (~is_continuous & (rarer >= ENOUGH)).nonzero()[:, 0].tolist():
-            rows, flips = known[:, i].bool(), bool(opposed[i])
-            scorer[i], methods[i] = _logistic(sides, labels[:, i], rows, flips=flips), "logistic"
+            rows = known[:, i].bool()
+            sides = torch.cat([latents[rows], turn[i] * mirrored[rows]])
+            scorer[i], methods[i] = _logistic(sides, labels[rows, i].repeat(2)), "logistic"
     scorer = scorer / (scorer * direction).sum(1, keepdim=True).clamp_min(_TINY)
 
     # a face counts as having it beyond the middle between the two averages
     cut = torch.where(is_continuous, middle, 0.5)
-    latents = examples.latents.cpu().double()
     average = known.T @ latents / count[:, None]
     scores = latents @ scorer.T - (scorer * average).sum(1) - (cut - middle) / unit
     measured = ~labels.isnan() & ~training
@@ -213,15 +212,11 @@ def _discriminant(direction: Tensor, covariance: Tensor) -> Tensor:
     return scorers
 
 
-def _logistic(sides: Sequence[Tensor], labels: Tensor, rows: Tensor, *, flips: bool) -> Tensor:
+def _logistic(latents: Tensor, wanted: Tensor) -> Tensor:
     """Weights (D,) of a regularised logistic regression, by Newton's method.
 
-    Of both sides' latents, each (N, D), those at `rows` (N,) count, yes and no alike; where
-    mirroring `flips` the label, it is the other one there.
+    Latents (2N, D) are faces' and their mirror images', `wanted` (2N,) 1 and 0, which count alike.
     """
-    yes = labels[rows]
-    wanted = torch.cat([yes, 1 - yes if flips else yes])
-    latents = torch.cat([side[rows] for side in sides])
     spread = latents.std(0).clamp_min(_TINY)
     design = torch.cat([latents / spread, torch.ones(len(latents), 1).double()], 1)
     ridge = PENALTY * torch.eye(design.shape[1]).double()
@@ -310,7 +305,7 @@ def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -
     """
     if exact := _exact_match(wanted, names):
         return exact
-    plain = {_plain(name): i for i, name in enumerate(names)}
+    plain = {plain_name(name): i for i, name in enumerate(names)}
     partial: list[int] = []
     for word, sign in _meanings(wanted):
         partial = [i for name, i in plain.items() if word and word in name]
@@ -320,7 +315,8 @@ def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -
         msg = f"{option} {wanted}: this model knows no attributes; see `facevae attributes learn`"
         raise UsageError(msg)
     options = [names[i] for i in partial] or [
-        names[plain[n]] for n in difflib.get_close_matches(_plain(wanted), plain, n=3, cutoff=0.5)
+        names[plain[n]]
+        for n in difflib.get_close_matches(plain_name(wanted), plain, n=3, cutoff=0.5)
     ]
     nearest = f"did you mean {' or '.join(options)}? " if options else ""
     msg = f"{option} {wanted}: {nearest}this model knows {', '.join(names)}"
@@ -329,16 +325,17 @@ def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -
 
 def _exact_match(wanted: str, names: Sequence[str]) -> tuple[int, int] | None:
     """An attribute of that very name, or of one that the word stands for."""
-    plain = {_plain(name): i for i, name in enumerate(names)}
+    plain = {plain_name(name): i for i, name in enumerate(names)}
     return next(((plain[word], sign) for word, sign in _meanings(wanted) if word in plain), None)
 
 
 def _meanings(wanted: str) -> list[tuple[str, int]]:
     """The plain names that a word may mean, and which way, itself first."""
-    word = _plain(wanted)
+    word = plain_name(wanted)
     others = _ALIASES.get(word, ())
     return [(word, 1), *((name.removeprefix("-"), 1 - 2 * name.startswith("-")) for name in others)]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name as it is told from others, by its letters and digits alone."""
     return re.sub(r"[\W_]+", "", name).casefold()

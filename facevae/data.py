@@ -103,11 +103,10 @@ def _load(folder: Path) -> Faces:
 def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Faces | None:
     """The faces of that fingerprint at `size` pixels, if they are still in the cache."""
     for entry in list_cache(cache):
-        if entry.size == size:
-            index = read_json(entry.folder / "index.json")
-            if index.get("fingerprint") == fingerprint:
-                with suppress(OSError, ValueError):  # removed or damaged since
-                    return _split(np.load(entry.folder / "pixels.npy", mmap_mode="c"), index)
+        index = entry.folder / "index.json"
+        if entry.size == size and read_json(index).get("fingerprint") == fingerprint:
+            with suppress(OSError, ValueError):  # removed or damaged since
+                return _load(entry.folder)
     return None
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from facevae.bundle import Bundle
+from facevae.data import Progress
 from facevae.errors import ModelError, UsageError
 from facevae.files import replacing, write_json
 from facevae.model import VAE
@@ -49,7 +50,7 @@ def export_onnx(
     bundle: Bundle,
     name: str,
     folder: Path,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> list[Exported]:
     """Write `encoder.onnx`, `decoder.onnx`, `prior.onnx` and `model.json` into `folder`.
 

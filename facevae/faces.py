@@ -115,14 +115,15 @@ def load_faces_of(
             return ImageError(f"{name}: {error.strerror or error}")
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a photo a core, not a core a network
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+    # a photo a core, not a core a network; what is done with them meanwhile may have every core
+    one_each = partial(torch.set_num_threads, 1)
+    with ThreadPoolExecutor(os.cpu_count(), initializer=one_each) as pool:
+        try:
             rest = iter(photos)
             while part := list(islice(rest, _UNDER_WAY)):
                 yield from pool.map(load, part)
-    finally:
-        torch.set_num_threads(threads)
+        finally:
+            torch.set_num_threads(threads)  # of threads that are yet to start
 
 
 _UNDER_WAY = 64  # photos at a time

@@ -6,11 +6,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def hushed(*, progress: bool = True) -> Iterator[None]:
-    """The client does not talk of its retries inside, nor without `progress` show any."""
+    """Inside, the client does not talk of its retries, nor without `progress` show its own."""
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
-    if not progress:
+    hides = not (progress or are_progress_bars_disabled())
+    if hides:
         disable_progress_bars()
     verbosity = get_verbosity()
     set_verbosity_error()
@@ -18,6 +23,8 @@ def hushed(*, progress: bool = True) -> Iterator[None]:
         yield
     finally:
         set_verbosity(verbosity)
+        if hides:
+            enable_progress_bars()
 
 
 def client_errors() -> tuple[type[Exception], ...]:

@@ -159,8 +159,8 @@ def _list(url: str, repository: str, revision: str | None) -> list[HubFile]:
 def _below(files: list[HubFile], place: str) -> list[HubFile]:
     """Files at a path or below it, else those of the split that its last part names."""
     there = [f for f in files if f.path == place or f.path.startswith(f"{place}/")]
-    folder, _, split = place.rpartition("/")
-    return there or _of_split([f for f in files if f.path.startswith(folder)], split)
+    folder, slash, split = place.rpartition("/")
+    return there or _of_split([f for f in files if f.path.startswith(folder + slash)], split)
 
 
 def _of_split(files: list[HubFile], split: str) -> list[HubFile]:

@@ -65,7 +65,7 @@ class LatentsFile:
             raise LatentsError(msg)
         if which in self.names:
             return self.names.index(which)
-        if which.isdecimal() and which.isascii() and int(which[:19]) < self.num_faces:
+        if re.fullmatch(r"[0-9]{1,19}", which) and int(which) < self.num_faces:
             return int(which)
         last = f"{self.num_faces - 1:,}"
         known = f"rows are 0 to {last}" + (f", names like {self.names[0]}" if self.names else "")

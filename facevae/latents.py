@@ -1,5 +1,6 @@
 """What one does with a trained VAE: posteriors, decoding, samples, paths and arithmetic."""
 
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -77,7 +78,7 @@ def read_face(
     """
     if name.startswith("seed:"):
         seed = name.removeprefix("seed:")
-        if not seed.isdecimal() or int(seed) > MAX_SEED:
+        if not re.fullmatch(r"\d{1,19}", seed) or int(seed) > MAX_SEED:
             msg = f"{name}: a seed is a whole number from 0, as in seed:7"
             raise UsageError(msg)
         latents = latents_of_seeds(bundle, [int(seed)])

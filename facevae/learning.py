@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facevae.attributes import Examples, Method, learn
+from facevae.attributes import Examples, Method, learn, plain_name
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.data import Faces, is_held_out
@@ -96,6 +96,8 @@ def _batches(pixels: Iterable[Pixels]) -> Iterator[torch.Tensor]:
 def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logistic") -> list[str]:
     """Learn attributes and add them to the model, in the place of those of the same name.
 
+    Names are the same that `match_attribute` could not tell apart.
+
     Returns the names of those that were learned: none where all examples are alike.
     """
     attributes, directions, scorers = learn(examples, bundle.latent_covariance, method)
@@ -104,7 +106,8 @@ def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logisti
         return []
     known = bundle.attributes
     if bundle.directions is not None and bundle.scorers is not None:
-        kept = [i for i, attribute in enumerate(known) if attribute.name not in learned]
+        taken = set(map(plain_name, learned))
+        kept = [i for i, attribute in enumerate(known) if plain_name(attribute.name) not in taken]
         attributes = [known[i] for i in kept] + attributes
         directions = torch.cat([bundle.directions[kept], directions])
         scorers = torch.cat([bundle.scorers[kept], scorers])

@@ -188,17 +188,18 @@ def logistic_case(seed=4, count=800):
     return Examples(*sides, values, names, numbers, held_out)
 
 
-@pytest.mark.parametrize(("column", "flips"), [(0, False), (1, True)])
-def test_logistic_weights_are_where_the_penalised_likelihood_is_flat(column, flips):
+@pytest.mark.parametrize(("column", "turn"), [(0, 1), (1, -1)])
+def test_logistic_weights_are_where_the_penalised_likelihood_is_flat(column, turn):
     """Its gradient, written out for both sides, yes and no weighted alike, is nothing there."""
     examples = logistic_case()
-    sides = [examples.latents, examples.mirrored]
-    labels = torch.from_numpy(examples.values).double()[:, column]
-    rows = ~labels.isnan()
-    weights = attributes_module._logistic(sides, labels, rows, flips=flips).numpy()
-    y = labels[rows].numpy()
-    x = np.concatenate([side[rows].numpy() for side in sides])
-    wanted = np.concatenate([y, 1 - y if flips else y])
+    _, directions, scorers = learn(examples, covariance_of(examples))
+    labels = examples.values[:, column]
+    rows = ~np.isnan(labels) & ~examples.held_out
+    x = np.concatenate([examples.latents.numpy()[rows], turn * examples.mirrored.numpy()[rows]])
+    wanted = np.tile(labels[rows].astype(float), 2)
+    weights = attributes_module._logistic(torch.from_numpy(x), torch.from_numpy(wanted)).numpy()
+    scorer = scorers[column].numpy()
+    np.testing.assert_allclose(scorer, weights / (weights @ directions[column].numpy()))
     each = np.where(wanted == 1, 0.25 / wanted.mean(), 0.25 / (1 - wanted.mean()))
 
     def slope_at(intercept):
@@ -224,6 +225,28 @@ def test_logistic_regression_is_used_where_there_are_enough_of_both():
     assert [a.method for a in by_lda[0]] == ["lda", "lda"]
     few = dataclasses.replace(examples, held_out=np.arange(800) >= 300)
     assert [a.method for a in learn(few, covariance_of(few))[0]] == ["lda", "logistic"]
+
+
+@pytest.mark.parametrize(("num_without", "method"), [(99, "lda"), (100, "logistic")])
+def test_a_hundred_with_and_without_are_enough(num_without, method):
+    latents = np.linspace(-1, 1, 101 + num_without)
+    labels = np.arange(len(latents)) >= num_without
+    examples = one_dimension(latents, labels, np.zeros(len(latents)))
+    assert learn(examples, torch.eye(1))[0][0].method == method
+
+
+def test_what_is_rare_and_of_one_side_is_told_apart_in_faces_that_look_to_that_side():
+    rng = np.random.default_rng(0)
+    latents = rng.normal((0.8, 0, 0, 0), size=(3000, 4))
+    left = (latents[:, :1] > np.quantile(latents[:, 0], 0.9)).astype(np.float32)
+    sides = torch.from_numpy(latents), torch.from_numpy(latents * (-1, 1, 1, 1))
+    held_out = np.arange(3000) % 5 == 0
+    examples = Examples(*sides, left, ["Left"], np.array([False]), held_out)
+    [attribute], directions, scorers = learn(examples, covariance_of(examples))
+    assert attribute.method == "logistic"
+    assert attribute.accuracy > 0.9
+    assert float((directions * scorers).sum()) == pytest.approx(1)
+    assert scorers.abs().max() < 1
 
 
 def test_the_mean_method_is_the_papers_own_direction_and_nothing_else():

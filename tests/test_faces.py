@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -410,15 +411,17 @@ def test_many_photos_are_loaded_in_order_and_what_fails_says_why(tmp_path: Path)
             assert "\n" not in str(each)
 
 
-def test_after_photos_were_loaded_torch_has_its_threads_again(tmp_path: Path) -> None:
+def test_while_photos_are_loaded_and_afterwards_torch_has_its_threads(tmp_path: Path) -> None:
     import torch
 
     before = torch.get_num_threads()
     draw_face(0).save(tmp_path / "a.png")
     picture = Picture(tmp_path / "a.png")
-    for each in load_faces_of([(picture.name, picture.open)], 32, None):
+    for each in load_faces_of([(picture.name, picture.open)] * 3, 32, None):
         assert isinstance(each, np.ndarray)
-    assert torch.get_num_threads() == before
+        assert torch.get_num_threads() == before, "for what is done with it"
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
     assert list(load_faces_of([], 32, None)) == []
 
 

@@ -12,12 +12,14 @@ import pytest
 import safetensors.torch
 import stand_in
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from stand_in import TOKEN, Repository
 from tiny import CONFIG, differing, tensors_of, tiny_bundle
 
 from facevae import hub
 from facevae.bundle import save
 from facevae.errors import ModelError
+from facevae.hub_client import hushed
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +298,16 @@ def test_an_alias_names_a_commit_and_a_digest_in_full():
         assert len(alias.commit) == 40
         assert len(alias.sha256) == 64
         assert hub._REPOSITORY.fullmatch(f"{alias.repository}@{alias.commit}")
+
+
+# ---------------------------------------------------------------- what its client shows
+
+
+def test_the_clients_progress_is_hidden_only_where_that_is_asked_for_and_meanwhile():
+    seen = []
+    for progress in (True, False):
+        before = are_progress_bars_disabled()
+        with hushed(progress=progress):
+            seen.append(are_progress_bars_disabled())
+        assert are_progress_bars_disabled() == before
+    assert seen == [False, True]

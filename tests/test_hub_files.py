@@ -204,6 +204,7 @@ def test_a_revision_is_a_branch_a_commit_or_a_reference(hub):
             "hf://datasets/some/faces/dev",
             "no split or path 'dev'; there are data with train-0.parquet",
         ),
+        ("hf://datasets/some/faces/dat/train", "no split or path 'dat/train'"),
         ("hf://datasets/some/zips", "hf download --repo-type dataset some/zips"),
     ],
 )

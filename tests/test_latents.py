@@ -206,10 +206,10 @@ def test_a_seed_is_read_as_its_sample(bundle):
     read_face(bundle, f"seed:{MAX_SEED}")
 
 
-@pytest.mark.parametrize("name", ["seed:", "seed:-1", "seed:x", "seed:1.5", f"seed:{MAX_SEED + 1}"])
-def test_a_bad_seed_is_refused_by_name(bundle, name):
-    with pytest.raises(UsageError, match=f"^{name}: "):
-        read_face(bundle, name)
+@pytest.mark.parametrize("seed", ["", "-1", "x", "1.5", str(MAX_SEED + 1), "9" * 5000])
+def test_a_bad_seed_is_refused_by_name(bundle, seed):
+    with pytest.raises(UsageError, match=f"^seed:{seed}: "):
+        read_face(bundle, f"seed:{seed}")
 
 
 def test_numbers_beyond_what_a_model_can_decode_are_refused():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import open_model
+from facevae.cli.session import open_model, used_model
 from facevae.console import Console
 from facevae.errors import DataError, UsageError
 
@@ -55,8 +55,7 @@ def list_attributes(
     from facevae.hub import load_model
 
     console = Console(quiet=quiet, as_json=json)
-    bundle, located = load_model(model)
-    used = {"name": located.name, "path": str(located.path)}
+    bundle, located = load_model(model, quiet=quiet)
     records: list[dict[str, Any]] = [dataclasses.asdict(a) for a in bundle.attributes]
     if bundle.scorers is not None:
         names = [attribute.name for attribute in bundle.attributes]
@@ -66,7 +65,7 @@ def list_attributes(
             pairs = zip(names, joint[i].tolist(), strict=True)
             record["correlations"] = {n: round(r, 4) for n, r in pairs if n != names[i]}
     if json:
-        console.result([], {"model": used, "attributes": records})
+        console.result([], {"model": used_model(located), "attributes": records})
     elif records:
         console.table(
             f"{located.name}: attributes, for `facevae arith --attr`",
@@ -154,7 +153,7 @@ def learn_attributes(
 
     console = Console(quiet=quiet, as_json=json)
     _check(data, labels, name, having, lacking)
-    target = _target(locate(model), output)
+    target = _target(locate(model, quiet=quiet), output)
     bundle, used = open_model(console, model, device)
     skipped: list[str] = []
     if labels:

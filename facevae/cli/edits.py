@@ -174,7 +174,7 @@ def arith(
     from facevae.edits import plan_edit
     from facevae.faces import place_photo
     from facevae.images import to_pixels
-    from facevae.latents import combine, decode, read_face
+    from facevae.latents import combine, decode, encode_pixels, read_face
 
     console = Console(quiet=quiet, as_json=json)
     attrs, minus, plus, sweeps = attr or [], minus or [], plus or [], sweep or []
@@ -195,7 +195,13 @@ def arith(
     edit = plan_edit(bundle, attrs, kept) if attrs else None
 
     read = partial(read_face, bundle, align=align, number=face_number)
-    original, latent = read(face)
+    if paste:
+        framing = bundle.framing if align else None
+        placed = place_photo(Path(face).expanduser(), framing, face_number)
+        pixels = placed.cut(bundle.config.size)
+        original, latent = placed.photo, encode_pixels(bundle, pixels[None])[0]
+    else:
+        original, latent = read(face)
     added, removed = ([read(name)[1] for name in part] for part in (plus, minus))
     summed = combine(latent, added, removed, bundle.latent_mean)
     edited = summed.repeat(len(alphas), 1)
@@ -207,11 +213,8 @@ def arith(
     if edit:
         more |= _report(console, bundle, edit, summed, images)
     if paste:
-        framing = bundle.framing if align else None
-        placed = place_photo(Path(face).expanduser(), framing, face_number)
         before = to_pixels(decode(bundle.vae, latent[None]))[0]
         frames = np.stack([placed.paste(frame, before) for frame in frames])
-        original = placed.photo
     if compare:
         frames = np.concatenate([original[None], frames])
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None

@@ -1,6 +1,6 @@
 """`reconstruct` and `sample`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +15,7 @@ from facevae.console import Console
 from facevae.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
+    from facevae.framing import Framing
     from facevae.images import Pixels
 
 _CHUNK = 64  # faces in memory at a time, where there may be any number
@@ -55,7 +56,7 @@ def reconstruct(
     """
     import numpy as np
 
-    from facevae.faces import load_face, place_photo
+    from facevae.faces import place_photo
     from facevae.files import distinct_names
     from facevae.images import paired_grid, save_picture, to_pixels
     from facevae.latents import decode, encode_pixels
@@ -85,8 +86,8 @@ def reconstruct(
     rows: list[tuple[Pixels, Pixels]] = []
     written: list[Path] = []
     framing = bundle.framing if align else None
-    load = partial(load_face, size=bundle.config.size, framing=framing, number=face_number)
-    for places, originals in _read_chunks(files, load, skipped):
+    chunks = _read_chunks(files, bundle.config.size, framing, face_number, skipped)
+    for places, originals in chunks:
         encoded = encode_pixels(bundle, originals)
         keep.add([stems[place] for place in places], encoded)
         pixels = to_pixels(decode(bundle.vae, encoded))
@@ -186,23 +187,25 @@ def sample(
 
 
 def _read_chunks(
-    files: Sequence[Path],
-    load: "Callable[[Path], Pixels]",
-    skipped: list[str],
+    files: Sequence[Path], size: int, framing: "Framing | None", number: int, skipped: list[str]
 ) -> "Iterator[tuple[list[int], Pixels]]":
     """Places and pixels of the pictures, some at a time; of several, some may be unreadable."""
     import numpy as np
 
+    from facevae.faces import load_faces_of
+    from facevae.pictures import Picture
+
+    photos = [(str(path), Picture(path).open) for path in files]
     places: list[int] = []
     pixels: list[Pixels] = []
-    for place, path in enumerate(files):
-        try:
-            pixels.append(load(path))
+    for place, found in enumerate(load_faces_of(photos, size, framing, number)):
+        if not isinstance(found, ImageError):
+            pixels.append(found)
             places.append(place)
-        except ImageError as error:
-            if len(files) == 1:
-                raise
-            skipped.append(str(error))
+        elif len(files) == 1:
+            raise found
+        else:
+            skipped.append(str(found))
         if len(pixels) == _CHUNK or (pixels and place + 1 == len(files)):
             yield places, np.stack(pixels)
             places, pixels = [], []

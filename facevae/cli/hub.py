@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import finish
+from facevae.cli.session import finish, used_model
 from facevae.console import Console
 from facevae.errors import ModelError
 
@@ -41,7 +41,7 @@ def pull(
     located = hub.pull(model, force=force, quiet=quiet)
     hub.read(located)
     console.say(f"{located.name}, {located.path.stat().st_size / 1e6:,.1f} MB")
-    used = {"name": located.name, "path": str(located.path)}
+    used = used_model(located)
     finish(console, used, [located.path], {"commit": located.commit})
 
 
@@ -116,7 +116,7 @@ def push(
         raise ModelError(msg)
     licence = licence_of(bundle, license_id)
     _warn_of_terms(console, bundle, licence)
-    used = {"name": located.name, "path": str(located.path)}
+    used = used_model(located)
 
     # Write
     if is_local:

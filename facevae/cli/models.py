@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from facevae.cli import options
+from facevae.cli.session import used_model
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -32,7 +33,7 @@ def info(
     console = Console(quiet=quiet, as_json=json)
     bundle, located = load_model(model, quiet=quiet)
     values: dict[str, Any] = {
-        "model": {"name": located.name, "path": str(located.path)},
+        "model": used_model(located),
         "num_bytes": located.path.stat().st_size,
         "num_parameters": {
             "vae": num_parameters(bundle.vae),

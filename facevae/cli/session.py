@@ -8,6 +8,7 @@ from facevae.console import Console
 
 if TYPE_CHECKING:
     from facevae.bundle import Bundle
+    from facevae.hub import Located
 
 
 def open_model(console: Console, name: str, device: str) -> "tuple[Bundle, dict[str, Any]]":
@@ -19,8 +20,12 @@ def open_model(console: Console, name: str, device: str) -> "tuple[Bundle, dict[
     bundle, located = load_model(name, quiet=console.quiet)
     size = bundle.config.size
     console.say(f"model: {located.name} ({size} × {size} px) on {describe(chosen)}")
-    used = {"name": located.name, "path": str(located.path)}
-    return bundle.to(chosen), used
+    return bundle.to(chosen), used_model(located)
+
+
+def used_model(located: "Located") -> dict[str, Any]:
+    """A model as results name it."""
+    return {"name": located.name, "path": str(located.path)}
 
 
 def finish(
