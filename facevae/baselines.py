@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facevae.batches import batches_of
+from facevae.batches import batches_of, evenly
 from facevae.bundle import Bundle
 from facevae.config import TrainConfig
 from facevae.data import Faces, Progress, Rows
@@ -80,15 +80,12 @@ def fit_eigenfaces(
         latent_dim = min(latent_dim, len(rows) - 1, len(mean))
 
         # A first guess
-        some = rows[:: max(1, len(rows) // _NUM_FIRST)][: max(_NUM_FIRST, 2 * latent_dim)]
+        some = evenly(rows, max(_NUM_FIRST, 2 * latent_dim))
         centred = torch.cat([x.flatten(1) for x in batches_of(faces, some, device)]) - mean
         width = min(latent_dim + _OVERSAMPLING, len(rows), len(mean))
-        guess = torch.randn(len(mean), width, generator=_draw(), device="cpu").to(device)
         _, vectors = torch.linalg.eigh(centred @ centred.T)
-        first = vectors[:, -width:].flip(1)
-        guess[:, : first.shape[1]] = centred.T @ first
+        basis = torch.linalg.qr(centred.T @ vectors[:, -width:].flip(1)).Q
         del centred
-        basis = torch.linalg.qr(guess).Q
 
         # Passes
         captured, done, num_all = 0.0, 0, _MAX_PASSES * len(rows)
@@ -114,10 +111,6 @@ def fit_eigenfaces(
         return Eigenfaces(mean, components, deviations, faces.size)
 
 
-def _draw() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def autoencoder_run(
     bundle: Bundle,
     faces: Faces,
@@ -125,7 +118,6 @@ def autoencoder_run(
     device: torch.device,
     *,
     epochs: int | None = None,
-    sources: list[str] | None = None,
 ) -> Run:
     """The run that trains the model's network as a plain autoencoder, in a folder within `folder`.
 
@@ -133,7 +125,8 @@ def autoencoder_run(
     the KL divergence is left out, and a model with the prior N(0, I), which no autoencoder's
     latents have, gives way to one fitted Gaussian.
     """
-    known = bundle.provenance.get("train") or {}
+    known = bundle.provenance.get("train")
+    known = known if isinstance(known, dict) else {}
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     train = TrainConfig(**{key: value for key, value in known.items() if key in names})
     train = dataclasses.replace(
@@ -142,6 +135,6 @@ def autoencoder_run(
         kl_weight=0.0,
         prior="gaussian" if train.prior == "normal" else train.prior,
     )
-    run = Run(folder, bundle.config, train, faces, device, preset="ae", sources=sources or [])
+    run = Run(folder, bundle.config, train, faces, device, preset="ae")
     name = f"ae-{digest(repr(sorted(run.identity().items())))[:10]}"
     return dataclasses.replace(run, folder=folder / name)

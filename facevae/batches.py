@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,12 @@ def batches_of(
         yield images
         if mirrored:
             yield images.flip(-1)
+
+
+def evenly(rows: Rows, count: int) -> Rows:
+    """`count` of the rows, taken from everywhere among them; all where there are fewer."""
+    count = min(count, len(rows))
+    return rows[np.arange(count) * len(rows) // max(count, 1)]
 
 
 def watched(

@@ -1,7 +1,7 @@
 """A model against faces: how well it reconstructs them, and how much its samples are like them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facevae import metrics
-from facevae.batches import batches_of, watched
+from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
 from facevae.data import Faces, Progress, Rows
 from facevae.errors import ModelError
@@ -25,7 +25,7 @@ from facevae.prior import Prior, sample_latents
 from facevae.runtime import exact, face_noise, generator
 from facevae.swd import MAX_IMAGES, SlicedWasserstein
 
-Split = Literal["auto", "held-out", "train", "all"]
+Split = Literal["held-out", "train", "all"]
 
 _CHUNK = 32  # images at a time: what fits a core's cache is scored twice as fast
 _NUM_FRAMED = 48  # faces by which the framing is measured
@@ -70,10 +70,8 @@ def is_training_set(bundle: Bundle, faces: Faces) -> bool:
     return bundle.provenance.get("fingerprint") == faces.fingerprint
 
 
-def choose_rows(bundle: Bundle, faces: Faces, split: Split) -> Rows:
-    """The faces that count; `auto` is the held-out ones of a training set, and else all."""
-    if split == "auto":
-        split = "held-out" if is_training_set(bundle, faces) else "all"
+def choose_rows(faces: Faces, split: Split) -> Rows:
+    """The faces that count."""
     every = np.sort(np.concatenate([faces.train, faces.held_out]))
     return {"held-out": faces.held_out, "train": faces.train, "all": every}[split]
 
@@ -82,8 +80,7 @@ def framing_problem(bundle: Bundle, faces: Faces, rows: Rows) -> str | None:
     """Why these faces are not what the model expects, if they are framed otherwise."""
     if bundle.framing is None:
         return None
-    some = rows[:: max(1, len(rows) // _NUM_FRAMED)][:_NUM_FRAMED]
-    found = measure_framing(faces.pixels[some])
+    found = measure_framing(faces.pixels[evenly(rows, _NUM_FRAMED)])
     if found is not None and framed_alike(found, bundle.framing):
         return None
     how = "are not framed alike" if found is None else "are framed otherwise than the model's"
@@ -180,13 +177,13 @@ class Evaluation:
         reasons: dict[str, str] = {}
         figures |= self._feature_figures(samples, reasons)
         figures |= self._latent_figures(candidate, found, reasons)
-        originals, reconstructions = self._pairs(coder)
+        shown = np.sort(self.order[:_NUM_SHOWN])
         return Result(
             name,
             figures,
             reasons,
-            originals,
-            reconstructions,
+            self.faces.pixels[self.rows[shown]],
+            to_pixels(_decode(coder, found.mean[shown])),
             np.concatenate(samples.shown)[:_NUM_SAMPLES_SHOWN],
             _ways(coder, mean),
             found.mean,
@@ -251,28 +248,16 @@ class Evaluation:
         decoded = (_decode(coder, part) for part in latents.split(_CHUNK))
         return watched(decoded, task, len(latents), self.progress)
 
-    # ------------------------------------------------------------ pictures
-
-    def _pairs(self, coder: Coder) -> tuple[Pixels, Pixels]:
-        """Some originals and their reconstructions."""
-        rows = self.rows[np.sort(self.order[:_NUM_SHOWN])]
-        images = next(batches_of(self.faces, rows, self.device))
-        with exact():
-            made = coder.decode(coder.encode(images)[0])
-        return self.faces.pixels[rows], to_pixels(made)
-
 
 @dataclass
 class _Samples:
     """What is kept of samples that pass by."""
 
     extract: Features | None
-
-    def __post_init__(self) -> None:
-        self.sharpness: list[Tensor] = []
-        self.features: list[Tensor] = []
-        self.latents: list[Tensor] = []
-        self.shown: list[Pixels] = []
+    sharpness: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    shown: list[Pixels] = field(default_factory=list)
 
     def note(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         for images in batches:

@@ -4,17 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from facevae import curves
 from facevae.evaluation import Result
-from facevae.images import grid, paired_grid, save_picture
+from facevae.images import Pixels, grid, paired_grid, save_picture
 from facevae.losses import kl_divergence
-from facevae.model import sample_posterior
+from facevae.model import draw_posteriors
 from facevae.novelty import Novelty
-from facevae.runtime import generator
-
-_MAX_LATENTS = 20_000
 
 
 def draw(folder: Path, results: Sequence[Result], novelty: Novelty | None) -> list[Path]:
@@ -41,7 +37,7 @@ def draw(folder: Path, results: Sequence[Result], novelty: Novelty | None) -> li
     return paths
 
 
-def _strips(results: Sequence[Result]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _strips(results: Sequence[Result]) -> Pixels:
     """Each way from face to face, once for each candidate, one below the other."""
     rows = np.stack([r.ways for r in results], axis=1)  # (ways, candidates, steps, size, size, 3)
     return grid(rows.reshape(-1, *rows.shape[3:]), columns=rows.shape[2])
@@ -51,8 +47,7 @@ def _draw_histograms(folder: Path, model: Result, novelty: Novelty | None) -> li
     paths = [folder / "kl.png", folder / "latents.png"]
     divergence = kl_divergence(model.mean, model.logvar).mean(0).cpu()
     curves.save(curves.draw_divergence(divergence), paths[0])
-    noise = torch.randn(model.mean.shape, generator=generator(0)).to(model.mean)
-    latents = sample_posterior(model.mean, model.logvar, noise)[:_MAX_LATENTS].cpu()
+    latents = draw_posteriors(model.mean, model.logvar, 0).cpu()
     curves.save(curves.draw_histograms(latents, "the measured faces"), paths[1])
     if novelty is not None:
         paths.append(folder / "novelty.png")

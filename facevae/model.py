@@ -7,9 +7,11 @@ and kernel are those of the lineage it builds on (Foster, Generative Deep Learni
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from facevae.config import ModelConfig
+from facevae.runtime import generator
 
 SLOPE = 0.2  # of LeakyReLU; the paper names none
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
@@ -118,6 +120,12 @@ def _activation(dropout: float) -> nn.Module:
 def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """z = mean + σ · ε: (B, D) from three (B, D)."""
     return mean + (0.5 * logvar).exp() * noise
+
+
+def draw_posteriors(mean: Tensor, logvar: Tensor, *key: int) -> Tensor:
+    """A sample of each posterior, (N, D) from two (N, D), that depends on `key` beside them alone."""
+    noise = torch.randn(mean.shape, generator=generator(*key)).to(mean)
+    return sample_posterior(mean, logvar, noise)
 
 
 def num_parameters(module: nn.Module) -> int:

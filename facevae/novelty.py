@@ -17,9 +17,9 @@ from facevae.batches import batches_of, watched
 from facevae.data import Faces, Progress, Rows
 from facevae.images import Pixels
 from facevae.latents import posteriors
-from facevae.model import Coder, sample_posterior
+from facevae.model import Coder, draw_posteriors
 from facevae.prior import GaussianPrior
-from facevae.runtime import exact, generator
+from facevae.runtime import exact
 
 _NUM_SHOWN = 16
 _CHUNK = 32
@@ -75,9 +75,7 @@ def measure_novelty(
 
     # Compare
     with exact():
-        draw = generator(seed, _POSTERIOR)
-        noise = torch.randn(held_mean.shape, generator=draw).to(device)
-        unseen = sample_posterior(held_mean, held_logvar, noise)
+        unseen = draw_posteriors(held_mean, held_logvar, seed, _POSTERIOR)
         known = whitening.whiten(mean)
         distances, rows = metrics.nearest(whitening.whiten(latents), known)
         others, _ = metrics.nearest(whitening.whiten(unseen), known)

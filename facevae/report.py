@@ -15,27 +15,24 @@ from facevae import curves
 from facevae.attributes import Attribute
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
-from facevae.data import Faces
+from facevae.data import Faces, Progress
 from facevae.files import write_text
 from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
 from facevae.latents import decode, latents_of_seeds, morph, posteriors
 from facevae.metrics import principal_plane
-from facevae.model import sample_posterior
+from facevae.model import draw_posteriors
 from facevae.page import Section, Table, drawing, photo, render, require_pages, table
-from facevae.runtime import environment, generator
+from facevae.runtime import environment
 from facevae.sources import Source, count, dictionary, setting_text
 
 _NUM_SAMPLES = 64
 _NUM_HELD_OUT, _NUM_GENERATED = 2048, 512  # whose latents are shown; a flow takes its time
 _MAP_CELLS = 13  # on each side of the map, so that its pictures hardly overlap
 _MORPH_SEEDS, _MORPH_STEPS = (0, 1), 8
-_COLUMNS = 8
 _OF_PEOPLE = (
     "This page holds pictures of the training data: do not publish it where their terms, or the "
     "people they show, forbid that."
 )
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of its parts are done, and how many there are."""
 
 
 def write_report(source: Source, path: Path, progress: Progress = lambda *_: None) -> None:
@@ -112,10 +109,10 @@ def _reconstructions(source: Source) -> Section | None:
     if not path or not side:
         return None
     pictures = tiles(np.asarray(open_picture(path)), side)
-    count = len(pictures) // 2
-    if not count:
+    half = len(pictures) // 2
+    if not half:
         return None
-    sheet = paired_grid(pictures[:count], pictures[count : 2 * count], columns=_COLUMNS)
+    sheet = paired_grid(pictures[:half], pictures[half : 2 * half])
     text = "Faces that were held out, each above its reconstruction from the posterior's mean."
     return Section("Reconstructions", text, [photo(sheet, "Held-out faces above reconstructions.")])
 
@@ -177,12 +174,11 @@ def _held_out_latents(bundle: Bundle, faces: Faces) -> _Latents:
     rows = faces.held_out[:: math.ceil(len(faces.held_out) / _NUM_HELD_OUT)]
     mean, logvar = posteriors(bundle.vae, batches_of(faces, rows, bundle.device))
     mean, logvar = mean.cpu(), logvar.cpu()
-    noise = torch.randn(mean.shape, generator=generator(0))
     text = (
         f"Of {len(rows):,} held-out faces: on the map their posteriors' means, in the histograms "
         "a sample of each posterior."
     )
-    drawn = sample_posterior(mean, logvar, noise)
+    drawn = draw_posteriors(mean, logvar, 0)
     return _Latents(text, "held-out faces", mean, drawn, lambda some: faces.pixels[rows[some]])
 
 

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from facevae import curves, losses, metrics
-from facevae.batches import batches_of
+from facevae.batches import batches_of, evenly
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
-from facevae.data import Rows
 from facevae.figures import reconstruct
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
-from facevae.model import VAE, sample_posterior
+from facevae.model import VAE, draw_posteriors
 from facevae.prior import GaussianPrior, NormalPrior
 from facevae.runs import Run, RunFolder
-from facevae.runtime import exact, generator
+from facevae.runtime import exact
 from facevae.stages import NetworkStage
 
 _NUM_PROBES = 1024  # training faces for batch-norm statistics and the priors of progress pictures
@@ -56,10 +55,6 @@ def implied(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
     }
 
 
-def _probes(run: Run) -> Rows:
-    return run.faces.train[:: max(1, len(run.faces.train) // _NUM_PROBES)][:_NUM_PROBES]
-
-
 def snapshot(run: Run, stage: NetworkStage) -> VAE:
     """A copy of the weights to be used; averaged ones with batch-norm statistics of their own."""
     vae = copy.deepcopy(stage.averaged).eval()
@@ -71,7 +66,7 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
         norm.momentum = None  # the plain mean over the batches that follow
         norm.train()
     with exact():
-        probes = _probes(run)
+        probes = evenly(run.faces.train, _NUM_PROBES)
         num_batches = -(-len(probes) // _PROBE_BATCH)  # of one size, since each counts as much
         for rows in np.array_split(probes, num_batches):
             (images,) = batches_of(run.faces, rows, run.device, size=_PROBE_BATCH)
@@ -111,20 +106,16 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
 
 def probe(run: Run, vae: VAE) -> tuple[Tensor, Tensor]:
     """Means and log-variances, each (N, D), of some training faces."""
-    return posteriors(vae, batches_of(run.faces, _probes(run), run.device))
+    rows = evenly(run.faces.train, _NUM_PROBES)
+    return posteriors(vae, batches_of(run.faces, rows, run.device))
 
 
 def latent_histograms(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
     """How samples of the posteriors (N, D) are distributed, and the KL in nats of each dimension."""
     return {
-        "latents": metrics.histogram(_samples(mean, logvar)),
+        "latents": metrics.histogram(draw_posteriors(mean, logvar, 0)),
         "kl_nats_of_dimensions": metrics.histogram(losses.kl_divergence(mean, logvar).mean(0)),
     }
-
-
-def _samples(mean: Tensor, logvar: Tensor) -> Tensor:
-    noise = torch.randn(mean.shape, generator=generator(0)).to(mean)
-    return sample_posterior(mean, logvar, noise)
 
 
 def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int) -> Bundle:
@@ -145,8 +136,7 @@ def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int
 
 def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> dict[str, str]:
     """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names."""
-    rows = run.faces.held_out
-    rows = rows[:: max(1, len(rows) // _NUM_PICTURES)][:_NUM_PICTURES]
+    rows = evenly(run.faces.held_out, _NUM_PICTURES)
     images = next(batches_of(run.faces, rows, run.device))
     mean, _ = posteriors(bundle.vae, [images])
     pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
@@ -161,7 +151,7 @@ def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
     """Histograms of samples of the posteriors (N, D), where there is matplotlib to draw them."""
     if not curves.is_available():
         return
-    latents = _samples(mean, logvar)[:20_000].cpu()
+    latents = draw_posteriors(mean, logvar, 0).cpu()
     curves.save(curves.draw_histograms(latents), folder.pictures / "latents.png")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from facevae.bundle import Bundle
-from facevae.config import PRESETS, Preset
+from facevae.config import PRESETS
 from facevae.data import Faces, cached_faces
 from facevae.files import read_json
 from facevae.hub import load_model
@@ -76,8 +76,9 @@ class Source:
         if not train:
             return ""
         name, sources = str(known.get("preset") or "base"), known.get("sources")
-        preset: Preset = PRESETS.get(name, PRESETS["base"])
-        usual = {**preset.model.to_dict(), **preset.train.to_dict()}
+        if name not in PRESETS:
+            return ""  # no option of `train` asks for that, as for an autoencoder
+        usual = {**PRESETS[name].model.to_dict(), **PRESETS[name].train.to_dict()}
         found = {**self.setting("model"), **train}
         words = [
             "facevae",

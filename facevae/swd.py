@@ -22,7 +22,7 @@ _PATCH, _NUM_PLACES, _NUM_DIRECTIONS = 7, 64, 128
 _BINOMIAL = tuple(w / 16 for w in (1, 4, 6, 4, 1))
 _DRAW = 5  # what the generator's numbers are for
 
-Sorted = npt.NDArray[np.float32]
+Projections = npt.NDArray[np.float32]
 
 
 def level_sizes(size: int) -> list[int]:
@@ -60,10 +60,10 @@ class _Level:
     mean: Tensor  # (3, 1, 1)
     deviation: Tensor
 
-    def project(self, band: Tensor) -> Tensor:
-        """Projections (directions, B · places) of a level's images (B, 3, H, W)."""
-        patches = (_patches(band, self.rows, self.columns) - self.mean) / self.deviation
-        return self.directions.T @ patches.flatten(1).T
+    def project(self, patches: Tensor) -> Projections:
+        """Projections (directions, P) of patches (P, 3, 7, 7)."""
+        standardised = (patches - self.mean) / self.deviation
+        return (self.directions.T @ standardised.flatten(1).T).cpu().numpy()
 
 
 def _patches(band: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -94,9 +94,8 @@ class SlicedWasserstein:
                 per_channel = (mean.view(3, 1, 1), deviation.view(3, 1, 1))
                 rows, columns, directions = place
                 level = _Level(rows, columns, directions.to(patches.device), *per_channel)
-                standardised = (patches - level.mean) / level.deviation
                 self._levels.append(level)
-                self._real.append(_sort(level.directions.T @ standardised.flatten(1).T))
+                self._real.append(_sorted(level.project(patches)))
 
     def __call__(self, made: Iterable[Tensor]) -> dict[str, float]:
         """The distance of as many images, given in batches like the real ones, at each level."""
@@ -108,7 +107,8 @@ class SlicedWasserstein:
                 begin, done = done, done + len(images) * _NUM_PLACES
                 bands = laplacian_pyramid(images)
                 for filled, level, band in zip(projections, self._levels, bands, strict=True):
-                    filled[:, begin:done] = level.project(band).cpu().numpy()
+                    patches = _patches(band, level.rows, level.columns)
+                    filled[:, begin:done] = level.project(patches)
         assert done == shape[1], "as many images as there are real ones"  # noqa: S101 - the caller's part
         distances = [
             float(np.abs(_sorted(filled) - real).mean(dtype=np.float64))
@@ -126,10 +126,6 @@ def _places(side: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     return rows, columns, directions / directions.norm(dim=0)
 
 
-def _sort(projections: Tensor) -> Sorted:
-    return _sorted(projections.cpu().numpy())
-
-
-def _sorted(projections: Sorted) -> Sorted:
+def _sorted(projections: Projections) -> Projections:
     projections.sort(axis=1)  # in place; numpy's is twenty times as fast as torch's here
     return projections

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from facevae import curves
-from facevae.batches import Batches, batches_of
+from facevae.batches import Batches, batches_of, evenly, watched
 from facevae.bundle import Bundle, load, save
 from facevae.errors import ModelError, RunError
 from facevae.faces import measure_framing
@@ -79,6 +79,11 @@ class _Work:
         if stop := self.stop_signal():
             raise Stopped(stop)
 
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Tell how far something is that has nothing to save, and stop if that was asked for."""
+        self.listener.progress(task, done, total)
+        self.check_stop()
+
 
 def train(run: Run, listener: Listener) -> Bundle:
     """Start, continue or extend the run in its folder; returns the finished model.
@@ -119,8 +124,7 @@ def train(run: Run, listener: Listener) -> Bundle:
 
 def _measure_framing(work: _Work) -> Framing | None:
     faces = work.run.faces
-    rows = faces.train[:: max(1, len(faces.train) // _NUM_FRAMED)][:_NUM_FRAMED]
-    framing = measure_framing(faces.pixels[rows])
+    framing = measure_framing(faces.pixels[evenly(faces.train, _NUM_FRAMED)])
     if framing is None:
         work.listener.notice(
             "the faces are not framed alike, or none are found: the model will not align photos; "
@@ -224,7 +228,8 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
     """Fit the prior to the posteriors of the training faces and their mirror images."""
     run = work.run
     batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
-    mean, logvar = posteriors(vae, _watched(work, batches, 2 * len(run.faces.train)))
+    num_images = 2 * len(run.faces.train)
+    mean, logvar = posteriors(vae, watched(batches, "Encoding", num_images, work.progress))
     config = run.train.prior_config
     with seeded(run.train.seed):
         prior = build_prior(config, run.model.latent_dim).to(run.device)
@@ -335,15 +340,6 @@ class _Watch:
 
     def seconds(self) -> float:
         return round(self._before + time.monotonic() - self._begun, 3)
-
-
-def _watched(work: _Work, batches: Iterator[Tensor], total: int) -> Iterator[Tensor]:
-    done = 0
-    for images in batches:
-        yield images
-        done += len(images)
-        work.listener.progress("Encoding", done, total)
-        work.check_stop()
 
 
 def _check_finite(folder: RunFolder, figures: Mapping[str, float]) -> None:

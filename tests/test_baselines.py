@@ -12,6 +12,7 @@ from facevae import baselines
 from facevae.baselines import autoencoder_run, fit_eigenfaces
 from facevae.batches import batches_of
 from facevae.bundle import load
+from facevae.config import TrainConfig
 from facevae.data import Faces, load_faces
 from facevae.errors import DataError
 from facevae.images import from_pixels
@@ -106,6 +107,15 @@ def test_the_autoencoder_has_the_models_network_training_and_prior(tmp_path, fac
     assert run.model == bundle.config
     assert run.train == dataclasses.replace(TRAIN, kl_weight=0.0)
     assert run.folder.parent == tmp_path
+
+
+@pytest.mark.parametrize("said", [None, "text", [1]])
+def test_a_model_that_does_not_say_how_it_was_trained_is_taken_for_a_usual_one(
+    tmp_path, faces, said
+):
+    bundle = tiny_bundle()
+    bundle.provenance = {"train": said}
+    assert autoencoder_run(bundle, faces, tmp_path, CPU).train == TrainConfig(kl_weight=0.0)
 
 
 def test_without_a_fitted_prior_it_gets_a_gaussian_since_its_latents_have_no_scale(tmp_path, faces):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from facevae.batches import Batches, batches_of, mirror
+from facevae.batches import Batches, batches_of, evenly, mirror
 from facevae.data import Faces
 
 CPU = torch.device("cpu")
@@ -138,3 +138,12 @@ def test_batches_of_follows_each_batch_with_its_mirror_images(faces):
 
 def test_batches_of_nothing_is_nothing(faces):
     assert list(batches_of(faces, np.array([], np.int64), CPU)) == []
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 22, 23, 40])
+def test_so_many_rows_are_taken_from_everywhere(count):
+    rows = np.arange(100, 123)
+    found = evenly(rows, count)
+    assert len(found) == min(count, len(rows))
+    assert np.unique(np.diff(found)).size <= 1
+    assert set(found) <= set(rows)

@@ -148,9 +148,15 @@ def test_the_report_is_pictures_and_the_same_figures(place, known):
 def test_the_autoencoder_is_a_run_that_is_not_trained_again(place, known):
     (folder,) = (place / "runs").glob("ae-*")
     before = (folder / "model.safetensors").stat().st_mtime_ns
+    typed = json.loads((folder / "config.json").read_text())["command"]
+    assert typed.startswith("facevae eval run faces --baselines pca,ae ")
     again = evaluated(place, "run", "faces", "--baselines", "ae")
     assert again["baselines"]["ae"] == known["baselines"]["ae"]
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    # what was trained for longer is not passed off as what is asked for
+    fewer = ("--baselines", "ae", "--baseline-epochs", 1, "--num-samples", 4, "--no-fid")
+    done = command(place, "eval", "run", "faces", *fewer, code=2)
+    assert "has been trained for 2 epochs, not 1; name another --baseline-dir" in done.stderr
     elsewhere = evaluated(
         place,
         *("run", "faces", "--baselines", "ae"),
@@ -217,6 +223,7 @@ def test_three_faces_are_enough_for_all_of_it(place):
         (("nowhere", "faces"), 1, "nowhere: no such model"),
         (("run", "nowhere"), 1, "nowhere: no such file or folder"),
         (("run", "report-of-nothing.txt"), 1, "no such file"),
+        (("run", "hf://some/faces"), 1, "write it as hf://datasets/owner/name"),
         (("run", "faces", "--baselines", "svm"), 2, "'svm' is none; name pca, ae or pca,ae"),
         (("run", "faces", "--baselines", "pca", "--split", "all"), 2, "would favour them"),
         (("run", "others", "--baselines", "pca"), 2, "not what the model was trained on"),
@@ -241,12 +248,10 @@ def test_a_report_that_cannot_be_written_ends_before_the_work(place):
     assert "Sampling" not in done.stderr
 
 
-def test_fid_that_is_asked_for_is_computed_or_refused_and_never_left_out(place):
-    try:
-        import torch_fidelity  # noqa: F401 - an extra
-    except (ImportError, RuntimeError):
-        done = command(place, "eval", "run", "faces", "--fid", code=2)
-        assert "pip install 'facevae[eval]'" in done.stderr or "does not run" in done.stderr
+def test_fid_that_is_asked_for_and_cannot_be_is_refused_and_not_left_out(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    done = command(place, "eval", "run", "faces", "--fid", code=2)
+    assert "--fid: needs the extra 'eval': pip install 'facevae[eval]'" in done.stderr
 
 
 def test_damaged_pictures_are_left_out_and_named(place):

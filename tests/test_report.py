@@ -156,6 +156,13 @@ def test_provenance_of_any_kind_is_no_reason_to_fail(tmp_path):
     assert not reader.tags & {"b", "i", "u"}
 
 
+def test_no_command_is_made_up_for_what_no_option_asks_for(tmp_path):
+    bundle = tiny_bundle()
+    bundle.provenance |= {"preset": "ae", "train": TRAIN.to_dict()}
+    save(bundle, tmp_path / "m.safetensors")
+    assert open_source(str(tmp_path / "m.safetensors"), CPU).equivalent_command() == ""
+
+
 def test_what_is_neither_run_nor_model_is_named(tmp_path):
     with pytest.raises(ModelError, match="no model"):
         open_source(str(tmp_path), CPU)

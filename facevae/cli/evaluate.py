@@ -1,5 +1,6 @@
 """`eval`."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,7 +9,7 @@ import typer
 
 from facevae.cli import options, scores
 from facevae.cli.session import open_model
-from facevae.cli.train import train_or_exit
+from facevae.cli.train import Data, source_name, train_or_exit, typed_command
 from facevae.config import MAX_SEED
 from facevae.console import Console
 from facevae.errors import FacevaeError, UsageError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from facevae.bundle import Bundle
     from facevae.data import Faces
-    from facevae.evaluation import Candidate, Result
+    from facevae.evaluation import Candidate, Result, Split
     from facevae.figures import Score
     from facevae.novelty import Novelty
     from facevae.perceptual import Features
@@ -32,10 +33,7 @@ def evaluate(
         str,
         typer.Argument(metavar="MODEL", help="default, a file, a folder, or user/repo(@revision)."),
     ],
-    data: Annotated[
-        list[Path],
-        typer.Argument(metavar="DATA…", help="Folders, pictures, or .tar shards of real faces."),
-    ],
+    data: Data,
     *,
     split: Annotated[
         Literal["auto", "held-out", "train", "all"],
@@ -104,21 +102,21 @@ def evaluate(
     # Choose the faces
     runtime.keep_freed_memory()
     faces = load_faces(data, bundle.config.size, cache=cache_dir, progress=console.progress)
-    rows = choose_rows(bundle, faces, split)
     known = is_training_set(bundle, faces)
     _check_baselines(wanted, split, known=known)
-    about = scores.describe(console, bundle, faces, rows, split, data)
+    chosen: Split = split if split != "auto" else "held-out" if known else "all"
+    rows = choose_rows(faces, chosen)
+    about = scores.describe(console, bundle, faces, rows, chosen, data, known=known)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)  # if that cannot be, then before the work
 
     # Measure
     dim = bundle.config.latent_dim
     candidates = [Candidate(used["name"], bundle.vae, bundle.prior, dim, has_posteriors=True)]
-    sources = [path.name or str(path) for path in data]
     if "ae" in wanted:  # the long one comes first
-        run = autoencoder_run(
-            bundle, faces, baseline_dir, bundle.device, epochs=baseline_epochs, sources=sources
-        )
+        run = autoencoder_run(bundle, faces, baseline_dir, bundle.device, epochs=baseline_epochs)
+        sources = [source_name(source) for source in data]
+        run = dataclasses.replace(run, sources=sources, command=typed_command())
         candidates.append(_autoencoder(console, run))
     if "pca" in wanted:
         candidates.append(_eigenfaces(console, bundle, faces))
@@ -168,13 +166,13 @@ def _check_baselines(wanted: Sequence[str], split: str, *, known: bool) -> None:
         raise UsageError(msg)
 
 
-def _output_folder(output: Path | None, data: Sequence[Path]) -> Path | None:
+def _output_folder(output: Path | None, data: Sequence[str]) -> Path | None:
     from facevae.outputs import choose_output
 
     if output is None:
         return None
     folder = choose_output(f"{output}/", "").path
-    if inside := [d for d in data if folder.resolve().is_relative_to(d.resolve())]:
+    if inside := [d for d in data if folder.resolve().is_relative_to(Path(d).resolve())]:
         msg = f"{folder}: is within {inside[0]}, whose faces these pictures would join; name another -o"
         raise UsageError(msg)
     return folder
@@ -226,6 +224,9 @@ def _autoencoder(console: Console, run: "Run") -> "Candidate":
     console.close()
     console.say(f"autoencoder: {run.train.epochs} epochs in {run.folder}")
     trained = train_or_exit(run, console, _Fitting(console)).to(run.device)
+    if (found := trained.provenance["epochs"]) != run.train.epochs:
+        msg = f"{run.folder}: has been trained for {found} epochs, not {run.train.epochs}; name another --baseline-dir"
+        raise UsageError(msg)
     return Candidate("ae", trained.vae, trained.prior, run.model.latent_dim)
 
 

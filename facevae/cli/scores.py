@@ -1,15 +1,15 @@
 """What `eval` says: of which faces, and how they were measured, in JSON and in a table."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facevae.cli.train import source_name, warn_of_skipped
 from facevae.console import Console
 
 if TYPE_CHECKING:
     from facevae.bundle import Bundle
     from facevae.data import Faces, Rows
-    from facevae.evaluation import Evaluation, Result
+    from facevae.evaluation import Evaluation, Result, Split
 
 _SPLITS = {"held-out": "held-out faces", "train": "training faces", "all": "faces"}
 
@@ -19,25 +19,23 @@ def describe(
     bundle: "Bundle",
     faces: "Faces",
     rows: "Rows",
-    split: str,
-    data: Sequence[Path],
+    split: "Split",
+    data: Sequence[str],
+    *,
+    known: bool,
 ) -> dict[str, Any]:
     """What the figures are of; said, with a warning where the faces are not what they should be."""
-    from facevae.evaluation import framing_problem, is_training_set
+    from facevae.evaluation import framing_problem
 
-    known = is_training_set(bundle, faces)
-    chosen = split if split != "auto" else "held-out" if known else "all"
     crop = f"largest centred square, scaled to {faces.size} × {faces.size} px"
-    names = ", ".join(path.name or str(path) for path in data)
+    names = ", ".join(map(source_name, data))
     whose = "the model's training set" if known else "not its training set"
-    console.say(f"{len(rows):,} {_SPLITS[chosen]} of {names} ({whose}); {crop}")
-    if faces.skipped:
-        shown = "; ".join(faces.skipped[:3])
-        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
+    console.say(f"{len(rows):,} {_SPLITS[split]} of {names} ({whose}); {crop}")
+    warn_of_skipped(console, faces)
     if problem := framing_problem(bundle, faces, rows):
         console.warn(problem)
     return {
-        "split": chosen,
+        "split": split,
         "is_training_set": known,
         "num_images": len(rows),
         "crop": crop,

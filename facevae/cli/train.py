@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from facevae.cli import options
+from facevae.cli.session import finish
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console, duration
 from facevae.errors import DataError, UsageError
@@ -20,21 +21,24 @@ if TYPE_CHECKING:
     import torch
 
     from facevae.bundle import Bundle
+    from facevae.data import Faces
     from facevae.runs import Run
     from facevae.training import Listener
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 _INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
 
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA…",
+        help="Folders, pictures, .tar shards, Parquet, or hf://datasets/owner/name(/split).",
+    ),
+]
+
 
 def train(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DATA…",
-            help="Folders, pictures, .tar shards, Parquet, or hf://datasets/owner/name(/split).",
-        ),
-    ],
+    data: Data,
     *,
     preset_name: Annotated[
         str, typer.Option("--preset", help=f"What to train. {_PRESETS}.")
@@ -160,13 +164,13 @@ def train(
         faces,
         target,
         preset=preset_name,
-        sources=[_source_name(source) for source in data],
+        sources=[source_name(source) for source in data],
         labels=table,
         init=started_from,
         terms=terms,
         half=half,
         tensorboard=tensorboard,
-        command=shlex.join(["facevae", *sys.argv[1:]]),
+        command=typed_command(),
     )
     _describe(console, run)
 
@@ -186,16 +190,10 @@ def train(
         console.say(f"see: facevae report {folder}")
     if tensorboard:
         console.say(f"see: tensorboard --logdir {folder}")
-    path = folder / "model.safetensors"
-    console.result(
-        [path],
-        {
-            "model": {"name": str(folder), "path": str(path)},
-            "outputs": [str(path)],
-            "epochs": bundle.provenance["epochs"],
-            "figures": figures,
-        },
-    )
+    path = RunFolder(folder).model
+    used = {"name": str(folder), "path": str(path)}
+    more = {"epochs": bundle.provenance["epochs"], "figures": figures}
+    finish(console, used, [path], more)
 
 
 def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
@@ -255,10 +253,10 @@ def _configure(
     settings = {key: value for key, value in train.items() if value is not None}
     if r_loss_factor is not None:
         settings["r_loss_factor"] = options.parse_r_loss_factor(r_loss_factor)
-    return Preset(
-        dataclasses.replace(base, **given),
-        dataclasses.replace(chosen.train, **settings),
-        chosen.summary,
+    return dataclasses.replace(
+        chosen,
+        model=dataclasses.replace(base, **given),
+        train=dataclasses.replace(chosen.train, **settings),
     )
 
 
@@ -271,10 +269,23 @@ def _data_name(data: list[str]) -> str:
     return re.sub(r"(-\d+)?(-of-\d+)?\.(tar|parquet|arrow)$", "", name) or "faces"
 
 
-def _source_name(source: str) -> str:
+def source_name(source: str) -> str:
+    """What of DATA is told and kept: an address, or a name without the folders above it."""
     from facevae.hub_files import is_url
 
     return source if is_url(source) else Path(source).name or source
+
+
+def typed_command() -> str:
+    """The command that was given, as a shell would take it."""
+    return shlex.join(["facevae", *sys.argv[1:]])
+
+
+def warn_of_skipped(console: Console, faces: "Faces") -> None:
+    """Say how many pictures cannot be read, if there are any, and name the first."""
+    if faces.skipped:
+        shown = "; ".join(faces.skipped[:3])
+        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
 
 
 def _describe(console: Console, run: "Run") -> None:
@@ -288,9 +299,7 @@ def _describe(console: Console, run: "Run") -> None:
         f"{faces.size} × {faces.size} px, on {describe(run.device)}; preset {run.preset}; "
         f"run folder {run.folder}"
     )
-    if faces.skipped:
-        shown = "; ".join(faces.skipped[:3])
-        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
+    warn_of_skipped(console, faces)
     if run.labels:
         known = set(run.labels.stems)
         count = sum(faces.stems[row] in known for row in (*faces.train, *faces.held_out))

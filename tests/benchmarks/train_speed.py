@@ -88,15 +88,13 @@ def answer(loops: dict) -> bool:
         return False
     loop, *numbers = sys.argv[2:]
     rate = loops[loop](*map(int, numbers))
-    sys.stdout.write(json.dumps({"rate": rate, "peak_bytes": _peak_bytes()}) + "\n")
+    import torch
+
+    from facevae.runtime import peak_bytes
+
+    peak = peak_bytes(torch.device("cpu"))
+    sys.stdout.write(json.dumps({"rate": rate, "peak_bytes": peak}) + "\n")
     return True
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def compare(loops: dict, options: argparse.Namespace) -> None:
