@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facevae import parallel
 from facevae.data import Faces, Progress, Rows
+from facevae.errors import RunError
 from facevae.images import from_pixels
 from facevae.runtime import free_bytes, generator
 
@@ -24,6 +26,9 @@ class Batches:
 
     def __init__(self, faces: Faces, batch_size: int, seed: int, device: torch.device) -> None:
         self.size = min(batch_size, len(faces.train))
+        if self.size < parallel.size():
+            msg = f"batches of {self.size}: too small for {parallel.size()} processes; raise --batch-size or start fewer"
+            raise RunError(msg)
         self.num_faces = len(faces.train)
         self.seed, self.device = seed, device
         self._rows = torch.from_numpy(faces.train)
@@ -33,16 +38,19 @@ class Batches:
             self._pixels = self._pixels.to(device)
 
     def __call__(self, step: int) -> Tensor:
-        """Batch number `step`: images (B, 3, size, size) on the device, half of them mirrored."""
+        """Batch number `step`: images (B, 3, size, size) on the device, half of them mirrored.
+
+        Of several processes each gets its share of them.
+        """
         positions = range(step * self.size, (step + 1) * self.size)
         first, last = positions[0] // self.num_faces, positions[-1] // self.num_faces
         stream = torch.cat([self._order(epoch) for epoch in range(first, last + 1)])
-        begin = positions[0] - first * self.num_faces
-        rows = stream[begin : begin + self.size]
+        begin, share = positions[0] - first * self.num_faces, parallel.share(self.size)
+        rows = stream[begin : begin + self.size][share]
         pixels = self._pixels[rows.to(self._pixels.device)].to(self.device, non_blocking=True)
         draw = generator(self.seed, _MIRROR, step)
         mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
-        return mirror(from_pixels(pixels), mirrored.to(self.device))
+        return mirror(from_pixels(pixels), mirrored[share].to(self.device))
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

@@ -29,6 +29,11 @@ _BAR_WIDTH, _BESIDE_BAR = 40, 45  # columns: of a bar, and of what stands beside
 _GAP = 2  # columns between those of a table
 
 
+def is_heard() -> bool:
+    """Whether this process may talk: of several that `torchrun` started, the first one."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 class Console:
     """Talks to the user; `quiet` leaves only warnings, errors and results, `as_json` one object."""
 
@@ -37,7 +42,7 @@ class Console:
     _tasks: ClassVar[dict[str, TaskID]] = {}
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
-        self.quiet, self.as_json = quiet, as_json
+        self.quiet, self.as_json = quiet or not is_heard(), as_json
         self._rich = RichConsole(stderr=True, highlight=False)
         self._last_line = 0.0
         self._begun: dict[str, tuple[float, int]] = {}  # when a task was first told, and how far
@@ -49,7 +54,8 @@ class Console:
 
     def warn(self, text: str) -> None:
         """A line that `quiet` does not silence, on stderr."""
-        self._rich.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+        if is_heard():
+            self._rich.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
     def error(self, text: str) -> None:
         """The one line that a failed command ends with, on stderr."""

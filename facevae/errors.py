@@ -29,5 +29,9 @@ class RunError(FacevaeError):
     """A run folder that cannot be started, resumed or extended as asked."""
 
 
+class ProcessError(FacevaeError):
+    """What ended one of several processes of a run, which the others have not met."""
+
+
 class LatentsError(FacevaeError):
     """A file of latents that cannot be used, or a face that is not in it."""

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 # An 8-bit image is known to within half a level: the variance of that rounding is the least
@@ -24,7 +23,7 @@ def mean_squared_error(reconstructions: Tensor, images: Tensor) -> Tensor:
 
 
 def weighted_reconstruction(mse: Tensor, r_loss_factor: float) -> Tensor:
-    """r_loss_factor × MSE, the mean over a batch: a scalar from (B,).
+    """r_loss_factor × MSE, a scalar: `mse` is a batch's, or that of each of its images (B,).
 
     The reconstruction term of the paper. It is the negative log-likelihood of a Gaussian whose
     variance is `dims / (2 × r_loss_factor)`, less a constant.
@@ -33,7 +32,7 @@ def weighted_reconstruction(mse: Tensor, r_loss_factor: float) -> Tensor:
 
 
 def calibrated_reconstruction(mse: Tensor, dims: int) -> Tensor:
-    """dims/2 · log(MSE of the batch): a scalar from (B,), less a constant.
+    """dims/2 · log(MSE), less a constant, a scalar: `mse` is a batch's, or (B,) of its images.
 
     Rybkin, Daniilidis & Levine 2021 (σ-VAE), section 3.2: the Gaussian negative log-likelihood
     with the variance that is best for this batch. Its gradient is that of
@@ -53,9 +52,9 @@ def implied_sigma(r_loss_factor: float, dims: int) -> float:
 
 
 def flow_matching(velocity: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
-    """Mean squared error against the straight path's velocity: a scalar from three (B, D).
+    """Mean squared error against the straight path's velocity, (B,) from three (B, D).
 
     Lipman et al. 2023, equation 23 with σ_min = 0: the target at (1 − t)·noise + t·latents is
     latents − noise.
     """
-    return torch.nn.functional.mse_loss(velocity.float(), latents - noise)
+    return (velocity.float() - (latents - noise)).square().mean(1)

@@ -22,7 +22,9 @@ def select_device(name: str = "auto") -> torch.device:
     """The device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises `UsageError` if not there."""
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun's: a process a GPU
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from facevae import losses
+from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.config import TrainConfig
 from facevae.model import VAE, sample_posterior
@@ -39,6 +39,9 @@ class Stage(Protocol):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
 
+    def inputs(self) -> dict[str, Tensor]:
+        """What it is fitted to, beside the faces."""
+
 
 class NetworkStage:
     """Fits encoder and decoder to the evidence lower bound."""
@@ -50,6 +53,7 @@ class NetworkStage:
         self.vae, self.batches, self.config = vae.train(), batches, config
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(vae).eval() if config.ema_images else vae
+        parallel.synchronise_norms(vae, batches.device)
         self.num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.learning_rate, fused=True)
 
@@ -58,14 +62,16 @@ class NetworkStage:
         # Reconstruct
         images = self.batches(index)
         draw = generator(self.config.seed, _POSTERIOR, index, device=images.device)
-        shape = (len(images), self.vae.config.latent_dim)
-        noise = torch.randn(shape, generator=draw, device=images.device)
+        count, dim = self.batches.size, self.vae.config.latent_dim
+        noise = torch.randn(count, dim, generator=draw, device=images.device)
+        noise = noise[parallel.share(count)]
         with training_precision(images.device), self._dropout(index, images.device):
             reconstructions, mean, logvar = self.vae(images, noise)
 
         # Weigh
-        mse = losses.mean_squared_error(reconstructions, images)
-        kl = losses.kl_divergence(mean, logvar).sum(1).mean()
+        errors = losses.mean_squared_error(reconstructions, images)
+        divergences = losses.kl_divergence(mean, logvar).sum(1)
+        mse, kl = parallel.mean(torch.stack([errors, divergences]), count)
         if self.config.r_loss_factor is None:
             reconstruction = losses.calibrated_reconstruction(mse, self.vae.config.num_pixels)
         else:
@@ -73,16 +79,18 @@ class NetworkStage:
 
         # Update
         (reconstruction + self.config.kl_weight * kl).backward()
+        parallel.average_gradients(self.vae.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.averaged is not self.vae:
             _average(self.averaged, self.vae, self._decay(index))
-        return torch.stack([reconstruction, kl, mse.mean()]).detach()
+        return torch.stack([reconstruction, kl, mse]).detach()
 
     def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
         if not self.vae.config.dropout:
             return nullcontext()
-        return seeded(generator(self.config.seed, _DROPOUT, index).initial_seed(), device)
+        state = generator(self.config.seed, _DROPOUT, index, parallel.rank()).initial_seed()
+        return seeded(state, device)
 
     def _decay(self, index: int) -> float:
         """Of the averaged weights; early on their half-life is a tenth of what has been seen."""
@@ -103,6 +111,10 @@ class NetworkStage:
         if self.averaged is not self.vae:
             self.averaged.load_state_dict(_part(state, "averaged."))
         _restore_optimizer(self.optimizer, state)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Nothing but the faces."""
+        return {}
 
 
 class PriorStage:
@@ -135,14 +147,17 @@ class PriorStage:
         latents = sample_posterior(self.mean[rows], self.logvar[rows], posterior_noise)
         target = self.prior.whitening.whiten(latents)
         times = torch.randn(count, 1, generator=draw, device=device).sigmoid()
+        share = parallel.share(count)
+        noise, target, times = noise[share], target[share], times[share]
 
         # Match the velocity between them
         with training_precision(device):
             velocity = self.raw.velocity((1 - times) * noise + times * target, times)
-        loss = losses.flow_matching(velocity, noise, target)
+        loss = parallel.mean(losses.flow_matching(velocity, noise, target), count)
 
         # Update, warming up over 100 steps and falling to zero
         loss.backward()
+        parallel.average_gradients(self.raw.parameters())
         rate = min(1.0, (index + 1) / 100) * (1 - index / self.num_steps)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
         self.optimizer.step()
@@ -163,6 +178,10 @@ class PriorStage:
         self.raw.load_state_dict(_part(state, "raw."))
         self.prior.load_state_dict(_part(state, "averaged."))
         _restore_optimizer(self.optimizer, state)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The posteriors."""
+        return {"posterior.mean": self.mean, "posterior.logvar": self.logvar}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from facevae import curves
+from facevae import curves, parallel
 from facevae.batches import Batches, batches_of, evenly, watched
 from facevae.bundle import Bundle, load, save
 from facevae.errors import ModelError, RunError
@@ -22,7 +22,7 @@ from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.learning import add_attributes, examples_of_faces
 from facevae.model import VAE, remove_variance
-from facevae.prior import FlowPrior, GaussianPrior, build_prior
+from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
 from facevae.runtime import environment, memory_bytes, seeded, stop_requests
 from facevae.snapshots import (
@@ -88,9 +88,37 @@ class _Work:
 def train(run: Run, listener: Listener) -> Bundle:
     """Start, continue or extend the run in its folder; returns the finished model.
 
+    Where several processes train, this is what the first of them does, and the others `follow`.
     Raises `RunError` for a folder of another run, or figures that are no longer finite, and
     `Stopped` after Ctrl-C or SIGTERM, with everything saved.
     """
+    bundle = _lead(run, listener)
+    parallel.from_lead(None)  # there is no further stage to follow
+    return bundle
+
+
+def follow(run: Run) -> None:
+    """Take this process's share of every step that the first process takes, and write nothing.
+
+    Raises `Stopped` as `train` does.
+    """
+    with stop_requests() as stop_signal:
+        while stage_and_step := parallel.from_lead():
+            name, step = stage_and_step
+            state = parallel.tensors_from_lead({}, run.device)
+            if name == "network":
+                stage: Stage = _network_stage(run)
+            else:
+                stage = _prior_stage(run, state["posterior.mean"], state["posterior.logvar"])
+            stage.restore(state)
+            accord = parallel.Accord(run.device)
+            for index in range(step, stage.num_steps):
+                stage.step(index)
+                if stop := accord(stop_signal()):
+                    raise Stopped(stop)
+
+
+def _lead(run: Run, listener: Listener) -> Bundle:
     with (
         locked(run.folder, "this run"),
         stop_requests() as stop_signal,
@@ -159,12 +187,9 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
     """Fit encoder and decoder, with held-out figures and pictures at each epoch."""
     run, folder = work.run, work.folder
 
-    # Build
-    vae = _new_vae(run)
-    batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
-    stage = NetworkStage(vae, batches, run.train)
-
     # Go on from where an earlier process stopped
+    stage = _network_stage(run)
+    batches = stage.batches
     first = _resume(work, "network", stage)
     if first > stage.num_steps:
         epochs = first * batches.size // batches.num_faces
@@ -214,6 +239,19 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
     return snapshot(run, stage)
 
 
+def _network_stage(run: Run) -> NetworkStage:
+    batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
+    return NetworkStage(_new_vae(run), batches, run.train)
+
+
+def _prior_stage(run: Run, mean: Tensor, logvar: Tensor) -> PriorStage:
+    """The fitting of a flow to posteriors, `mean` and `logvar` (N, D)."""
+    config = run.train.prior_config
+    with seeded(run.train.seed):
+        prior = FlowPrior(run.model.latent_dim, config.width, config.blocks).to(run.device)
+    return PriorStage(prior, mean, logvar, epochs=run.train.prior_epochs, seed=run.train.seed)
+
+
 def _new_vae(run: Run) -> VAE:
     with seeded(run.train.seed):
         vae = VAE(run.model)
@@ -231,29 +269,33 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
     num_images = 2 * len(run.faces.train)
     mean, logvar = posteriors(vae, watched(batches, "Encoding", num_images, work.progress))
     config = run.train.prior_config
-    with seeded(run.train.seed):
+    if config.kind == "flow":
+        key = weights_digest(vae)  # a flow that was fitted to other latents is of no use
+        prior: Prior = _fit_flow(work, mean, logvar, key)
+    else:
         prior = build_prior(config, run.model.latent_dim).to(run.device)
     if isinstance(prior, GaussianPrior):
         prior.fit(mean, logvar)
-    elif isinstance(prior, FlowPrior):
-        key = weights_digest(vae)  # a flow that was fitted to other latents is of no use
-        epochs = run.train.prior_epochs
-        stage = PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed)
-        first = _resume(work, "prior", stage, key)
-        sums, num_steps = torch.zeros(1, device=run.device), 0
-        for index, loss in _steps(work, "prior", stage, first, key):
-            sums += loss
-            num_steps += 1
-            if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
-                note = f"flow-matching loss {sums.item() / num_steps:.3f}"
-                work.listener.progress("Fitting the prior", index + 1, stage.num_steps, note)
-                sums.zero_()
-                num_steps = 0
-        work.folder.save_state("prior", stage.state(), stage.num_steps, key)
     bundle = new_bundle(run, vae, mean, run.train.epochs * len(run.faces.train))
     bundle.prior, bundle.prior_config = prior.eval(), config
     draw_latents(work.folder, mean, logvar)
     return bundle
+
+
+def _fit_flow(work: _Work, mean: Tensor, logvar: Tensor, key: str) -> FlowPrior:
+    stage = _prior_stage(work.run, mean, logvar)
+    first = _resume(work, "prior", stage, key)
+    sums, num_steps = torch.zeros(1, device=mean.device), 0
+    for index, loss in _steps(work, "prior", stage, first, key):
+        sums += loss
+        num_steps += 1
+        if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
+            note = f"flow-matching loss {sums.item() / num_steps:.3f}"
+            work.listener.progress("Fitting the prior", index + 1, stage.num_steps, note)
+            sums.zero_()
+            num_steps = 0
+    work.folder.save_state("prior", stage.state(), stage.num_steps, key)
+    return stage.prior
 
 
 def _finish(work: _Work, bundle: Bundle) -> None:
@@ -304,14 +346,22 @@ def _note(records: list[dict[str, Any]]) -> str:
 def _steps(
     work: _Work, name: str, stage: Stage, first: int, key: str = ""
 ) -> Iterator[tuple[int, Tensor]]:
-    """Take the steps from `first` on; between two, save the state when it is time or asked for."""
-    saved = time.monotonic()
+    """Take the steps from `first` on; between two, save the state when it is time or asked for.
+
+    Whoever follows takes them too, beginning with the same state.
+    """
+    device = work.run.device
+    parallel.from_lead((name, first))
+    parallel.tensors_from_lead(stage.state() | stage.inputs(), device)
+    accord, saved = parallel.Accord(device), time.monotonic()
     for index in range(first, stage.num_steps):
         yield index, stage.step(index)
-        if work.stop_signal() or time.monotonic() - saved > _SECONDS_A_STATE:
+        stop = accord(work.stop_signal())
+        if stop or time.monotonic() - saved > _SECONDS_A_STATE:
             work.folder.save_state(name, stage.state(), index + 1, key)
             saved = time.monotonic()
-        work.check_stop()
+        if stop:
+            raise Stopped(stop)
 
 
 def _resume(work: _Work, name: str, stage: Stage, key: str = "") -> int:

@@ -22,8 +22,8 @@ from facevae.cli.hub import pull, push
 from facevae.cli.models import cache, info
 from facevae.cli.report import report
 from facevae.cli.train import train
-from facevae.console import Console
-from facevae.errors import FacevaeError
+from facevae.console import Console, is_heard
+from facevae.errors import FacevaeError, ProcessError
 
 _NARROW = 70  # columns: below, the frames of help leave no room for the options' names
 
@@ -83,7 +83,8 @@ def main() -> None:
     try:
         app(prog_name=app.info.name)
     except FacevaeError as error:
-        Console().error(str(error))
+        if is_heard() or isinstance(error, ProcessError):
+            Console().error(str(error))
         sys.exit(error.exit_code)
     except MemoryError:
         Console().error("too little memory for that many or such large pictures; ask for fewer")

@@ -120,7 +120,7 @@ def train(
 
       facevae train hf://datasets/owner/faces
     """
-    from facevae import curves, runtime
+    from facevae import curves, parallel, runtime
     from facevae.data import load_faces
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
@@ -156,26 +156,29 @@ def train(
 
     # Prepare
     runtime.keep_freed_memory()
-    faces = load_faces(data, chosen.model.size, cache=cache_dir, progress=console.progress)
-    run = Run(
-        folder,
-        chosen.model,
-        chosen.train,
-        faces,
-        target,
-        preset=preset_name,
-        sources=[source_name(source) for source in data],
-        labels=table,
-        init=started_from,
-        terms=terms,
-        half=half,
-        tensorboard=tensorboard,
-        command=typed_command(),
-    )
-    _describe(console, run)
+    with parallel.joined(target):
+        with parallel.first_on_node():
+            faces = load_faces(data, chosen.model.size, cache=cache_dir, progress=console.progress)
+        run = Run(
+            folder,
+            chosen.model,
+            chosen.train,
+            faces,
+            target,
+            preset=preset_name,
+            sources=[source_name(source) for source in data],
+            labels=table,
+            init=started_from,
+            terms=terms,
+            half=half,
+            tensorboard=tensorboard,
+            command=typed_command(),
+        )
+        if parallel.is_lead():
+            _describe(console, run)
 
-    # Run
-    bundle = train_or_exit(run, console)
+        # Run
+        bundle = train_or_exit(run, console)
 
     # Report
     console.close()
@@ -198,10 +201,14 @@ def train(
 
 def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
     """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
-    from facevae.training import Stopped
+    from facevae import parallel
+    from facevae.training import Stopped, follow
     from facevae.training import train as train_run
 
     try:
+        if not parallel.is_lead():
+            follow(run)
+            raise typer.Exit
         return train_run(run, listener or _Talk(console))
     except Stopped as stopped:
         console.close()
