@@ -1,0 +1,124 @@
+"""How the time and memory of what users wait for grow with the work: 1, 4 and 16 times as much.
+
+    python tests/benchmarks/growth.py
+
+Each line is a process of its own: seconds and the most memory it held; `a unit` takes off what an
+empty process takes, so that it stays the same where the work is all there is. Conversion is also
+done on one core, to say what share of all cores' work is had.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TIMES = (1, 4, 16)
+_CONVERT = """
+import sys
+from pathlib import Path
+from facevae.data import load_faces
+load_faces([Path(sys.argv[1])], 128, cache=Path(sys.argv[2]))
+"""
+_PRIOR = """
+import sys
+import torch
+import facevae
+from facevae.runtime import exact, face_noise
+from facevae.prior import sample_latents
+model = facevae.load().bundle
+with exact():
+    sample_latents(model.prior, face_noise(list(range(int(sys.argv[1]))), model.config.latent_dim))
+"""
+
+
+def photographs(folder: Path, count: int, side: int = 1024) -> None:
+    """JPEG files as a camera makes them, but for what they show: smooth shapes and grain."""
+    draw = np.random.default_rng(0)
+    grain = draw.normal(0, 6, (side, side, 3))
+    for i in range(count):
+        coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+        picture = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+        picture.save(folder / f"{i:05}.jpg", quality=92)
+
+
+def cost(command: list[str], cores: int = 0) -> tuple[float, float]:
+    """Seconds and megabytes of a process, on all cores or so many of them."""
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[: cores or len(every)])  # which the process inherits
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    os.sched_setaffinity(0, every)
+    complaint = process.stderr.read() if process.stderr else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(complaint.decode())
+    return time.perf_counter() - begun, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure everything and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--photos", type=int, default=1000, help="of the largest conversion")
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        sets = {}
+        for times in TIMES:
+            sets[times] = root / f"photos-{times}"
+            sets[times].mkdir()
+            photographs(sets[times], options.photos * times // TIMES[-1])
+
+        facevae = [sys.executable, "-m", "facevae"]
+
+        def convert(times: int, cache: str = "") -> list[str]:
+            where = str(root / f"cache-{times}{cache}")
+            return [sys.executable, "-c", _CONVERT, str(sets[times]), where]
+
+        def reconstruct(times: int) -> list[str]:
+            out = str(root / f"out-{times}/")
+            return [*facevae, "reconstruct", str(sets[times]), "--no-align", "-o", out]
+
+        def sample(times: int) -> list[str]:
+            return [*facevae, "sample", "-n", str(64 * times), "-o", str(root / f"{times}.png")]
+
+        def prior(times: int) -> list[str]:
+            return [sys.executable, "-c", _PRIOR, str(64 * times)]
+
+        empty, _ = min(cost([sys.executable, "-c", "import facevae.latents"]) for _ in range(3))
+        sys.stdout.write(f"an empty process: {empty:.2f} s; {cores} cores\n")
+        photos = [options.photos * times // TIMES[-1] for times in TIMES]
+        works: list[tuple[str, Callable[[int], list[str]], list[int]]] = [
+            ("convert photos of 1024 px", convert, photos),
+            ("reconstruct photos, as they are", reconstruct, photos),
+            ("sample faces", sample, [64 * times for times in TIMES]),
+            ("sample latents from the prior", prior, [64 * times for times in TIMES]),
+        ]
+        for what, command, counts in works:
+            for times, count in zip(TIMES, counts, strict=True):
+                seconds, megabytes = cost(command(times))
+                unit = 1000 * (seconds - empty) / count
+                sys.stdout.write(
+                    f"{what}: {count:>6,} in {seconds:6.2f} s, {unit:6.2f} ms a unit, "
+                    f"{megabytes:6,.0f} MB\n"
+                )
+                sys.stdout.flush()
+        all_cores, _ = cost(convert(TIMES[-1], "-all"))
+        one_core, _ = cost(convert(TIMES[-1], "-one"), cores=1)
+        share = (one_core - empty) / (all_cores - empty) / cores
+        sys.stdout.write(f"conversion has {share:.0%} of {cores} × what one core does\n")
+
+
+if __name__ == "__main__":
+    main()
