@@ -9,7 +9,7 @@ PACKAGE = Path(facevae.__file__).parent
 
 # a module may use those of lower layers only; `cli` is a package of its own, at the top
 LAYERS = [
-    ("errors", "console", "losses", "detection", "hub_client"),
+    ("errors", "console", "losses", "detection", "hub_client", "guard"),
     ("files", "config", "runtime", "metrics", "attributes", "hub_files"),
     ("images", "model", "prior", "latent_files", "tables", "swd"),
     ("pictures", "framing", "labels", "figures", "outputs", "curves", "events", "perceptual"),
