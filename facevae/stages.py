@@ -17,6 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.config import TrainConfig
+from facevae.guard import Guard
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior
 from facevae.runtime import generator, seeded, training_precision
@@ -29,9 +30,10 @@ class Stage(Protocol):
     """Something that is fitted a step at a time."""
 
     num_steps: int
+    guard: Guard
 
     def step(self, index: int) -> Tensor:
-        """One update, number `index`; returns its loss terms, on the device."""
+        """One update, number `index`; returns its loss terms, on the device, zeros if skipped."""
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on."""
@@ -56,9 +58,10 @@ class NetworkStage:
         parallel.synchronise_norms(vae, batches.device)
         self.num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.learning_rate, fused=True)
+        self.guard = Guard(vae, self.optimizer)
 
     def step(self, index: int) -> Tensor:
-        """One update; returns the values of `terms`, (3,)."""
+        """One update; returns the values of `terms`, (3,), zeros if it was skipped."""
         # Reconstruct
         images = self.batches(index)
         draw = generator(self.config.seed, _POSTERIOR, index, device=images.device)
@@ -78,13 +81,10 @@ class NetworkStage:
             reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
 
         # Update
-        (reconstruction + self.config.kl_weight * kl).backward()
-        parallel.average_gradients(self.vae.parameters())
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        is_sound = self.guard.step(reconstruction + self.config.kl_weight * kl)
         if self.averaged is not self.vae:
             _average(self.averaged, self.vae, self._decay(index))
-        return torch.stack([reconstruction, kl, mse]).detach()
+        return torch.stack([reconstruction, kl, mse]).detach().where(is_sound, 0.0)
 
     def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
         if not self.vae.config.dropout:
@@ -99,8 +99,9 @@ class NetworkStage:
         return float(0.5 ** (self.batches.size / half_life))
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, their average, and the optimiser's moments."""
+        """Weights, their average, the optimiser's moments, and what the guard counts."""
         state = _prefixed("vae.", self.vae.state_dict()) | _optimizer_state(self.optimizer)
+        state |= _prefixed("guard.", self.guard.state())
         if self.averaged is not self.vae:
             state |= _prefixed("averaged.", self.averaged.state_dict())
         return state
@@ -111,6 +112,7 @@ class NetworkStage:
         if self.averaged is not self.vae:
             self.averaged.load_state_dict(_part(state, "averaged."))
         _restore_optimizer(self.optimizer, state)
+        self.guard.restore(_part(state, "guard."))
 
     def inputs(self) -> dict[str, Tensor]:
         """Nothing but the faces."""
@@ -135,9 +137,10 @@ class PriorStage:
         self.optimizer = torch.optim.Adam(
             self.raw.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), fused=True
         )
+        self.guard = Guard(self.raw, self.optimizer)
 
     def step(self, index: int) -> Tensor:
-        """One update; returns the flow-matching loss, (1,)."""
+        """One update; returns the flow-matching loss, (1,), zero if it was skipped."""
         # Draw posterior samples, noise and times
         device, count = self.mean.device, self.batch_size
         draw = generator(self.seed, _FLOW, index, device=device)
@@ -156,21 +159,19 @@ class PriorStage:
         loss = parallel.mean(losses.flow_matching(velocity, noise, target), count)
 
         # Update, warming up over 100 steps and falling to zero
-        loss.backward()
-        parallel.average_gradients(self.raw.parameters())
         rate = min(1.0, (index + 1) / 100) * (1 - index / self.num_steps)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        is_sound = self.guard.step(loss)
         _average(self.prior, self.raw, min(self.ema_decay, (index + 1) / (index + 10)))
-        return loss.detach().reshape(1)
+        return loss.detach().where(is_sound, 0.0).reshape(1)
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, their average, and the optimiser's moments."""
+        """Weights, their average, the optimiser's moments, and what the guard counts."""
         return (
             _prefixed("raw.", self.raw.state_dict())
             | _prefixed("averaged.", self.prior.state_dict())
             | _optimizer_state(self.optimizer)
+            | _prefixed("guard.", self.guard.state())
         )
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -178,6 +179,7 @@ class PriorStage:
         self.raw.load_state_dict(_part(state, "raw."))
         self.prior.load_state_dict(_part(state, "averaged."))
         _restore_optimizer(self.optimizer, state)
+        self.guard.restore(_part(state, "guard."))
 
     def inputs(self) -> dict[str, Tensor]:
         """The posteriors."""

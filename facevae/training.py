@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from facevae.errors import ModelError, RunError
 from facevae.faces import measure_framing
 from facevae.files import locked
 from facevae.framing import Framing
+from facevae.guard import Counts
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.learning import add_attributes, examples_of_faces
@@ -42,6 +43,8 @@ from facevae.stages import NetworkStage, PriorStage, Stage
 _STEPS_A_RECORD = 20
 _SECONDS_A_STATE = 300.0
 _NUM_FRAMED = 128  # faces by which the framing is measured
+_NETWORK_ADVICE = "start anew in another folder with a lower --learning-rate"
+_PRIOR_ADVICE = "start anew in another folder with --prior gaussian, which takes no steps"
 
 
 class Listener(Protocol):
@@ -73,6 +76,7 @@ class _Work:
     folder: RunFolder
     listener: Listener
     stop_signal: Callable[[], int]
+    skipped: dict[str, int] = field(default_factory=dict)  # steps, by stage
 
     def check_stop(self) -> None:
         """Raise `Stopped` if that was asked for; whoever calls this has nothing to save."""
@@ -89,8 +93,8 @@ def train(run: Run, listener: Listener) -> Bundle:
     """Start, continue or extend the run in its folder; returns the finished model.
 
     Where several processes train, this is what the first of them does, and the others `follow`.
-    Raises `RunError` for a folder of another run, or figures that are no longer finite, and
-    `Stopped` after Ctrl-C or SIGTERM, with everything saved.
+    Raises `RunError` for a folder of another run, for figures that are no longer finite, or where
+    most steps have to be skipped, and `Stopped` after Ctrl-C or SIGTERM, with everything saved.
     """
     bundle = _lead(run, listener)
     parallel.from_lead(None)  # there is no further stage to follow
@@ -198,6 +202,7 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
     folder.recall(first)
     watch = _Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
     sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
+    counts = stage.guard.counts()
 
     # Step
     for index, terms in _steps(work, "network", stage, first):
@@ -207,12 +212,14 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
         is_last = index + 1 == stage.num_steps
         is_epoch = is_last or images % batches.num_faces < batches.size
         if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
-            means = dict(zip(stage.terms, (sums / num_steps).tolist(), strict=True))
-            means |= implied(run, means["mse"], means["kl_nats"])
-            _check_finite(folder, means)
-            means |= _cost(run, num_steps * batches.size, watch.lap())
+            earlier, counts = counts, _counted(folder, stage, index, _NETWORK_ADVICE)
             where = {"step": index + 1, "images": images, "seconds": watch.seconds()}
-            folder.record({"event": "steps", **where, **means})
+            if num_sound := counts.num_sound - earlier.num_sound:
+                means = _means(run, stage, sums / num_sound)
+                _check_finite(folder, means)
+                means |= _cost(run, num_steps * batches.size, watch.lap())
+                skipped = {"skipped_steps": counts.num_skipped}
+                folder.record({"event": "steps", **where, **means, **skipped})
             note = _note(folder.records)
             work.listener.progress("Training", index + 1, stage.num_steps, note)
             sums.zero_()
@@ -236,6 +243,7 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
             watch.lap()
             folder.save_state("network", stage.state(), index + 1)
             work.listener.epoch(folder.records[-1])
+    work.skipped["network"] = stage.guard.counts().num_skipped
     return snapshot(run, stage)
 
 
@@ -285,15 +293,18 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
 def _fit_flow(work: _Work, mean: Tensor, logvar: Tensor, key: str) -> FlowPrior:
     stage = _prior_stage(work.run, mean, logvar)
     first = _resume(work, "prior", stage, key)
-    sums, num_steps = torch.zeros(1, device=mean.device), 0
+    sums, counts = torch.zeros(1, device=mean.device), stage.guard.counts()
     for index, loss in _steps(work, "prior", stage, first, key):
         sums += loss
-        num_steps += 1
         if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
-            note = f"flow-matching loss {sums.item() / num_steps:.3f}"
-            work.listener.progress("Fitting the prior", index + 1, stage.num_steps, note)
+            earlier, counts = counts, _counted(work.folder, stage, index, _PRIOR_ADVICE)
+            mean_loss = sums.item() / max(counts.num_sound - earlier.num_sound, 1)
+            parts = [f"flow-matching loss {mean_loss:.3f}", *_skipped(counts.num_skipped)]
+            work.listener.progress(
+                "Fitting the prior", index + 1, stage.num_steps, " · ".join(parts)
+            )
             sums.zero_()
-            num_steps = 0
+    work.skipped["prior"] = stage.guard.counts().num_skipped
     work.folder.save_state("prior", stage.state(), stage.num_steps, key)
     return stage.prior
 
@@ -307,6 +318,7 @@ def _finish(work: _Work, bundle: Bundle) -> None:
         "complete": True,
         "figures": measure(run, bundle.vae),
         "labels": run.labels.fingerprint if run.labels else None,
+        "skipped_steps": sum(work.skipped.values()),
         "train_seconds": folder.records[-1]["seconds"] if folder.records else None,
     }
     pixels = to_pixels(decode(bundle.vae, latents_of_seeds(bundle, list(range(64)))))
@@ -319,6 +331,12 @@ def _finish(work: _Work, bundle: Bundle) -> None:
     save(bundle, folder.model, half=run.half)
 
 
+def _means(run: Run, stage: NetworkStage, terms: Tensor) -> dict[str, float]:
+    """The stage's mean terms by their names, and what they amount to."""
+    means = dict(zip(stage.terms, terms.tolist(), strict=True))
+    return means | implied(run, means["mse"], means["kl_nats"])
+
+
 def _cost(run: Run, images: int, seconds: float) -> dict[str, float]:
     """What training on so many images in so many seconds takes."""
     held = {f"{of}_bytes": count for of, count in memory_bytes(run.device).items()}
@@ -327,17 +345,25 @@ def _cost(run: Run, images: int, seconds: float) -> dict[str, float]:
 
 def _note(records: list[dict[str, Any]]) -> str:
     """The last figures in a few words, in parts between " · "."""
-    last = records[-1]
+    last = next((r for r in reversed(records) if r["event"] == "steps"), None)
+    if last is None:
+        return ""
     terms = f"reconstruction {last['reconstruction_nats']:,.0f} + KL {last['kl_nats']:,.0f} nats"
     measured = next((r for r in reversed(records) if r["event"] == "epoch"), None)
     parts = [
         terms,
+        *_skipped(last.get("skipped_steps", 0)),
         f"held-out PSNR {measured['psnr']:.2f} dB" if measured else "",
         f"{last['images_per_second']:,.0f} images/s",
         f"memory {last['process_bytes'] / 1e9:.1f} GB" if "process_bytes" in last else "",
         f"GPU {last['gpu_bytes'] / 1e9:.1f} GB" if "gpu_bytes" in last else "",
     ]
     return " · ".join(filter(None, parts))
+
+
+def _skipped(count: int) -> list[str]:
+    """How many steps were skipped, in words; nothing where none were."""
+    return [f"{count:,} step{'s' if count > 1 else ''} skipped"] if count else []
 
 
 # ---------------------------------------------------------------- steps and states
@@ -374,6 +400,19 @@ def _resume(work: _Work, name: str, stage: Stage, key: str = "") -> int:
     if step < stage.num_steps:
         work.listener.notice(f"{work.folder.path}: going on with the {name} after step {step}")
     return step
+
+
+def _counted(folder: RunFolder, stage: Stage, index: int, advice: str) -> Counts:
+    """What has become of the steps up to `index`. Raises `RunError` where most fail, with advice."""
+    counts = stage.guard.counts()
+    is_last = index + 1 == stage.num_steps
+    if counts.is_failing or (is_last and counts.num_skipped > counts.num_sound):
+        msg = (
+            f"{folder.path}: {counts.num_skipped:,} of {index + 1:,} steps were skipped, since their "
+            f"gradients were not finite or far too large; the state before is kept; {advice}"
+        )
+        raise RunError(msg)
+    return counts
 
 
 class _Watch:

@@ -11,7 +11,7 @@ PACKAGE = Path(facevae.__file__).parent
 LAYERS = [
     ("errors", "console", "losses", "detection", "hub_client"),
     ("files", "config", "runtime", "metrics", "attributes", "hub_files", "parallel"),
-    ("images", "model", "prior", "latent_files", "tables", "swd"),
+    ("images", "model", "prior", "latent_files", "tables", "swd", "guard"),
     ("pictures", "framing", "labels", "figures", "outputs", "curves", "events", "perceptual"),
     ("data", "faces", "bundle", "page"),
     ("batches", "hub", "latents", "runs", "card", "export"),

@@ -1,6 +1,8 @@
 import copy
 import dataclasses
+import itertools
 import json
+import math
 import re
 import shutil
 import signal
@@ -15,6 +17,8 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
+from facevae import losses
+from facevae.batches import Batches
 from facevae.bundle import load, load_state
 from facevae.config import ModelConfig
 from facevae.data import load_faces
@@ -219,6 +223,95 @@ def test_figures_that_are_not_finite_end_the_run_with_advice(faces, tmp_path):
         train(tiny_run(tmp_path / "run", faces, train=wild), Ear())
 
 
+# ---------------------------------------------------------------- steps that are not sound
+
+
+def spoil(monkeypatch, is_spoilt):
+    """Have the batches of those steps hold what is no number."""
+    whole = Batches.__call__
+
+    def batch(self, step):
+        return whole(self, step) * (math.nan if is_spoilt(step) else 1.0)
+
+    monkeypatch.setattr(Batches, "__call__", batch)
+
+
+def test_bad_steps_are_skipped_and_counted_wherever_a_run_tells_of_itself(
+    faces, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, lambda step: step in (1, 4))
+    run, ear, notes = tiny_run(tmp_path / "run", faces), Ear(), []
+    ear.progress = lambda _task, _done, _total, note="": notes.append(note)
+    bundle = train(run, ear)
+    assert bundle.provenance["skipped_steps"] == 2
+    counted = [r["skipped_steps"] for r in records(run.folder) if r["event"] == "steps"]
+    assert counted == [1, 2]
+    assert any("1 step skipped" in note.split(" · ") for note in notes)
+    assert any("2 steps skipped" in note.split(" · ") for note in notes)
+
+
+def test_a_run_with_bad_steps_that_was_stopped_ends_as_if_it_never_was(
+    faces, tmp_path, monkeypatch
+):
+    """Without averaged weights too, whose batch norm knows nothing of batches that were bad."""
+    spoil(monkeypatch, lambda step: step in (1, 2))
+    plain = dataclasses.replace(TRAIN, ema_images=0)
+    whole = train(tiny_run(tmp_path / "whole", faces, train=plain), Ear())
+    step = NetworkStage.step
+
+    def interrupted(self, index):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkStage, "step", interrupted)
+        for _ in range(3):
+            with pytest.raises(Stopped):
+                train(tiny_run(tmp_path / "run", faces, train=plain), Ear())
+    bundle = train(tiny_run(tmp_path / "run", faces, train=plain), Ear())
+    assert differing(tensors_of(bundle), tensors_of(whole)) == []
+    assert bundle.provenance["skipped_steps"] == 2
+
+
+def test_a_run_that_keeps_failing_ends_with_advice_and_its_good_state(
+    faces, whole, tmp_path, monkeypatch
+):
+    run = tiny_run(tmp_path / "run", faces, labels=read_labels(whole[0].parent / "labels.csv"))
+    with monkeypatch.context() as patch:
+        spoil(patch, lambda step: step > 2)
+        long = dataclasses.replace(TRAIN, epochs=50)
+        with pytest.raises(RunError, match=r"run: \d+ of \d+ steps .*lower --learning-rate"):
+            train(dataclasses.replace(run, train=long), Ear())
+    state, _ = load_state(run.folder / "state" / "network.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert load(run.folder / "model.safetensors").provenance.get("complete") is None
+
+
+def test_a_short_run_of_which_most_steps_are_bad_is_none(faces, tmp_path, monkeypatch):
+    spoil(monkeypatch, lambda step: step > 0)
+    with pytest.raises(RunError, match="5 of 6 steps were skipped"):
+        train(tiny_run(tmp_path / "run", faces), Ear())
+
+
+@pytest.mark.parametrize("bad", [{3}, set(range(100))], ids=["one", "all"])
+def test_bad_steps_of_the_prior_are_skipped_too_and_when_all_are_it_is_told(
+    faces, tmp_path, monkeypatch, bad
+):
+    loss, calls = losses.flow_matching, itertools.count()
+
+    def spoilt(*args):
+        return loss(*args) * (math.nan if next(calls) in bad else 1.0)
+
+    monkeypatch.setattr(losses, "flow_matching", spoilt)
+    short = dataclasses.replace(TRAIN, epochs=1, prior_epochs=600)
+    run = tiny_run(tmp_path / "run", faces, train=short)
+    if len(bad) == 1:
+        assert train(run, Ear()).provenance["skipped_steps"] == 1
+    else:
+        with pytest.raises(RunError, match=r"steps were skipped.*--prior gaussian"):
+            train(run, Ear())
+
+
 # ---------------------------------------------------------------- what a run learns from
 
 
@@ -264,8 +357,6 @@ def test_averaged_weights_have_batch_norm_statistics_of_their_own(faces, tmp_pat
 
 
 def _batches(run):
-    from facevae.batches import Batches
-
     return Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
 
 

@@ -195,7 +195,11 @@ def train(
         console.say(f"see: tensorboard --logdir {folder}")
     path = RunFolder(folder).model
     used = {"name": str(folder), "path": str(path)}
-    more = {"epochs": bundle.provenance["epochs"], "figures": figures}
+    more = {
+        "epochs": bundle.provenance["epochs"],
+        "skipped_steps": bundle.provenance.get("skipped_steps", 0),
+        "figures": figures,
+    }
     finish(console, used, [path], more)
 
 
