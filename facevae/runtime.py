@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -63,6 +64,79 @@ def _cpu_has_bfloat16() -> bool:
         getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
     )
     return any(probe() for probe in probes if probe is not None)
+
+
+Step = Callable[..., torch.Tensor]
+_WARM_UP = 3  # calls in which libraries choose their kernels, which a recording keeps
+
+
+class Fast:
+    """A step of a training as its device does it fastest; it does the same either way.
+
+    On CUDA the step is recorded at its fourth call as one graph, and replayed from then on, which
+    launches hundreds of kernels at the cost of one. So it may depend on the values of its tensors,
+    and on what it keeps in tensors and changes in place: nothing else may change between calls.
+    Where it cannot be recorded, `warn` is told so once, and it is called as it is.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        device: torch.device,
+        warn: Callable[[str], None],
+        record: "Callable[[Step, tuple[torch.Tensor, ...]], Step] | None" = None,
+    ) -> None:
+        """`record` is how: given a step and its tensors, what does it again for others like them."""
+        self._step, self._warn = step, warn
+        on_cuda = device.type == "cuda"
+        self._record = record or (_cuda_graph if on_cuda else None)
+        self._aside = partial(_side_stream, device) if on_cuda else nullcontext
+        self._num_calls = 0
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """What the step returns, (…), which the next call leaves as it is."""
+        self._num_calls += 1
+        if self._record and self._num_calls <= _WARM_UP:
+            with self._aside():
+                return self._step(*inputs)
+        if self._record:
+            try:
+                self._step = self._record(self._step, inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                self._warn(f"training goes on without CUDA graphs, more slowly ({reason})")
+            self._record = None
+        return self._step(*inputs)
+
+
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    # gradients are added up on the stream that they were first seen on, and no graph may hold the
+    # default one
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def _cuda_graph(step: Step, inputs: tuple[torch.Tensor, ...]) -> Step:
+    """The step as a CUDA graph; recording takes no step."""
+    held = [tensor.clone() for tensor in inputs]
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize(inputs[0].device)
+    with torch.cuda.graph(graph):
+        result = step(*held)
+
+    def replay(*inputs: torch.Tensor) -> torch.Tensor:
+        for own, given in zip(held, inputs, strict=True):
+            own.copy_(given)
+        graph.replay()
+        return result.clone()
+
+    return replay
 
 
 @contextmanager
