@@ -6,7 +6,9 @@
 >>> pictures = model.decode(model.morph(latents[0], latents[1], steps=5))
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,9 @@ class Model:
         `face` 2 takes the next in size. A model whose training faces were not framed alike takes
         the largest centred square. Raises `ImageError` where there is no such face.
         """
+        if not isinstance(photo, Image.Image | str | Path):
+            msg = f"{photo!r:.40}: neither a PIL image nor a path"
+            raise ImageError(msg)
         if isinstance(photo, Image.Image):
             name, picture = getattr(photo, "filename", "") or "the picture", upright(photo)
         else:
@@ -105,11 +110,12 @@ class Model:
         Pictures are PIL images, of which the largest centred square is taken (`align` finds the
         face first), or float tensors (3, size, size) or (N, 3, size, size) in [0, 1].
         """
-        if isinstance(pictures, Image.Image) or (
-            isinstance(pictures, Tensor) and pictures.ndim <= _IMAGE_DIMENSIONS
-        ):
-            pictures = [pictures]
-        images = [self._image(picture) for picture in pictures]
+        if isinstance(pictures, Tensor):
+            is_several = pictures.ndim > _IMAGE_DIMENSIONS
+        else:
+            is_several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
+        given: Any = pictures if is_several else [pictures]
+        images = [self._image(picture) for picture in given]
         if not images:
             return torch.empty(0, self.latent_dim)
         batches = (part.to(self.bundle.device) for part in torch.stack(images).split(64))
@@ -131,6 +137,9 @@ class Model:
         if n < 0 or seed < 0 or seed + n - 1 > MAX_SEED:
             msg = f"sample({n}, seed={seed}): a count and seeds are whole numbers from 0"
             raise UsageError(msg)
+        if not 0 <= temperature < math.inf:
+            msg = f"sample(temperature={temperature}): must be a finite number from 0"
+            raise UsageError(msg)
         seeds = list(range(seed, seed + n))
         return latents_of_seeds(self.bundle, seeds, temperature).cpu()
 
@@ -151,6 +160,10 @@ class Model:
         one standard deviation of an attribute that has numbers. `keep` names attributes that are
         held still (default: gender, age, smile and glasses; `["none"]`: none).
         """
+        is_sound = isinstance(amounts, Mapping) and all(map(_is_finite, amounts.values()))
+        if not is_sound:
+            msg = f"edit(…, {amounts!r}): needs names with finite numbers, like {{'smile': 1.5}}"
+            raise UsageError(msg)
         if not amounts:
             return self._latents(latents).cpu()
         try:
@@ -163,7 +176,11 @@ class Model:
 
     def _latents(self, given: Latents) -> Tensor:
         """Any latents as float32 (N, D) on the model's device."""
-        latents = torch.as_tensor(given, dtype=torch.float32, device=self.bundle.device)
+        try:
+            latents = torch.as_tensor(given, dtype=torch.float32, device=self.bundle.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            msg = f"{given!r:.40}: no latents; `encode` makes them of pictures, `sample` of seeds"
+            raise UsageError(msg) from error
         if latents.ndim == 1:
             latents = latents[None]
         if latents.ndim != 2 or latents.shape[1] != self.latent_dim:  # noqa: PLR2004 - (N, D)
@@ -187,3 +204,7 @@ class Model:
             msg = f"a tensor {tuple(picture.shape)} of {picture.dtype} is no image; needs floats {wanted} in [0, 1]"
             raise ImageError(msg)
         return picture.float()
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -314,12 +314,14 @@ def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -
     if not names:
         msg = f"{option} {wanted}: this model knows no attributes; see `facevae attributes learn`"
         raise UsageError(msg)
-    options = [names[i] for i in partial] or [
-        names[plain[n]]
-        for n in difflib.get_close_matches(plain_name(wanted), plain, n=3, cutoff=0.5)
-    ]
-    nearest = f"did you mean {' or '.join(options)}? " if options else ""
-    msg = f"{option} {wanted}: {nearest}this model knows {', '.join(names)}"
+    aliases = [word for word in _ALIASES if _exact_match(word, names)]
+    known = dict.fromkeys(aliases) | {name: names[i] for name, i in plain.items()}
+    close = difflib.get_close_matches(plain_name(wanted), known, n=3, cutoff=0.6)
+    nearest = {_exact_match(name, names): known[name] or name for name in reversed(close)}
+    if options := [names[i] for i in partial] or [*reversed(nearest.values())]:
+        msg = f"{option} {wanted}: did you mean {' or '.join(options)}? `facevae attributes list` has them all"
+    else:
+        msg = f"{option} {wanted}: this model knows {', '.join(names)}"
     raise UsageError(msg)
 
 

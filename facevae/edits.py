@@ -11,7 +11,7 @@ from torch import Tensor
 from facevae.attributes import edit_directions, kept_by_default, match_attribute
 from facevae.bundle import Bundle
 from facevae.errors import UsageError
-from facevae.latents import decode, posteriors
+from facevae.latents import combine, posteriors
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
     """An edit of the attributes `wanted`, under any of their names, holding `keep` still.
 
     By default gender, age, smile and glasses are kept, as far as the model knows them and can tell
-    them from what is edited; of `["none"]` nothing is, of `["all"]` all the others. Raises `UsageError`.
+    them from what is edited; of `["none"]` nothing is, of `["all"]` all the others that can be. Raises `UsageError`.
     """
     names = [attribute.name for attribute in bundle.attributes]
     matches = [match_attribute(name, names) for name in wanted]
@@ -86,7 +86,7 @@ def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list
     if words == ["none"]:
         return []
     if words == ["all"]:
-        return [i for i in range(len(names)) if i not in edited]
+        return _separable(bundle, edited, [i for i in range(len(names)) if i not in edited])
     kept = dict.fromkeys(match_attribute(name, names, "--keep")[0] for name in keep)
     if both := [names[i] for i in kept if i in edited]:
         msg = f"--keep {both[0]}: is to be edited too; name it once"
@@ -110,15 +110,26 @@ def _separable(bundle: Bundle, edited: list[int], wanted: list[int]) -> list[int
 
 
 def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
-    """What became of the face with latent `before` (D,), edited to images (N, 3, S, S) in [0, 1].
+    """What became of the face in `before` (3, S, S), edited to images (N, 3, S, S), in [0, 1].
 
-    Both are compared as they come out of the encoder again, `before` as its reconstruction.
+    They are compared as they come out of the encoder.
     """
-    unedited = decode(bundle.vae, before[None])
-    pictures = torch.cat([unedited, images.cpu()])
+    pictures = torch.cat([before[None].cpu(), images.cpu()])
     both, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in pictures.split(64)))
     start, seen = both[:1], both[1:]
     return Outcome(edit.scores(seen) - edit.scores(start), relative_distance(bundle, seen - start))
+
+
+def sum_of_faces(bundle: Bundle, latent: Tensor, plus: list[Tensor], minus: list[Tensor]) -> Tensor:
+    """`combine` of latents (D,), no farther from the average face than the farthest of them.
+
+    A plain sum of three faces lies about √3 times as far as each, where no faces are.
+    """
+    centre = bundle.latent_mean
+    summed = combine(latent, plus, minus, centre)
+    all_of_them = torch.stack([summed, latent, *plus, *minus])
+    far, *known = relative_distance(bundle, all_of_them - centre).tolist()
+    return summed if far <= max(known) else centre + (summed - centre) * (max(known) / far)
 
 
 def relative_distance(bundle: Bundle, steps: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from facevae.framing import (
     Points,
     cut_square,
     extent_of,
+    is_profile,
     largest_square,
     square_of,
     to_complex,
@@ -66,11 +67,12 @@ def place(
     if framing is None:
         return Placed(picture, largest_square(picture))
     picture, turns, faces = right_way_up(picture)
-    square = square_of(choose_face(faces, name, number).points, framing)
+    points = choose_face(faces, name, number).points
+    square = square_of(points, framing)
     centred = largest_square(picture)
     if np.abs(square - centred).mean() < ALIGNED * abs(centred[1] - centred[0]):
         square = centred
-    return Placed(picture, square, turns)
+    return Placed(picture, square, turns, is_profile(points))
 
 
 def load_face(

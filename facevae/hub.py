@@ -72,7 +72,13 @@ def locate(name: str = DEFAULT, *, quiet: bool = False) -> Located:
     if path.is_file():
         return Located(path, name)
     if _REPOSITORY.fullmatch(name) and path.suffix != ".safetensors":
-        return pull(name, quiet=quiet)
+        try:
+            return pull(name, quiet=quiet)
+        except ModelError as error:
+            if not path.parent.is_dir():
+                raise
+            msg = f"{name}: nothing of that name in {path.parent}/; nor from the Hub: "
+            raise ModelError(msg + str(error).removeprefix(f"{name}: ")) from error
     msg = f"{name}: no such model; name a file, a folder, user/repo[@revision]{_listed(DEFAULT)}"
     raise ModelError(msg)
 

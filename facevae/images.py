@@ -21,9 +21,11 @@ from facevae.files import replacing
 
 Pixels = npt.NDArray[np.uint8]
 
-# what training folders are searched for; a file named outright may be anything Pillow reads
-SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+_UNREAD = frozenset((".heic", ".heif"))  # a telephone's: found, so that they are named
+# what folders are searched for; a file named outright may be anything Pillow reads
+SUFFIXES = _UNREAD.union(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
+    (".jp2", ".pgm", ".ppm"),
 )
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
@@ -103,7 +105,9 @@ def _readable(name: str) -> Iterator[None]:
     except Exception as error:  # decoders raise nearly every kind there is on damaged files
         reason = f"damaged picture ({error})"
         if isinstance(error, UnidentifiedImageError):
-            reason = "not a picture that can be read"
+            is_unread = Path(name).suffix.lower() in _UNREAD
+            more = "; save it as JPEG or PNG" if is_unread else ""
+            reason = f"not a picture that can be read{more}"
         elif isinstance(error, OSError) and error.errno and error.strerror:
             reason = error.strerror
         msg = f"{name}: {reason}"

@@ -71,7 +71,8 @@ def read_labels(path: Path) -> Labels:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            msg = f"{path}: cannot be read as labels ({error})"
+            reason = getattr(error, "strerror", None) or error
+            msg = f"{path}: cannot be read as labels ({reason})"
             raise DataError(msg) from error
         lines = text.splitlines()
         is_list = bool(lines) and lines[0].strip().isdigit()

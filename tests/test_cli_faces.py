@@ -491,7 +491,7 @@ def test_faces_are_added_and_taken_away(run):
     assert alike(pixels_of("seeds.png"), pixels_of("two.png"))
 
 
-def test_an_attribute_that_is_not_known_lists_those_that_are_and_the_nearest(run):
+def test_of_an_attribute_that_is_not_known_the_nearest_are_named_or_else_all(run):
     before = entries()
     done = run("arith", "a.png", "--attr", "smilin")
     assert "error" not in done.stderr, "a unique part will do"
@@ -500,6 +500,7 @@ def test_an_attribute_that_is_not_known_lists_those_that_are_and_the_nearest(run
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: --attr eyeglases: ")
     assert "did you mean Eyeglasses" in line
+    line = run("arith", "a.png", "--attr", "zebra", code=2).stderr.splitlines()[-1]
     assert all(name in line for name in ATTRIBUTES)
     assert entries() == before
 

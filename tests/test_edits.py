@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import ATTRIBUTES, tiny_bundle
 
-from facevae.edits import measure_edit, plan_edit, relative_distance
+from facevae.edits import measure_edit, plan_edit, relative_distance, sum_of_faces
 from facevae.errors import UsageError
 from facevae.hub import load_model
 from facevae.images import to_pixels
@@ -154,11 +154,11 @@ def test_an_edit_is_measured_on_the_pictures_that_came_of_it(bundle):
     before = latents_of_seeds(bundle, [3])[0]
     alphas = torch.tensor([[0.0], [1.0], [-2.0]])
     images = decode(bundle.vae, edit.apply(before.repeat(3, 1), alphas))
-    found = measure_edit(bundle, edit, before, images)
+    unedited = decode(bundle.vae, before[None])
+    found = measure_edit(bundle, edit, unedited[0], images)
     assert found.moved.shape == (3, 3)
     assert found.distance.shape == (3,)
     # the same by hand: encode the pictures again, the unedited reconstruction first
-    unedited = decode(bundle.vae, before[None])
     with torch.no_grad():
         seen = bundle.vae.encode(torch.cat([unedited, images]))[0]
     rows = [ATTRIBUTES.index(name) for name in (*edit.edited, *edit.kept)]
@@ -175,9 +175,29 @@ def test_more_pictures_than_are_encoded_at_once_are_measured_in_their_order(bund
     before = latents_of_seeds(bundle, [3])[0]
     alphas = torch.linspace(-2, 2, 70)[:, None]
     images = decode(bundle.vae, edit.apply(before.repeat(70, 1), alphas))
-    many = measure_edit(bundle, edit, before, images)
-    few = measure_edit(bundle, edit, before, images[-3:])
+    unedited = decode(bundle.vae, before[None])[0]
+    many = measure_edit(bundle, edit, unedited, images)
+    few = measure_edit(bundle, edit, unedited, images[-3:])
     torch.testing.assert_close(many.moved[-3:], few.moved, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sum_of_faces_is_drawn_back_to_where_faces_are(bundle):
+    a, b, c = latents_of_seeds(bundle, [1, 2, 3])
+    centre = bundle.latent_mean
+    found, plain = sum_of_faces(bundle, a, [b, b], [c]), a + 2 * b - c - centre
+    distances = relative_distance(bundle, torch.stack([found, plain, a, b, c]) - centre).tolist()
+    assert distances[0] == pytest.approx(max(distances[2:]), rel=1e-4)
+    assert distances[1] > distances[0]
+    # straight towards the average face
+    alike = torch.nn.functional.cosine_similarity(found - centre, plain - centre, dim=0)
+    assert float(alike) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_sum_that_is_among_faces_stays_as_it_is(bundle):
+    a, b, c = latents_of_seeds(bundle, [1, 2, 3])
+    torch.testing.assert_close(sum_of_faces(bundle, a, [c], [a]), c)
+    torch.testing.assert_close(sum_of_faces(bundle, a, [b, c], [b, a]), c)
+    assert sum_of_faces(bundle, a, [], []).equal(a)
 
 
 def test_distance_1_is_between_two_faces_taken_at_random(bundle):
@@ -212,7 +232,9 @@ def test_the_packages_model_moves_what_it_is_asked_to_and_little_else():
     for name in ("glasses", "smile", "male", "hat"):
         edit = plan_edit(packaged, [name])
         ends = [
-            measure_edit(packaged, edit, z, decode(packaged.vae, end[None]))
+            measure_edit(
+                packaged, edit, *decode(packaged.vae, z[None]), decode(packaged.vae, end[None])
+            )
             for z, end in zip(latents, edit.apply(latents, alphas), strict=True)
         ]
         moved = torch.cat([end.moved for end in ends]).mean(0)

@@ -354,14 +354,38 @@ def test_a_change_of_nothing_changes_nothing_at_all(found: Placed) -> None:
 
 
 def test_with_what_it_stands_for_only_the_difference_is_put_in(found: Placed) -> None:
-    """The photo's own detail, which neither picture has, stays."""
+    """The photo's own detail, which neither picture has, stays where they differ little."""
     rng = np.random.default_rng(1)
     detail = rng.integers(60, 120, np.asarray(found.picture).shape, dtype=np.uint8)
     grainy = Placed(Image.fromarray(detail), found.square, found.turns)
     flat = np.full((64, 64, 3), 100, np.uint8)
-    after = grainy.paste(flat + 50, flat).astype(int)
+    after = grainy.paste(flat + 5, flat).astype(int)
     middle = inside(found.square.mean() + 0.7 * (found.square - found.square.mean()), after.shape)
-    assert (after[middle] - detail[middle] == 50).all()
+    assert (after[middle] - detail[middle] == 5).all()
+    # and goes where they differ much: it was of what is taken away
+    assert (np.abs(grainy.paste(flat + 120, flat)[middle].astype(int) - 220) <= 1).all()
+    half = np.arange(64)[:, None, None] < 32
+    parts = grainy.paste(np.where(half, flat + 120, flat), flat).astype(int)
+    kept = (parts[middle] == detail[middle]).mean()
+    assert 0.2 < kept < 0.8
+
+
+def test_a_grey_photo_stays_grey(found: Placed) -> None:
+    grey = Image.fromarray(np.asarray(found.picture)).convert("L").convert("RGB")
+    rng = np.random.default_rng(2)
+    before, after = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    pasted = Placed(grey, found.square).paste(after, before)
+    assert (pasted == pasted[..., :1]).all()
+    assert not np.array_equal(pasted, np.asarray(grey))
+
+
+def test_a_pasted_face_can_be_cut_out_again(found: Placed) -> None:
+    flat = np.full((64, 64, 3), 100, np.uint8)
+    photo = found.paste(flat)
+    assert photo.shape == found.photo.shape
+    middle = found.again(photo, 64)[16:48, 16:48].astype(int)
+    assert np.abs(middle - 100).max() <= 1
+    assert np.array_equal(found.again(found.photo, 64), found.cut(64))
 
 
 def test_nothing_of_what_was_placed_changes_by_pasting(found: Placed) -> None:

@@ -57,10 +57,12 @@ def align(
     for reason in skipped:
         console.warn(f"left out: {reason}")
     if not written:
-        msg = f"none of the {len(files)} photos has a face that can be used"
+        msg = (
+            f"none of the {len(files)} photos has a face that can be used; the first: {skipped[0]}"
+        )
         raise ImageError(msg)
     console.say(f"{len(written):,} faces in {output}, {len(skipped):,} photos left out")
-    console.result(written, {"outputs": written, "skipped": skipped})
+    console.result([output], {"outputs": written, "skipped": skipped})
 
 
 def _framing(name: str, *, quiet: bool) -> "Framing":

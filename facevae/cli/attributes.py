@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 
 _NAME = re.compile(r"[^,]*[^\W_][^,]*")
+_FEW = 10  # faces, from whose average much else does not drop out yet
 _NUM_RELATED, _RELATED = 2, 0.2  # how many correlated attributes to name, from which correlation on
 
 
@@ -163,14 +166,35 @@ def learn_attributes(
         examples = _sorted(console, bundle, name, having or [], lacking or [], align, skipped)
     for reason in skipped:
         console.warn(f"left out: {reason}")
+    earlier = [attribute.name for attribute in bundle.attributes]
     learned = add_attributes(bundle, examples, method)
     if not learned:
         msg = "nothing to learn: no attribute differs between the labelled faces"
         raise DataError(msg)
     save(bundle, target, half=bundle.half)
-    console.say(f"learned {', '.join(learned)}; see them with: facevae attributes list {target}")
+    _warn(console, bundle, learned, earlier)
+    quoted = shlex.quote(str(target))
+    console.say(f"learned {', '.join(learned)}; see them with: facevae attributes list {quoted}")
     values = {"model": used, "outputs": [str(target)], "learned": learned, "skipped": skipped}
     console.result([target], values)
+
+
+def _warn(
+    console: Console, bundle: "Bundle", learned: Sequence[str], earlier: Sequence[str]
+) -> None:
+    """Say what of the new attributes is not to be trusted, or stands in another's place."""
+    from facevae.attributes import match_attribute
+
+    few = [a.name for a in bundle.attributes if a.name in learned and a.num_positives < _FEW]
+    if few:
+        console.warn(
+            f"{', '.join(few)}: from fewer than {_FEW} faces, so an edit brings much else that these have in common"
+        )
+    for name in learned:
+        with suppress(UsageError):
+            meant = earlier[match_attribute(name, earlier)[0]]
+            if meant not in learned:
+                console.warn(f"--attr {name} meant {meant} before; now it means what was learned")
 
 
 def _check(
@@ -190,7 +214,7 @@ def _check(
         msg = f"--name {name}: --attr and --keep could not find it; use letters or digits, no comma, and neither none nor all"
         raise UsageError(msg)
     if having and data:
-        msg = f"{data[0]}: photos beside --with and --without are of no use; leave them out"
+        msg = f"{data[0]}: stands beside --with; give each photo a --with or --without of its own, or name a folder"
         raise UsageError(msg)
     if labels and (name or lacking):
         msg = "--name and --without go with --with, not with --labels"

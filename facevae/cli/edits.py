@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from facevae.bundle import Bundle
     from facevae.edits import Edit
+    from facevae.framing import Placed
     from facevae.images import Pixels
     from facevae.outputs import Output
 
@@ -124,7 +125,10 @@ def arith(
     alpha: Annotated[
         list[float] | None,
         typer.Option(
-            "--alpha", help="How much of it: 1 is the average difference; one for all, or one each."
+            "--alpha",
+            parser=options.parse_alpha,
+            metavar="FLOAT",
+            help="How much of it: 1 is the average difference; one for all, or one each.",
         ),
     ] = None,
     sweep: Annotated[
@@ -171,10 +175,9 @@ def arith(
     import numpy as np
     import torch
 
-    from facevae.edits import plan_edit
-    from facevae.faces import place_photo
+    from facevae.edits import plan_edit, sum_of_faces
     from facevae.images import to_pixels
-    from facevae.latents import combine, decode, encode_pixels, read_face
+    from facevae.latents import decode, encode_pixels, read_face
 
     console = Console(quiet=quiet, as_json=json)
     attrs, minus, plus, sweeps = attr or [], minus or [], plus or [], sweep or []
@@ -196,25 +199,26 @@ def arith(
 
     read = partial(read_face, bundle, align=align, number=face_number)
     if paste:
-        framing = bundle.framing if align else None
-        placed = place_photo(Path(face).expanduser(), framing, face_number)
-        pixels = placed.cut(bundle.config.size)
-        original, latent = placed.photo, encode_pixels(bundle, pixels[None])[0]
+        placed = _place(console, bundle, face, face_number, align=align)
+        original = placed.photo
+        latent = encode_pixels(bundle, placed.cut(bundle.config.size)[None])[0]
     else:
         original, latent = read(face)
     added, removed = ([read(name)[1] for name in part] for part in (plus, minus))
-    summed = combine(latent, added, removed, bundle.latent_mean)
+    summed = sum_of_faces(bundle, latent, added, removed)
     edited = summed.repeat(len(alphas), 1)
     if edit:
         edited = edit.apply(edited, torch.tensor(alphas))
     images = decode(bundle.vae, edited)
     frames = to_pixels(images)
-    more = {"attributes": attrs, "alphas": alphas}
-    if edit:
-        more |= _report(console, bundle, edit, summed, images)
     if paste:
-        before = to_pixels(decode(bundle.vae, latent[None]))[0]
-        frames = np.stack([placed.paste(frame, before) for frame in frames])
+        unedited = to_pixels(decode(bundle.vae, latent[None]))[0]
+        frames = np.stack([placed.paste(frame, unedited) for frame in frames])
+    more = {"attributes": attrs, "alphas": alphas}
+    if edit and paste:
+        more |= _report_pasted(console, bundle, edit, placed, frames)
+    elif edit:
+        more |= _report(console, bundle, edit, decode(bundle.vae, summed[None])[0], images)
     if compare:
         frames = np.concatenate([original[None], frames])
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
@@ -222,8 +226,38 @@ def arith(
     finish(console, used, written, more)
 
 
+def _place(console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool) -> "Placed":
+    """Where in a photo the face is that is to be edited."""
+    from facevae.faces import place_photo
+
+    framing = bundle.framing if align else None
+    placed = place_photo(Path(photo).expanduser(), framing, number)
+    if placed.is_profile:
+        console.warn(f"{photo}: the face looks far to a side; edits are for faces from the front")
+    return placed
+
+
+def _report_pasted(
+    console: Console, bundle: "Bundle", edit: "Edit", placed: "Placed", photos: "Pixels"
+) -> dict[str, object]:
+    """`_report` of whole photos (N, H, W, 3) into which the edit was pasted."""
+    import numpy as np
+
+    from facevae.images import from_pixels
+
+    size = bundle.config.size
+    after = np.stack([placed.again(photo, size) for photo in photos])
+    before = from_pixels(placed.cut(size))
+    return _report(console, bundle, edit, before, from_pixels(after), seen="the photo")
+
+
 def _report(
-    console: Console, bundle: "Bundle", edit: "Edit", before: "Tensor", images: "Tensor"
+    console: Console,
+    bundle: "Bundle",
+    edit: "Edit",
+    before: "Tensor",
+    images: "Tensor",
+    seen: str = "its own picture",
 ) -> dict[str, object]:
     """Say how far the edit moved what it should, and what it should not."""
     from facevae.edits import measure_edit
@@ -237,9 +271,10 @@ def _report(
     parts = [f"{name} {moved[farthest][name]:+.2f}" for name in edit.edited]
     still = [f"{name} {moved[farthest][name]:+.2f}" for name in edit.kept]
     held = f"; held still: {', '.join(still)}" if still else ""
+    whose = f"the farthest of {len(moved)}: " if len(moved) > 1 else ""
     console.say(
-        f"moved {', '.join(parts)}{held}; "
-        f"{distances[farthest]:.0%} of the way to someone else, as the model sees its own picture"
+        f"{whose}moved {', '.join(parts)}{held}; "
+        f"{distances[farthest]:.0%} of the way to someone else, as the model sees {seen}"
     )
     return {"kept": edit.kept, "moved": moved, "distance": distances}
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,16 @@ FaceNumber = Annotated[
     int, typer.Option("--face", min=1, help="Which face of a photo, the largest being 1.")
 ]
 Paste = Annotated[bool, typer.Option("--paste", help="Put the face back into the whole photo.")]
+
+
+def parse_alpha(text: str | float) -> float:
+    """A number, such as `-1.5`; raises what typer tells as a mistake of that option's value."""
+    with suppress(ValueError):
+        return float(text)
+    msg = f"{text} is no number; a strip of several alphas is --sweep FROM:TO:COUNT"
+    raise typer.BadParameter(msg)
+
+
 FramesPerSecond = Annotated[
     float, typer.Option("--fps", min=0.1, max=100, help="Pictures a second of an animation.")
 ]

@@ -188,11 +188,12 @@ def train(
         f"({figures['kl_nats_per_dim']:.2f} a dimension), r_loss_factor "
         f"{figures['r_loss_factor']:,.0f} (σ = {figures['sigma']:.3f})"
     )
-    console.say(f"try: facevae sample --model {folder} -o grid.png")
+    quoted = shlex.quote(str(folder))
+    console.say(f"try: facevae sample --model {quoted} -o grid.png")
     if curves.is_available():
-        console.say(f"see: facevae report {folder}")
+        console.say(f"see: facevae report {quoted}")
     if tensorboard:
-        console.say(f"see: tensorboard --logdir {folder}")
+        console.say(f"see: tensorboard --logdir {quoted}")
     path = RunFolder(folder).model
     used = {"name": str(folder), "path": str(path)}
     more = {
