@@ -186,3 +186,40 @@ def test_what_cannot_be_meant_is_said_in_one_line(model, wrong):
         wrong(model)
     assert len(str(caught.value).splitlines()) == 1
     assert "--attr" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("amount", [float("nan"), float("inf"), "1.5", None])
+def test_edits_are_by_finite_numbers(model, amount):
+    with pytest.raises(UsageError, match="needs names with finite numbers"):
+        model.edit(model.sample(1), {"smile": amount})
+
+
+def test_edits_have_names_and_numbers(model):
+    with pytest.raises(UsageError, match="needs names with finite numbers"):
+        model.edit(model.sample(1), "smile")
+    assert model.edit(model.sample(1), {"smile": np.float32(1)}).shape == (1, CONFIG.latent_dim)
+
+
+@pytest.mark.parametrize("temperature", [-1, float("nan"), float("inf")])
+def test_a_temperature_is_finite_and_not_below_0(model, temperature):
+    with pytest.raises(UsageError, match=r"sample\(temperature="):
+        model.sample(2, temperature=temperature)
+
+
+def test_what_is_no_latent_is_named(model):
+    with pytest.raises(UsageError, match="'seed:1': no latents; `encode` makes them"):
+        model.morph("seed:1", model.sample(1))
+
+
+@pytest.mark.parametrize("given", ["photo.jpg", PORTRAIT])
+def test_encode_takes_no_path_and_says_what_does(model, given):
+    with pytest.raises(ImageError, match="not a PIL image or a tensor; `align` opens a photo"):
+        model.encode(given)
+
+
+def test_align_takes_pictures_and_paths(model):
+    with PORTRAIT.open("rb") as file, pytest.raises(ImageError, match="neither a PIL image nor"):
+        model.align(file)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,15 @@ def test_a_folder_of_ffhqs_features_teaches(run):
     assert json.loads(done.stdout)["learned"] == ["Eyeglasses", "Male", "Age", "Smile", "Yaw"]
 
 
+def test_of_few_photos_and_of_a_name_that_was_taken_one_is_told(run):
+    learn = partial(run, "attributes", "learn", "m.safetensors", "-o", "new.safetensors")
+    done = learn("--name", "smile", "--with", "with")
+    assert "warning: smile: from fewer than 10 faces" in done.stderr
+    assert "warning: --attr smile meant Smiling before" in done.stderr
+    done = learn("--name", "Ears", "--with", "photos")
+    assert "warning" not in done.stderr
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -296,7 +306,7 @@ REFUSED = {
     ("--with", "with", "--name", "big,ears"): "--name",
     ("--with", "with", "--name", "None"): "--name",
     ("--with", "with", "--name", "all"): "--name",
-    ("photos", "--with", "with", "--name", "X"): "photos",
+    ("photos", "--with", "with", "--name", "X"): "photos: stands beside --with; give each photo",
     ("--labels", "labels.csv", "--name", "X"): "--name",
     ("--labels", "labels.csv", "--without", "without"): "--without",
     ("--labels", "labels.csv"): "training set is not on this machine",

@@ -27,7 +27,16 @@ from facevae.faces import (
     place_photo,
     right_way_up,
 )
-from facevae.framing import CORNERS, FFHQ, POINTS, Framing, Placed, square_of
+from facevae.framing import (
+    CORNERS,
+    FFHQ,
+    POINTS,
+    Framing,
+    Placed,
+    is_profile,
+    square_of,
+    to_complex,
+)
 from facevae.hub import load_model
 from facevae.images import save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds
@@ -533,7 +542,10 @@ def test_align_makes_a_training_set_and_names_what_it_left_out(
     placed(12, 1, 80 + 60j, (500, 400)).save(photos / "a.jpg")
     placed(-8, 0.7, 180 + 90j, (500, 400)).save(photos / "more" / "a.png")
     Image.new("RGB", (300, 200), "navy").save(photos / "sea.png")
+    (photos / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     done = facevae("align", photos, "-o", "out", "--size", 96)
+    assert done.stdout == "out\n"
+    assert "phone.heic: not a picture that can be read; save it as JPEG or PNG" in done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-2.png", "a.png"]
     assert "sea.png: no face found" in done.stderr
     for path in (tmp_path / "out").iterdir():
@@ -571,3 +583,21 @@ def test_a_training_records_how_its_faces_are_framed_from_the_first_epoch_on(
     assert framing is not None
     assert packaged.framing is not None
     assert np.abs(np.array(framing.points) - np.array(packaged.framing.points)).max() < 0.05
+
+
+def test_a_face_from_the_side_is_told_from_one_from_the_front() -> None:
+    """By hand: the middle of eyes and mouth, which a profile's nose lies far beside."""
+    front = np.array([[40, 40], [80, 40], [60, 65], [44, 90], [76, 90]], float)
+    assert not is_profile(front)
+    assert not is_profile(front + [[0, 0], [0, 0], [8, 0], [0, 0], [0, 0]])
+    side = front + [[0, 0], [-20, 0], [-25, 0], [0, 0], [-16, 0]]
+    assert is_profile(side)
+    turned = to_complex(side) * np.exp(1j)
+    assert is_profile(np.stack([turned.real, turned.imag], 1))
+
+
+def test_an_edit_pasted_onto_a_profile_is_warned_of(here, monkeypatch) -> None:
+    monkeypatch.setattr("facevae.faces.is_profile", lambda _: True)
+    portrait().save("p.png")
+    done = here("arith", "p.png", "-a", "smile", "--paste", "-o", "x.png", "-m", "default")
+    assert "warning: p.png: the face looks far to a side" in done.stderr
