@@ -589,8 +589,8 @@ def test_a_face_from_the_side_is_told_from_one_from_the_front() -> None:
     """By hand: the middle of eyes and mouth, which a profile's nose lies far beside."""
     front = np.array([[40, 40], [80, 40], [60, 65], [44, 90], [76, 90]], float)
     assert not is_profile(front)
-    assert not is_profile(front + [[0, 0], [0, 0], [8, 0], [0, 0], [0, 0]])
-    side = front + [[0, 0], [-20, 0], [-25, 0], [0, 0], [-16, 0]]
+    assert not is_profile(front + np.array([(0, 0), (0, 0), (8, 0), (0, 0), (0, 0)]))
+    side = front + np.array([(0, 0), (-20, 0), (-25, 0), (0, 0), (-16, 0)])
     assert is_profile(side)
     turned = to_complex(side) * np.exp(1j)
     assert is_profile(np.stack([turned.real, turned.imag], 1))
