@@ -70,6 +70,12 @@ def _options(
     pass
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    from facevae.runtime import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def main() -> None:
     """Run the command line; every expected failure ends here, as one line and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -85,7 +91,9 @@ def main() -> None:
     except FacevaeError as error:
         Console().error(str(error))
         sys.exit(error.exit_code)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
         Console().error("too little memory for that many or such large pictures; ask for fewer")
         sys.exit(1)
     except BrokenPipeError:
