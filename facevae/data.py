@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from facevae.errors import DataError, ImageError
-from facevae.files import cache_folder, digest, locked, read_json, size_bytes, write_json
+from facevae.files import (
+    cache_folder,
+    clear_half_written,
+    digest,
+    locked,
+    read_json,
+    size_bytes,
+    write_json,
+)
 from facevae.hub_files import HubFile, Unreachable
 from facevae.images import Pixels, load_square
 from facevae.pictures import Opener, Picture, Source, find_data, list_pictures, opened, place_of
@@ -139,6 +147,7 @@ def _convert(
     files: list[File], sources: Sequence[Source], size: int, folder: Path, progress: Progress
 ) -> None:
     """Fill `folder`: rows of pixels first, then their status, then the index that completes it."""
+    clear_half_written(folder)
     pictures = list_pictures(files)
     if not pictures:
         msg = f"{', '.join(map(str, files))}: no pictures in there"

@@ -42,6 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_half_written(folder: Path) -> None:
+    """Remove what processes that were killed within `replacing` left in `folder`."""
+    for left in folder.glob(".*-????????.*"):
+        left.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with replacing(path) as temporary:

@@ -16,7 +16,7 @@ from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces
 from facevae.errors import FacevaeError, ModelError, RunError
 from facevae.events import Events
-from facevae.files import digest, read_json, write_json, write_text
+from facevae.files import clear_half_written, digest, read_json, write_json, write_text
 from facevae.labels import Labels
 
 _PLACE = ("event", "step", "images", "seconds")  # what every record says
@@ -115,8 +115,7 @@ class RunFolder:
         """
         found = self.check(identity)
         for folder in (self.path, self.pictures, self._state("").parent):
-            for left in folder.glob(".*-????????.*"):  # by a process that was killed while writing
-                left.unlink()
+            clear_half_written(folder)
         epochs = max(about.get("epochs", 0), found.get("epochs", 0))
         write_json(self.config, {**found, **about, "epochs": epochs, "identity": identity})
 
