@@ -1,5 +1,20 @@
 """What a user can cause, and the exit code that each kind ends with."""
 
+import signal
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM ended the work, and what was done is kept. Carries the signal's number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """What shells give a process that a signal has ended."""
+        return 128 + self.signal_number
+
 
 class FacevaeError(Exception):
     """An expected failure: one line that says what, where and what to do."""

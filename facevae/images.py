@@ -222,8 +222,8 @@ def save_picture(path: Path, pixels: Pixels) -> None:
         ".jpg": {"quality": 95},
         ".jpeg": {"quality": 95},
     }
-    with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **options.get(path.suffix.lower(), {}))
+    suffix = path.suffix.lower()
+    _write(path, [Image.fromarray(pixels)], options.get(suffix, {}))
 
 
 def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None:
@@ -233,26 +233,32 @@ def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None
     """
     check_suffix(path, (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES))
     suffix = path.suffix.lower()
-    with replacing(path) as temporary:
-        if suffix in VIDEO_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES:
+        with replacing(path) as temporary:
             _encode_video(temporary, frames, frames_per_second)
-            return
-        pictures = [Image.fromarray(frame) for frame in frames]
-        options: dict[str, Any] = {"quality": 90} if suffix == ".webp" else {}
-        if suffix == ".gif":
-            # one palette for all frames, from all of them, so that colours do not flicker
-            palette = Image.fromarray(grid(frames)).quantize(256)
-            pictures = [p.quantize(palette=palette) for p in pictures]
-            options = {"optimize": False, "disposal": 1}
-        duration = round(1000 / frames_per_second)
-        pictures[0].save(
-            temporary,
-            save_all=True,
-            append_images=pictures[1:],
-            duration=duration,
-            loop=0,
-            **options,
-        )
+        return
+    pictures = [Image.fromarray(frame) for frame in frames]
+    options: dict[str, Any] = {"quality": 90} if suffix == ".webp" else {}
+    if suffix == ".gif":
+        # one palette for all frames, from all of them, so that colours do not flicker
+        palette = Image.fromarray(grid(frames)).quantize(256)
+        pictures = [p.quantize(palette=palette) for p in pictures]
+        options = {"optimize": False, "disposal": 1}
+    options |= {"save_all": True, "duration": round(1000 / frames_per_second), "loop": 0}
+    _write(path, pictures, options)
+
+
+def _write(path: Path, pictures: list[Image.Image], options: dict[str, Any]) -> None:
+    """Write a picture or several in the format that the suffix names, atomically.
+
+    By way of memory, since Pillow itself takes no notice where a full disk cuts a file off.
+    """
+    encoded = io.BytesIO()
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    more = {"append_images": pictures[1:]} if pictures[1:] else {}
+    pictures[0].save(encoded, kind, **more, **options)
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
 
 
 def require_video() -> None:

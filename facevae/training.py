@@ -2,7 +2,6 @@
 
 import gc
 import math
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from torch import Tensor
 from facevae import curves
 from facevae.batches import Batches, batches_of, evenly, watched
 from facevae.bundle import Bundle, load, save
-from facevae.errors import ModelError, RunError
+from facevae.errors import ModelError, RunError, Stopped
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
 from facevae.files import locked
@@ -61,14 +60,6 @@ class Listener(Protocol):
 
     def notice(self, text: str) -> None:
         """Something that the user should know."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and its state is saved. Carries the signal's number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from facevae.batches import Batches
 from facevae.bundle import load, load_state
 from facevae.config import ModelConfig
 from facevae.data import load_faces
-from facevae.errors import FacevaeError, RunError
+from facevae.errors import FacevaeError, RunError, Stopped
 from facevae.files import locked
 from facevae.images import from_pixels, grid, to_pixels
 from facevae.labels import read_labels
@@ -30,7 +30,7 @@ from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.runs import read_metrics
 from facevae.snapshots import snapshot
 from facevae.stages import NetworkStage, PriorStage
-from facevae.training import Stopped, train
+from facevae.training import train
 
 
 @pytest.fixture(scope="module")
