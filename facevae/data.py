@@ -272,21 +272,30 @@ def _mark(pixels: Pixels) -> bytes:
 def _open_arrays(folder: Path, count: int, size: int) -> tuple[_Mapped, _Mapped]:
     """Mapped pixels and rows: those that an interrupted conversion left, or new ones of zeros."""
     paths = folder / "pixels.npy", folder / "rows.npy"
+    shape = (count, size, size, 3)
+    found = _earlier_arrays(paths, shape)
     try:
-        pixels, rows = (np.lib.format.open_memmap(path, mode="r+") for path in paths)
-        if pixels.shape == (count, size, size, 3) and rows.dtype == _ROW:
-            return pixels, rows
-    except (ValueError, OSError, EOFError):
-        pass  # there are none, or they were cut off while being made
-    try:
-        pixels = np.lib.format.open_memmap(paths[0], "w+", np.dtype("u1"), (count, size, size, 3))
-        rows = np.lib.format.open_memmap(paths[1], "w+", _ROW, (count,))
+        pixels, rows = found or (
+            np.lib.format.open_memmap(paths[0], "w+", np.dtype("u1"), shape),
+            np.lib.format.open_memmap(paths[1], "w+", _ROW, (count,)),
+        )
         _allocate(paths)
     except OSError as error:
-        for path in paths:
-            path.unlink(missing_ok=True)  # lest the next conversion take them for its own
+        for path in () if found else paths:
+            path.unlink(missing_ok=True)
         raise unwritable(folder, error.errno, "--cache-dir") from error
     return pixels, rows
+
+
+def _earlier_arrays(
+    paths: tuple[Path, Path], shape: tuple[int, ...]
+) -> tuple[_Mapped, _Mapped] | None:
+    try:
+        pixels, rows = (np.lib.format.open_memmap(path, mode="r+") for path in paths)
+    except (ValueError, OSError, EOFError):
+        return None  # there are none, or they were cut off while being made
+    is_whole = pixels.shape == shape and rows.shape == shape[:1] and rows.dtype == _ROW
+    return (pixels, rows) if is_whole and pixels.dtype == np.uint8 else None
 
 
 def _allocate(paths: Iterable[Path]) -> None:
