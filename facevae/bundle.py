@@ -178,16 +178,17 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with _opened(path) as file:
         metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dictionary
-    checksum = metadata.pop("checksum", None)  # states of before there was one have none
-    if checksum not in (None, _checksum(tensors, metadata)):
+    # states of before there was a checksum have none
+    if "checksum" in metadata and metadata.pop("checksum") != _checksum(tensors, metadata):
         msg = f"{path}: a damaged state"
         raise ModelError(msg)
     return tensors, metadata
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> int:
-    """CRC-32 of the metadata and all the numbers, tensors in the order of their names."""
-    checksum = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    """CRC-32 of the metadata, and of all tensors in the order of their names."""
+    kinds = {name: (str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
+    checksum = zlib.crc32(json.dumps([metadata, kinds], sort_keys=True).encode())
     for name in sorted(tensors):
         numbers = tensors[name].reshape(-1).view(torch.uint8).numpy()
         checksum = zlib.crc32(numbers.data, checksum)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -268,6 +269,7 @@ def _opened(path: Path) -> Iterator[_Npz | _Safetensors]:
     except (
         *(KeyError, ValueError, TypeError, EOFError, RuntimeError, RecursionError, SyntaxError),
         *(NotImplementedError, OverflowError, SafetensorError, zipfile.BadZipFile, zlib.error),
+        *(TokenError, SystemError),  # of an array's header, and of texts that are none
     ) as error:
         reason = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         msg = f"{path}: cannot be read as latents ({reason.strip() or type(error).__name__})"
