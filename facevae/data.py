@@ -27,7 +27,16 @@ from facevae.files import (
 )
 from facevae.hub_files import HubFile, Unreachable
 from facevae.images import Pixels, load_square
-from facevae.pictures import Opener, Picture, Source, find_data, list_pictures, opened, place_of
+from facevae.pictures import (
+    Opener,
+    Picture,
+    Source,
+    find_data,
+    leads_nowhere,
+    list_pictures,
+    opened,
+    place_of,
+)
 from facevae.runtime import stop_requests
 from facevae.tables import File
 
@@ -142,7 +151,7 @@ def _cache_key(files: Sequence[File], size: int) -> str:
             # in whichever commit: it is the same file
             parts.append(f"{file.repository}/{file.path}\0{file.size}\0{file.mark}")
         else:
-            status = file.stat()
+            status = file.lstat() if leads_nowhere(file) else file.stat()
             parts.append(f"{place_of(file)}\0{status.st_size}\0{status.st_mtime_ns}")
     return digest(*parts)[:20]
 

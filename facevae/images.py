@@ -5,8 +5,9 @@
 
 import io
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +30,10 @@ STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
 VIDEO_SUFFIXES = (".mp4",)
 _LONGEST_SIDES = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}
+
+_PROGRAMS = ("EPS", "WMF")  # which other programs would be started to draw
+_LARGE = 1 << 25  # pixels: of pictures with more, which take GB, threads decode one at a time
+_one_at_a_time = threading.Lock()
 
 _MATTE = (255, 255, 255)  # transparent parts show white, as on a page
 _SRGB = ImageCms.createProfile("sRGB")
@@ -74,9 +79,13 @@ def open_picture(
     default the path) for anything unreadable.
     """
     with _readable(name or str(source)), Image.open(source) as image:
+        if image.format in _PROGRAMS:
+            msg = f"{image.format} is a program, not pixels"
+            raise ValueError(msg)
         if enough is not None:
             image.draft("RGB", (enough, enough))
-        return upright(image)
+        with _one_at_a_time if math.prod(image.size) > _LARGE else nullcontext():
+            return upright(image)
 
 
 def upright(image: Image.Image) -> Image.Image:
