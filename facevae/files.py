@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from facevae.errors import FacevaeError
+from facevae.errors import FacevaeError, UsageError
 
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)$")  # which safetensors ends with
 
@@ -101,6 +101,21 @@ def read_json(path: Path) -> Any:
     except (ValueError, OSError) as error:
         msg = f"{path}: cannot be read as JSON ({error}); restore it or remove it"
         raise FacevaeError(msg) from error
+
+
+def expanded(name: Path | str) -> Path:
+    """The path, `~` and `~user` being home folders unless there is a file of that very name.
+
+    Raises `UsageError` where there is no such user.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        first = Path(name).parts[0]
+        if os.path.lexists(first):
+            return Path(name)
+        msg = f"{name}: no user is called '{first[1:]}'; write ./{name} for a name that begins so"
+        raise UsageError(msg) from error
 
 
 def unused(path: Path) -> Path:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facevae.errors import LatentsError, UsageError
-from facevae.files import digest, replacing
+from facevae.files import digest, expanded, replacing
 
 SUFFIXES = (".npz", ".safetensors")
 _NAMED = re.compile(
@@ -90,7 +90,7 @@ def split_name(name: str) -> tuple[Path, str | None] | None:
     match = _NAMED.fullmatch(name)
     if match is None or (match["which"] is not None and Path(name).is_file()):
         return None
-    return Path(match["path"]).expanduser(), match["which"]
+    return expanded(match["path"]), match["which"]
 
 
 def digest_of(vae: nn.Module) -> str:

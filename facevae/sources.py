@@ -12,7 +12,7 @@ import torch
 from facevae.bundle import Bundle
 from facevae.config import PRESETS
 from facevae.data import Faces, cached_faces
-from facevae.files import read_json
+from facevae.files import expanded, read_json
 from facevae.hub import load_model
 from facevae.runs import RunFolder, read_metrics
 
@@ -100,7 +100,7 @@ class Source:
 
 def open_source(name: str, device: torch.device, cache: Path | None = None) -> Source:
     """What there is of the run in a folder, or a model by its name. Raises `FacevaeError`."""
-    folder = RunFolder(Path(name).expanduser())
+    folder = RunFolder(expanded(name))
     about = dictionary(read_json(folder.config)) if name and folder.config.is_file() else {}
     # a model's folder may hold a `config.json` of another kind, or none
     is_run = "identity" in about

@@ -173,6 +173,7 @@ def arith(
 
     from facevae.edits import plan_edit
     from facevae.faces import place_photo
+    from facevae.files import expanded
     from facevae.images import to_pixels
     from facevae.latents import combine, decode, encode_pixels, read_face
 
@@ -196,8 +197,7 @@ def arith(
 
     read = partial(read_face, bundle, align=align, number=face_number)
     if paste:
-        framing = bundle.framing if align else None
-        placed = place_photo(Path(face).expanduser(), framing, face_number)
+        placed = place_photo(expanded(face), bundle.framing if align else None, face_number)
         pixels = placed.cut(bundle.config.size)
         original, latent = placed.photo, encode_pixels(bundle, pixels[None])[0]
     else:
