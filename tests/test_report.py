@@ -131,6 +131,19 @@ def test_a_run_without_its_pictures_has_its_curves(place, tmp_path):
     assert "Reconstructions" not in sections(reader)
 
 
+def test_damaged_pictures_are_left_out_with_a_word(place, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(place / "run", folder)
+    for picture in (folder / "pictures").glob("*.png"):
+        picture.write_bytes(picture.read_bytes()[:100])
+    reader = reported(folder, tmp_path / "page.html", tmp_path)
+    assert sections(reader) == list(ALL)
+    assert "A picture is left out: reconstructions-0002.png: damaged picture" in reader.words
+    (folder / "model.safetensors").unlink()
+    reader = reported(folder, tmp_path / "page.html", tmp_path)
+    assert "A picture is left out: samples-0002.png: damaged picture" in reader.words
+
+
 @pytest.mark.parametrize("dims", [1, 2])
 def test_latents_of_one_or_two_dimensions_have_a_map(tmp_path, dims):
     save(tiny_bundle(dataclasses.replace(CONFIG, latent_dim=dims)), tmp_path / "m.safetensors")
