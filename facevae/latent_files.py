@@ -29,7 +29,7 @@ _NAMED = re.compile(
     r"(?P<path>.+\.(?:npz|safetensors))(?:#(?P<which>.*))?", re.IGNORECASE | re.DOTALL
 )
 _FLOATS = ("F16", "BF16", "F32", "F64")
-_MOST_NAME_BYTES = 1 << 30
+_MOST_UNPACKED = 16  # times a file's size, that its names may take
 _PARTS = 1 << 20  # bytes skipped at a time
 
 
@@ -164,6 +164,7 @@ class _Npz:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
+        self._num_bytes = Path(str(archive.filename)).stat().st_size
         with self._member("latents") as (_, shape, dtype):
             self.shape = shape
             if dtype.kind != "f":
@@ -199,8 +200,11 @@ class _Npz:
             return []
         with self._member(name) as (file, shape, dtype):
             count = int(np.prod(shape, dtype=object))
-            if dtype.kind != "U" or len(shape) > 1 or count * dtype.itemsize > _MOST_NAME_BYTES:
+            if dtype.kind != "U" or len(shape) > 1:
                 msg = f"{name} hold {dtype} {shape}, not texts"
+                raise ValueError(msg)
+            if count * dtype.itemsize > _MOST_UNPACKED * self._num_bytes:
+                msg = f"{name} unpack to {count * dtype.itemsize:,} bytes, too many for this file"
                 raise ValueError(msg)
             data = _exactly(file, count * dtype.itemsize)
         return (
