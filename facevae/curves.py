@@ -136,7 +136,8 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     axes.set_ylim(0, top * 1.75)
     axes.margins(x=0.08)  # room for the pictures at both ends
     epochs = [r for r in records if r["event"] == "epoch"]
-    there = [r for r in epochs if (pictures / str(r.get("samples"))).is_file()]
+    # by their own names alone, lest the records of somebody else's run lead out of its folder
+    there = [r for r in epochs if (pictures / Path(str(r.get("samples"))).name).is_file()]
     if not there or not steps:
         return
     wanted = np.linspace(0, len(there) - 1, min(NUM_THUMBNAILS, len(there))).round().astype(int)
@@ -145,7 +146,7 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     places = np.linspace(shown[0]["images"], shown[-1]["images"], len(shown)).tolist()
     for record, place in zip(shown, places, strict=True):
         try:
-            sheet = open_picture(pictures / record["samples"])
+            sheet = open_picture(pictures / Path(str(record["samples"])).name)
         except ImageError:
             continue  # damaged since it was drawn: one less
         corner = np.asarray(sheet.crop((0, 0, sheet.width // 2, sheet.height // 2)))

@@ -67,7 +67,9 @@ class Source:
         """The last picture of that kind that the records name and the run's folder holds."""
         if not self.pictures:
             return None
-        named = (self.pictures / str(r[kind]) for r in reversed(self.epochs) if r.get(kind))
+        # by their own names alone, lest the records of somebody else's run lead out of its folder
+        names = [Path(str(r[kind])).name for r in reversed(self.epochs) if r.get(kind)]
+        named = (self.pictures / name for name in names)
         return next((path for path in named if path.is_file()), None)
 
     def equivalent_command(self) -> str:
