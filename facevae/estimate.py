@@ -105,7 +105,7 @@ def fitting_batch_size(
 ) -> int | None:
     """The largest batch whose steps fit into the GPU's free memory, by steps with small ones.
 
-    None where that cannot be told, or where it is not less than that of `train`.
+    None where that cannot be told, or where it is not less than that which did not fit.
     """
     start_peak(device)
     if not (free := free_bytes(device)):
@@ -122,7 +122,7 @@ def fitting_batch_size(
     if a_face <= 0:
         return None
     fitting = int((left - small) / a_face) + _SMALL
-    return fitting if 0 < fitting < train.batch_size else None
+    return fitting if 0 < fitting < min(train.batch_size, num_faces) else None
 
 
 def _peak_of_steps(
