@@ -24,6 +24,7 @@ from facevae.config import MAX_SEED
 from facevae.edits import plan_edit
 from facevae.errors import ImageError, UsageError
 from facevae.faces import place
+from facevae.files import expanded
 from facevae.hub import load_model
 from facevae.images import centred_square, from_pixels, open_picture, to_pixels, upright
 from facevae.latents import PathKind, decode, latents_of_seeds, posteriors
@@ -97,7 +98,7 @@ class Model:
             name, picture = getattr(photo, "filename", "") or "the picture", upright(photo)
         else:
             name = str(photo)
-            picture = open_picture(Path(photo).expanduser())
+            picture = open_picture(expanded(photo))
         if face < 1:
             msg = f"align(face={face}): faces are counted from 1, the largest"
             raise UsageError(msg)

@@ -8,6 +8,7 @@ without executing anything. Metadata are JSON strings; tensors are `vae.*`, `pri
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -166,16 +167,32 @@ def load(path: Path) -> Bundle:
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a run's state atomically."""
-    stored = {name: t.detach().cpu() for name, t in tensors.items()}
-    _write(path, stored, {"format": FORMAT, **metadata})
+    """Write a run's state atomically, with a checksum of its numbers."""
+    stored = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    known = {"format": FORMAT, **metadata}
+    _write(path, stored, {**known, "checksum": _checksum(stored, known)})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The inverse of `save_state`. Raises `ModelError`."""
     with _opened(path) as file:
         metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118 - no dictionary
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dictionary
+    # states of before there was a checksum have none
+    if "checksum" in metadata and metadata.pop("checksum") != _checksum(tensors, metadata):
+        msg = f"{path}: a damaged state"
+        raise ModelError(msg)
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> int:
+    """CRC-32 of the metadata, and of all tensors in the order of their names."""
+    kinds = {name: (str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()}
+    checksum = zlib.crc32(json.dumps([metadata, kinds], sort_keys=True).encode())
+    for name in sorted(tensors):
+        numbers = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        checksum = zlib.crc32(numbers.data, checksum)
+    return checksum
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:

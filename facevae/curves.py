@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from facevae.errors import UsageError
+from facevae.errors import ImageError, UsageError
 from facevae.files import replacing
 from facevae.images import Pixels, centred_square, open_picture
 
@@ -136,7 +136,8 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     axes.set_ylim(0, top * 1.75)
     axes.margins(x=0.08)  # room for the pictures at both ends
     epochs = [r for r in records if r["event"] == "epoch"]
-    there = [r for r in epochs if (pictures / str(r.get("samples"))).is_file()]
+    # by their own names alone, lest the records of somebody else's run lead out of its folder
+    there = [r for r in epochs if (pictures / Path(str(r.get("samples"))).name).is_file()]
     if not there or not steps:
         return
     wanted = np.linspace(0, len(there) - 1, min(NUM_THUMBNAILS, len(there))).round().astype(int)
@@ -144,7 +145,10 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     # side by side, wherever along the curve they belong
     places = np.linspace(shown[0]["images"], shown[-1]["images"], len(shown)).tolist()
     for record, place in zip(shown, places, strict=True):
-        sheet = open_picture(pictures / record["samples"])
+        try:
+            sheet = open_picture(pictures / Path(str(record["samples"])).name)
+        except ImageError:
+            continue  # damaged since it was drawn: one less
         corner = np.asarray(sheet.crop((0, 0, sheet.width // 2, sheet.height // 2)))
         on_curve = min(steps, key=lambda r: abs(r["images"] - record["images"]))
         point = (on_curve["images"], on_curve["kl_nats"])

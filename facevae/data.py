@@ -1,5 +1,6 @@
 """Pictures of faces → a cache of pixels, mapped into memory."""
 
+import errno
 import os
 import time
 from collections import deque
@@ -13,11 +14,30 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from facevae.errors import DataError, ImageError
-from facevae.files import cache_folder, digest, locked, read_json, size_bytes, write_json
+from facevae.errors import DataError, ImageError, Stopped
+from facevae.files import (
+    cache_folder,
+    clear_half_written,
+    digest,
+    locked,
+    read_json,
+    size_bytes,
+    unwritable,
+    write_json,
+)
 from facevae.hub_files import HubFile, Unreachable
 from facevae.images import Pixels, load_square
-from facevae.pictures import Opener, Picture, Source, find_data, list_pictures, opened, place_of
+from facevae.pictures import (
+    Opener,
+    Picture,
+    Source,
+    find_data,
+    leads_nowhere,
+    list_pictures,
+    opened,
+    place_of,
+)
+from facevae.runtime import stop_requests
 from facevae.tables import File
 
 Rows = npt.NDArray[np.int64]
@@ -28,7 +48,8 @@ HELD_OUT_ONE_IN = 12
 _LAYOUT = 2  # of a cache folder; a change of how pixels are made or stored makes another key
 _READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
-_CHUNK = 64  # pictures a thread takes at a time
+# what the system says of a file, or of a disk or share with it, that is not there any more
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENOTCONN, errno.ESTALE)
 _Mapped = np.memmap[Any, np.dtype[Any]]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -87,7 +108,7 @@ def load_faces(
         raise DataError(msg)
     folder, is_done = converted(files, size, cache)
     if not is_done:
-        with locked(folder, "this cache"):
+        with locked(folder, "this cache", "--cache-dir"):
             if not converted(files, size, cache)[1]:  # by another, meanwhile
                 _convert(files, sources, size, folder, progress)
     return _load(folder)
@@ -130,7 +151,7 @@ def _cache_key(files: Sequence[File], size: int) -> str:
             # in whichever commit: it is the same file
             parts.append(f"{file.repository}/{file.path}\0{file.size}\0{file.mark}")
         else:
-            status = file.stat()
+            status = file.lstat() if leads_nowhere(file) else file.stat()
             parts.append(f"{place_of(file)}\0{status.st_size}\0{status.st_mtime_ns}")
     return digest(*parts)[:20]
 
@@ -139,6 +160,7 @@ def _convert(
     files: list[File], sources: Sequence[Source], size: int, folder: Path, progress: Progress
 ) -> None:
     """Fill `folder`: rows of pixels first, then their status, then the index that completes it."""
+    clear_half_written(folder)
     pictures = list_pictures(files)
     if not pictures:
         msg = f"{', '.join(map(str, files))}: no pictures in there"
@@ -189,23 +211,48 @@ def _fill(
                     pixels[row] = load_square(file, pixels.shape[1], pictures[row].name)
                 status, mark = _READ, _mark(pixels[row])
             except (ImageError, OSError) as error:
-                reasons[row] = str(error)
+                _check_there(pictures[row], error)
+                reasons[row] = _reason(pictures[row], error)
                 status, mark = _SKIPPED, b""
             results.append((row, status, mark))
         return results
 
     # Pillow decodes and scales outside the interpreter's lock: threads use every core
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, stop_requests() as stop_signal:
         try:
             for results in _in_order(pool, convert, opened(pictures, pending.tolist())):
                 for row, status, mark in results:
                     rows[row] = (status, mark)
                 done += len(results)
                 progress("Converting", done, len(pictures))
+                _check_stop(stop_signal())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return reasons
+
+
+def _check_stop(stop_signal: int) -> None:
+    if stop_signal:
+        raise Stopped(stop_signal)
+
+
+def _check_there(picture: Picture, error: Exception) -> None:
+    """Raise `DataError` where a picture is gone: what is left out for good is what is damaged."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno in _GONE:
+        msg = (
+            f"{picture.name}: is gone since the conversion began ({cause.strerror}); put it back, or "
+            "run the command again to go on without it"
+        )
+        raise DataError(msg) from error
+
+
+def _reason(picture: Picture, error: Exception) -> str:
+    """Why a picture is left out, in one line that begins with its name."""
+    if isinstance(error, OSError):
+        return f"{picture.name}: {error.strerror or error}"
+    return str(error)
 
 
 def _in_order(
@@ -234,18 +281,37 @@ def _mark(pixels: Pixels) -> bytes:
 def _open_arrays(folder: Path, count: int, size: int) -> tuple[_Mapped, _Mapped]:
     """Mapped pixels and rows: those that an interrupted conversion left, or new ones of zeros."""
     paths = folder / "pixels.npy", folder / "rows.npy"
+    shape = (count, size, size, 3)
+    found = _earlier_arrays(paths, shape)
+    try:
+        pixels, rows = found or (
+            np.lib.format.open_memmap(paths[0], "w+", np.dtype("u1"), shape),
+            np.lib.format.open_memmap(paths[1], "w+", _ROW, (count,)),
+        )
+        _allocate(paths)
+    except OSError as error:
+        for path in () if found else paths:
+            path.unlink(missing_ok=True)
+        raise unwritable(folder, error.errno, "--cache-dir") from error
+    return pixels, rows
+
+
+def _earlier_arrays(
+    paths: tuple[Path, Path], shape: tuple[int, ...]
+) -> tuple[_Mapped, _Mapped] | None:
     try:
         pixels, rows = (np.lib.format.open_memmap(path, mode="r+") for path in paths)
-        if pixels.shape == (count, size, size, 3) and rows.dtype == _ROW:
-            return pixels, rows
     except (ValueError, OSError, EOFError):
-        pass  # there are none, or they were cut off while being made
-    pixels = np.lib.format.open_memmap(paths[0], "w+", np.dtype("u1"), (count, size, size, 3))
-    if hasattr(os, "posix_fallocate"):
-        # a full disk is an error now, where a mapped page without space would end the process
-        with paths[0].open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, paths[0].stat().st_size)
-    return pixels, np.lib.format.open_memmap(paths[1], "w+", _ROW, (count,))
+        return None  # there are none, or they were cut off while being made
+    is_whole = pixels.shape == shape and rows.shape == shape[:1] and rows.dtype == _ROW
+    return (pixels, rows) if is_whole and pixels.dtype == np.uint8 else None
+
+
+def _allocate(paths: Iterable[Path]) -> None:
+    """Have a full disk be an error now, where a mapped page without space would end the process."""
+    for path in paths if hasattr(os, "posix_fallocate") else ():
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _split(pixels: Pixels, index: dict[str, Any]) -> Faces:

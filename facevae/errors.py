@@ -1,10 +1,35 @@
 """What a user can cause, and the exit code that each kind ends with."""
 
+import re
+import signal
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM ended the work, and what was done is kept. Carries the signal's number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """What shells give a process that a signal has ended."""
+        return 128 + self.signal_number
+
 
 class FacevaeError(Exception):
-    """An expected failure: one line that says what, where and what to do."""
+    """An expected failure: one line that says what, where and what to do.
+
+    Whatever a file or its name says in it, it stays one line and does nothing to a terminal.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Its line, control characters and line breaks spelt out."""
+        return _CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), super().__str__())
 
 
 class UsageError(FacevaeError):

@@ -19,11 +19,13 @@ from facevae.images import load_square
 from facevae.model import VAE
 from facevae.pictures import Picture, Source, find_data, list_pictures, opened
 from facevae.prior import FlowPrior, build_prior
-from facevae.runtime import keep_freed_memory, peak_bytes
+from facevae.runtime import free_bytes, is_out_of_memory, keep_freed_memory, peak_bytes, start_peak
 from facevae.stages import NetworkStage, PriorStage, Stage
 
 _NUM_PICTURES = 64
 _NUM_STEPS = 3
+_SMALL, _LARGER = 2, 8  # batches by which the memory of a step is measured
+_USABLE = 0.9  # of free memory: the rest is lost between blocks
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,7 @@ def estimate(
     keep_freed_memory()
     vae = VAE(model).to(device)
     batch_size = min(train.batch_size, len(pictures))
-    noise = np.random.default_rng(0).integers(
-        0, 256, (batch_size, model.size, model.size, 3), dtype=np.uint8
-    )
-    rows = np.arange(batch_size)
-    faces = Faces(noise, [""] * batch_size, rows, rows, [], "")
-    a_step = _seconds_a_step(
-        NetworkStage(vae, Batches(faces, batch_size, 0, device), train), device
-    )
+    a_step = _seconds_a_step(_stage_on_noise(vae, batch_size, train, device), device)
     # held-out figures and batch-norm statistics take about a twentieth more
     train_seconds = 1.05 * a_step * train.epochs * len(pictures) / batch_size
     prior_seconds, prior_bytes = 0.0, 0
@@ -103,6 +98,52 @@ def estimate(
         peak_bytes(device) + 4 * len(pictures) * model.latent_dim * 4,
         2 * (state_bytes + prior_bytes) + state_bytes // 4,
     )
+
+
+def fitting_batch_size(
+    model: ModelConfig, train: TrainConfig, num_faces: int, device: torch.device
+) -> int | None:
+    """The largest batch whose steps fit into the GPU's free memory, by steps with small ones.
+
+    None where that cannot be told, or where it is not less than that which did not fit.
+    """
+    start_peak(device)
+    if not (free := free_bytes(device)):
+        return None
+    data_bytes = num_faces * model.num_pixels
+    left = _USABLE * (free - (data_bytes if data_bytes < free / 2 else 0))  # as `Batches` has it
+    try:
+        small, larger = (_peak_of_steps(model, train, size, device) for size in (_SMALL, _LARGER))
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+    a_face = (larger - small) / (_LARGER - _SMALL)
+    if a_face <= 0:
+        return None
+    fitting = int((left - small) / a_face) + _SMALL
+    return fitting if 0 < fitting < min(train.batch_size, num_faces) else None
+
+
+def _peak_of_steps(
+    model: ModelConfig, train: TrainConfig, batch_size: int, device: torch.device
+) -> int:
+    """Bytes that two steps take at most: the second has the optimiser's moments too."""
+    start_peak(device)
+    stage = _stage_on_noise(VAE(model).to(device), batch_size, train, device)
+    for index in range(2):
+        stage.step(index)
+    return peak_bytes(device)
+
+
+def _stage_on_noise(
+    vae: VAE, batch_size: int, train: TrainConfig, device: torch.device
+) -> NetworkStage:
+    """A stage that costs what one on faces does."""
+    side, rows = vae.config.size, np.arange(batch_size)
+    noise = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
+    faces = Faces(noise, [""] * batch_size, rows, rows, [], "")
+    return NetworkStage(vae, Batches(faces, batch_size, 0, device), train)
 
 
 def _some(pictures: Sequence[Picture]) -> list[int]:

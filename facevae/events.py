@@ -90,7 +90,7 @@ class Events:
         for name, counted in record.get("histograms", {}).items():
             self._write(_histogram(f"latents/{name}", counted), *where)
         for name in ("reconstructions", "samples"):
-            path = self._pictures / str(record.get(name))
+            path = self._pictures / Path(str(record.get(name))).name
             # a picture that was removed or damaged is only one picture less
             with suppress(OSError, ImageError):
                 self._write(_picture(f"pictures/{name}", path), *where)

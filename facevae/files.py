@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from facevae.errors import FacevaeError
+from facevae.errors import FacevaeError, UsageError
+
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)$")  # which safetensors ends with
 
 
 @contextmanager
@@ -20,7 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place atomically.
 
     The temporary name keeps the suffix, so that writers that choose a format by it still do.
-    Missing parent folders are made. On failure `path` is as it was and nothing is left behind.
+    Missing parent folders are made. On failure `path` is as it was and nothing is left behind;
+    where the system refuses to write, such as on a full disk, that is a `FacevaeError`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
             prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent
         )
     except OSError as error:
-        msg = f"{path}: cannot be written there ({error.strerror}); name another place with -o"
-        raise FacevaeError(msg) from error
+        raise unwritable(path, error.errno) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,14 +41,52 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except Exception as error:
+        if number := _errno_of_writing(error, temporary):
+            raise unwritable(path, number) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _errno_of_writing(error: Exception, file: Path) -> int | None:
+    """The system's number for why `file` could not be written; None for any other failure."""
+    if isinstance(error, OSError):
+        return error.errno if error.filename in (None, str(file)) else None
+    number = _RUST_ERROR.search(str(error))
+    return int(number[1]) if number else None
+
+
+def unwritable(path: Path, number: int | None, option: str = "-o") -> FacevaeError:
+    """The failure to write `path`, by the system's number for it; `option` names another place."""
+    advice = f"name another place with {option}"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        advice = "free some space and run the command again"
+    reason = os.strerror(number or errno.EIO)
+    return FacevaeError(f"{path}: cannot be written there ({reason}); {advice}")
+
+
+def clear_half_written(folder: Path) -> None:
+    """Remove what processes that were killed within `replacing` left in `folder`."""
+    for left in folder.glob(".*-????????.*"):
+        left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` as UTF-8 to the end of a file, made if need be, and have it reach the disk."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error.errno) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -60,6 +101,21 @@ def read_json(path: Path) -> Any:
     except (ValueError, OSError) as error:
         msg = f"{path}: cannot be read as JSON ({error}); restore it or remove it"
         raise FacevaeError(msg) from error
+
+
+def expanded(name: Path | str) -> Path:
+    """The path, `~` and `~user` being home folders unless there is a file of that very name.
+
+    Raises `UsageError` where there is no such user.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        first = Path(name).parts[0]
+        if os.path.lexists(first):
+            return Path(name)
+        msg = f"{name}: no user is called '{first[1:]}'; write ./{name} for a name that begins so"
+        raise UsageError(msg) from error
 
 
 def unused(path: Path) -> Path:
@@ -96,13 +152,18 @@ def digest(*parts: bytes | str) -> str:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, option: str = "-o") -> Iterator[None]:
     """Hold `folder` for this process alone; the system frees it when the process ends, however.
 
-    Raises `FacevaeError` at once when another process holds it.
+    Raises `FacevaeError` at once when another process holds it, or it cannot be written into;
+    `option` then names another place.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+b") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("a+b")
+    except OSError as error:
+        raise unwritable(folder, error.errno, option) from error
+    with handle:
         try:
             _lock(handle.fileno())
         except OSError as error:

@@ -15,6 +15,7 @@ from threading import Thread
 
 from facevae.bundle import Bundle, load
 from facevae.errors import ModelError
+from facevae.files import expanded
 from facevae.hub_client import client_errors, hushed, refusal
 
 DEFAULT = "default"
@@ -63,7 +64,7 @@ def locate(name: str = DEFAULT, *, quiet: bool = False) -> Located:
         return Located(_embedded(), DEFAULT)
     if name in ALIASES:
         return pull(name, quiet=quiet)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         if not (path / MODEL_FILE).is_file():
             msg = f"{path}: no {MODEL_FILE} in this folder"

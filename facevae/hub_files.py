@@ -12,9 +12,11 @@ from typing import Any
 from facevae.errors import DataError
 from facevae.hub_client import client_errors, hushed, refusal
 
+_PART = r"[A-Za-z0-9_][\w.-]*"  # begins with no dot or dash, so that it leads nowhere else
 _URL = re.compile(
-    r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+?)"
-    r"(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<below>.*?))?/*"
+    rf"hf://datasets/(?P<repository>{_PART}/{_PART}?)"
+    r"(?:@(?P<revision>refs/(?:convert|pr)/[^/.][^/]*|[^/.][^/]*))?(?:/(?P<below>.*?))?/*",
+    re.ASCII,
 )
 _CONVERTED = "refs/convert/parquet"  # where the Hub keeps its own conversion of other formats
 _SUFFIX = ".parquet"

@@ -5,8 +5,9 @@
 
 import io
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,10 @@ STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
 VIDEO_SUFFIXES = (".mp4",)
 _LONGEST_SIDES = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}
+
+_PROGRAMS = ("EPS", "WMF")  # which other programs would be started to draw
+_LARGE = 1 << 25  # pixels: of pictures with more, which take GB, threads decode one at a time
+_one_at_a_time = threading.Lock()
 
 _MATTE = (255, 255, 255)  # transparent parts show white, as on a page
 _SRGB = ImageCms.createProfile("sRGB")
@@ -76,9 +81,13 @@ def open_picture(
     default the path) for anything unreadable.
     """
     with _readable(name or str(source)), Image.open(source) as image:
+        if image.format in _PROGRAMS:
+            msg = f"{image.format} is a program, not pixels"
+            raise ValueError(msg)
         if enough is not None:
             image.draft("RGB", (enough, enough))
-        return upright(image)
+        with _one_at_a_time if math.prod(image.size) > _LARGE else nullcontext():
+            return upright(image)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -226,8 +235,8 @@ def save_picture(path: Path, pixels: Pixels) -> None:
         ".jpg": {"quality": 95},
         ".jpeg": {"quality": 95},
     }
-    with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **options.get(path.suffix.lower(), {}))
+    suffix = path.suffix.lower()
+    _write(path, [Image.fromarray(pixels)], options.get(suffix, {}))
 
 
 def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None:
@@ -237,26 +246,32 @@ def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None
     """
     check_suffix(path, (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES))
     suffix = path.suffix.lower()
-    with replacing(path) as temporary:
-        if suffix in VIDEO_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES:
+        with replacing(path) as temporary:
             _encode_video(temporary, frames, frames_per_second)
-            return
-        pictures = [Image.fromarray(frame) for frame in frames]
-        options: dict[str, Any] = {"quality": 90} if suffix == ".webp" else {}
-        if suffix == ".gif":
-            # one palette for all frames, from all of them, so that colours do not flicker
-            palette = Image.fromarray(grid(frames)).quantize(256)
-            pictures = [p.quantize(palette=palette) for p in pictures]
-            options = {"optimize": False, "disposal": 1}
-        duration = round(1000 / frames_per_second)
-        pictures[0].save(
-            temporary,
-            save_all=True,
-            append_images=pictures[1:],
-            duration=duration,
-            loop=0,
-            **options,
-        )
+        return
+    pictures = [Image.fromarray(frame) for frame in frames]
+    options: dict[str, Any] = {"quality": 90} if suffix == ".webp" else {}
+    if suffix == ".gif":
+        # one palette for all frames, from all of them, so that colours do not flicker
+        palette = Image.fromarray(grid(frames)).quantize(256)
+        pictures = [p.quantize(palette=palette) for p in pictures]
+        options = {"optimize": False, "disposal": 1}
+    options |= {"save_all": True, "duration": round(1000 / frames_per_second), "loop": 0}
+    _write(path, pictures, options)
+
+
+def _write(path: Path, pictures: list[Image.Image], options: dict[str, Any]) -> None:
+    """Write a picture or several in the format that the suffix names, atomically.
+
+    By way of memory, since Pillow itself takes no notice where a full disk cuts a file off.
+    """
+    encoded = io.BytesIO()
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    more = {"append_images": pictures[1:]} if pictures[1:] else {}
+    pictures[0].save(encoded, kind, **more, **options)
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
 
 
 def require_video() -> None:

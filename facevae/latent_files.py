@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facevae.errors import LatentsError, UsageError
-from facevae.files import digest, replacing
+from facevae.files import digest, expanded, replacing
 
 SUFFIXES = (".npz", ".safetensors")
 _NAMED = re.compile(
     r"(?P<path>.+\.(?:npz|safetensors))(?:#(?P<which>.*))?", re.IGNORECASE | re.DOTALL
 )
 _FLOATS = ("F16", "BF16", "F32", "F64")
-_MOST_NAME_BYTES = 1 << 30
+_MOST_UNPACKED = 16  # times a file's size, that its names may take
 _PARTS = 1 << 20  # bytes skipped at a time
 
 
@@ -89,7 +90,7 @@ def split_name(name: str) -> tuple[Path, str | None] | None:
     match = _NAMED.fullmatch(name)
     if match is None or (match["which"] is not None and Path(name).is_file()):
         return None
-    return Path(match["path"]).expanduser(), match["which"]
+    return expanded(match["path"]), match["which"]
 
 
 def digest_of(vae: nn.Module) -> str:
@@ -163,6 +164,7 @@ class _Npz:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
+        self._num_bytes = Path(str(archive.filename)).stat().st_size
         with self._member("latents") as (_, shape, dtype):
             self.shape = shape
             if dtype.kind != "f":
@@ -198,8 +200,11 @@ class _Npz:
             return []
         with self._member(name) as (file, shape, dtype):
             count = int(np.prod(shape, dtype=object))
-            if dtype.kind != "U" or len(shape) > 1 or count * dtype.itemsize > _MOST_NAME_BYTES:
+            if dtype.kind != "U" or len(shape) > 1:
                 msg = f"{name} hold {dtype} {shape}, not texts"
+                raise ValueError(msg)
+            if count * dtype.itemsize > _MOST_UNPACKED * self._num_bytes:
+                msg = f"{name} unpack to {count * dtype.itemsize:,} bytes, too many for this file"
                 raise ValueError(msg)
             data = _exactly(file, count * dtype.itemsize)
         return (
@@ -268,6 +273,7 @@ def _opened(path: Path) -> Iterator[_Npz | _Safetensors]:
     except (
         *(KeyError, ValueError, TypeError, EOFError, RuntimeError, RecursionError, SyntaxError),
         *(NotImplementedError, OverflowError, SafetensorError, zipfile.BadZipFile, zlib.error),
+        *(TokenError, SystemError),  # of an array's header, and of texts that are none
     ) as error:
         reason = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         msg = f"{path}: cannot be read as latents ({reason.strip() or type(error).__name__})"

@@ -13,6 +13,7 @@ from facevae.bundle import Bundle
 from facevae.config import MAX_SEED
 from facevae.errors import UsageError
 from facevae.faces import load_face
+from facevae.files import expanded
 from facevae.images import Pixels, from_pixels, to_pixels
 from facevae.latent_files import LatentsFile, digest_of, open_latents, split_name
 from facevae.model import VAE, Coder
@@ -89,7 +90,7 @@ def read_face(
         latents = next(file.read(row, row + 1)).to(bundle.device)
         return to_pixels(decode(bundle.vae, latents))[0], latents[0]
     framing = bundle.framing if align else None
-    pixels = load_face(Path(name).expanduser(), bundle.config.size, framing, number)
+    pixels = load_face(expanded(name), bundle.config.size, framing, number)
     return pixels, encode_pixels(bundle, pixels[None])[0]
 
 

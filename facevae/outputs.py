@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from facevae.errors import UsageError
-from facevae.files import distinct_names, unused
+from facevae.files import distinct_names, expanded, unused
 from facevae.images import (
     ANIMATION_SUFFIXES,
     STILL_SUFFIXES,
@@ -46,7 +46,7 @@ def choose_output(
     """
     if named is None:
         return Output(unused(Path(default)), is_folder=False)
-    path = Path(named).expanduser()
+    path = expanded(named)
     if named.endswith(("/", "\\")) or not path.suffix or path.is_dir():
         if path.exists() and not path.is_dir():
             msg = f"{path}: is a file, so nothing can be put into it; name another -o"

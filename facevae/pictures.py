@@ -27,13 +27,17 @@ _File = TypeVar("_File", bound=File)
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: a file, `size` bytes from `offset` in a tar shard, or `row` of a table."""
+    """One picture: a file, `size` bytes from `offset` in a tar shard, or `row` of a table.
+
+    `problem` says why one that is there by its name cannot be read whatever is in it.
+    """
 
     path: File
     member: str = ""
     offset: int = 0
     size: int = 0
     row: int | None = None
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -51,13 +55,20 @@ class Picture:
         return PurePosixPath(self.own_name).stem
 
     def open(self) -> BinaryIO:
-        """Its bytes, as an open file; those of a table's row come from `opened` alone."""
+        """Its bytes, as an open file; those of a table's row come from `opened` alone.
+
+        Raises `ImageError` where it has a problem, and `OSError`.
+        """
         assert isinstance(self.path, Path)  # noqa: S101 - a table's row else
+        if self.problem:
+            msg = f"{self.name}: {self.problem}"
+            raise ImageError(msg)
         if not self.member:
             return self.path.open("rb")
         with self.path.open("rb") as shard:
             shard.seek(self.offset)
-            return BytesIO(shard.read(self.size))
+            # never more than there is, whatever size a hostile shard declares
+            return BytesIO(shard.read(min(self.size, os.fstat(shard.fileno()).st_size)))
 
 
 def find_data(sources: Iterable[Source]) -> list[File]:
@@ -76,7 +87,8 @@ def find_files(
 ) -> list[Path]:
     """Every file that the sources name: folders are searched for `suffixes`, files are taken.
 
-    Hidden files and links that lead back into themselves are passed over. Raises `DataError`.
+    Hidden files, and links to folders that they are in, are passed over; pictures that are links
+    to nothing are found, so that they are counted. Raises `DataError`.
     """
     found: list[Path] = []
     for source in sources:
@@ -113,10 +125,18 @@ def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]])
             if entry.name.startswith("."):
                 continue
             path = Path(entry.path)
+            suffix = path.suffix.lower()
             if path.is_dir():  # unlike the entry's own answer, no error for a link to itself
                 yield from _walk(path, suffixes, visited)
-            elif path.suffix.lower() in suffixes and path.is_file():
+            elif suffix in suffixes and (
+                path.is_file() or (suffix in SUFFIXES and leads_nowhere(path))
+            ):
                 yield path
+
+
+def leads_nowhere(path: Path) -> bool:
+    """Whether that is a link to nothing, or to itself."""
+    return path.is_symlink() and not path.exists()
 
 
 def list_pictures(files: Iterable[File]) -> list[Picture]:
@@ -132,7 +152,8 @@ def list_pictures(files: Iterable[File]) -> list[Picture]:
         elif file.suffix.lower() == ".tar":
             pictures += _tar_members(file)
         else:
-            pictures.append(Picture(file))
+            problem = "a link that leads nowhere" if leads_nowhere(file) else ""
+            pictures.append(Picture(file, problem=problem))
     with ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
         listed = list(pool.map(_table_rows, tables))
     for rows in listed:
@@ -188,8 +209,14 @@ def _tar_members(path: Path) -> Iterator[Picture]:
             for member in shard:
                 name = PurePosixPath(member.name)
                 is_picture = name.suffix.lower() in SUFFIXES and not name.name.startswith(".")
-                if member.isfile() and is_picture:
-                    yield Picture(path, member.name, member.offset_data, member.size)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as an uncompressed tar shard ({error})"
+                if is_picture and not member.isdir():
+                    problem = "" if member.isfile() else "a link or device, which is not followed"
+                    at = member.offset_data, member.size
+                    yield Picture(path, member.name, *at, problem=problem)
+    except (
+        *(tarfile.TarError, OSError, ValueError),
+        *(MemoryError, OverflowError, RecursionError),  # of sizes and headers that none can have
+    ) as error:
+        reason = str(error) or type(error).__name__
+        msg = f"{path}: cannot be read as an uncompressed tar shard ({reason})"
         raise DataError(msg) from error

@@ -16,6 +16,7 @@ from facevae.attributes import Attribute
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.data import Faces, Progress
+from facevae.errors import ImageError
 from facevae.files import write_text
 from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
 from facevae.latents import decode, latents_of_seeds, morph, posteriors
@@ -92,10 +93,9 @@ def _headlines(source: Source) -> list[tuple[str, str]]:
 def _samples(source: Source) -> Section | None:
     if not source.bundle:
         path = source.last_picture("samples")
-        shown = (
-            [photo(np.asarray(open_picture(path)), "Samples of the last epoch.")] if path else []
-        )
-        return Section("Samples", figures=shown) if shown else None
+        sheet, problem = _opened(path) if path else (None, "")
+        shown = [] if sheet is None else [photo(sheet, "Samples of the last epoch.")]
+        return Section("Samples", problem, shown) if path else None
     latents = latents_of_seeds(source.bundle, list(range(_NUM_SAMPLES)))
     sheet = grid(to_pixels(decode(source.bundle.vae, latents)))
     text = f"{_NUM_SAMPLES} faces that do not exist, one of each of the first seeds, none left out."
@@ -108,7 +108,10 @@ def _reconstructions(source: Source) -> Section | None:
     path = source.last_picture("reconstructions")
     if not path or not side:
         return None
-    pictures = tiles(np.asarray(open_picture(path)), side)
+    drawn, problem = _opened(path)
+    if drawn is None:
+        return Section("Reconstructions", problem)
+    pictures = tiles(drawn, side)
     half = len(pictures) // 2
     if not half:
         return None
@@ -153,10 +156,18 @@ def _latents(source: Source) -> Section | None:
         ),
     ]
     plane = source.pictures / "plane.png" if source.pictures else None
-    if plane and plane.is_file():
-        sheet = np.asarray(open_picture(plane))
+    sheet, problem = _opened(plane) if plane and plane.is_file() else (None, "")
+    if sheet is not None:
         figures.append(photo(sheet, "The latent plane decoded, two deviations either way."))
-    return Section("Latents", found.text, figures)
+    return Section("Latents", f"{found.text} {problem}".rstrip(), figures)
+
+
+def _opened(path: Path) -> tuple[Pixels | None, str]:
+    """A picture of the run's (H, W, 3), or none and a sentence on why it is left out."""
+    try:
+        return np.asarray(open_picture(path, path.name)), ""
+    except ImageError as error:
+        return None, f"A picture is left out: {error}."
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A run: what it is made of, and its folder with the states from which it goes on."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces
 from facevae.errors import FacevaeError, ModelError, RunError
 from facevae.events import Events
-from facevae.files import digest, read_json, write_json, write_text
+from facevae.files import append_text, clear_half_written, digest, read_json, write_json, write_text
 from facevae.labels import Labels
 
 _PLACE = ("event", "step", "images", "seconds")  # what every record says
@@ -115,8 +114,7 @@ class RunFolder:
         """
         found = self.check(identity)
         for folder in (self.path, self.pictures, self._state("").parent):
-            for left in folder.glob(".*-????????.*"):  # by a process that was killed while writing
-                left.unlink()
+            clear_half_written(folder)
         epochs = max(about.get("epochs", 0), found.get("epochs", 0))
         write_json(self.config, {**found, **about, "epochs": epochs, "identity": identity})
 
@@ -145,10 +143,7 @@ class RunFolder:
     def record(self, values: Mapping[str, Any]) -> None:
         """Add a record to `metrics.jsonl`."""
         self.records.append(dict(values))
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_text(self.metrics, json.dumps(values) + "\n")
         if self._events:
             self._events.add(values)
 
@@ -174,8 +169,8 @@ class RunFolder:
             except ModelError as error:
                 warn(f"{error}; trying the state before it")
                 continue
-            if metadata.get("key") == key:
-                return state, int(metadata["step"])
+            if metadata.get("key") == key and isinstance(metadata.get("step"), int):
+                return state, metadata["step"]
         return None
 
     def _state(self, name: str) -> Path:

@@ -185,6 +185,21 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def start_peak(device: torch.device) -> None:
+    """Have `peak_bytes` of a CUDA device count from now on, with nothing held that was freed."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is torch, on any device, that got no more memory."""
+    signs = ("out of memory", "can't allocate memory")  # of the CPU there is no error of its own
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
+
+
 def memory_bytes(device: torch.device) -> dict[str, int]:
     """Memory in bytes: `process` now (the most so far where that is all one can know), and the
     most that PyTorch has held on a CUDA device as `gpu`. What is not known is not there.

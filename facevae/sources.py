@@ -12,7 +12,7 @@ import torch
 from facevae.bundle import Bundle
 from facevae.config import PRESETS
 from facevae.data import Faces, cached_faces
-from facevae.files import read_json
+from facevae.files import expanded, read_json
 from facevae.hub import load_model
 from facevae.runs import RunFolder, read_metrics
 
@@ -67,7 +67,9 @@ class Source:
         """The last picture of that kind that the records name and the run's folder holds."""
         if not self.pictures:
             return None
-        named = (self.pictures / str(r[kind]) for r in reversed(self.epochs) if r.get(kind))
+        # by their own names alone, lest the records of somebody else's run lead out of its folder
+        names = [Path(str(r[kind])).name for r in reversed(self.epochs) if r.get(kind)]
+        named = (self.pictures / name for name in names)
         return next((path for path in named if path.is_file()), None)
 
     def equivalent_command(self) -> str:
@@ -100,7 +102,7 @@ class Source:
 
 def open_source(name: str, device: torch.device, cache: Path | None = None) -> Source:
     """What there is of the run in a folder, or a model by its name. Raises `FacevaeError`."""
-    folder = RunFolder(Path(name).expanduser())
+    folder = RunFolder(expanded(name))
     about = dictionary(read_json(folder.config)) if name and folder.config.is_file() else {}
     # a model's folder may hold a `config.json` of another kind, or none
     is_run = "identity" in about

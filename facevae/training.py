@@ -1,10 +1,11 @@
 """A run: faces in, a folder with a model out, whatever happens on the way."""
 
+import gc
 import math
-import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from facevae import curves, parallel
 from facevae.batches import Batches, batches_of, evenly, watched
 from facevae.bundle import Bundle, load, save
-from facevae.errors import ModelError, RunError
+from facevae.errors import ModelError, RunError, Stopped
+from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
 from facevae.files import locked
 from facevae.framing import Framing
@@ -25,7 +27,7 @@ from facevae.learning import add_attributes, examples_of_faces
 from facevae.model import VAE, remove_variance
 from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
-from facevae.runtime import environment, memory_bytes, seeded, stop_requests
+from facevae.runtime import environment, is_out_of_memory, memory_bytes, seeded, stop_requests
 from facevae.snapshots import (
     draw_latents,
     draw_plane,
@@ -58,14 +60,6 @@ class Listener(Protocol):
 
     def notice(self, text: str) -> None:
         """Something that the user should know."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and its state is saved. Carries the signal's number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)
@@ -143,15 +137,35 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         # a finished model stays in place until the longer run's takes it
         save_progress = earlier is None
         del earlier  # nothing of the file may be in use when it is replaced
-        try:
+        with _memory_advice(run, lambda: _batch_advice(run)):
             vae = _fit_network(work, framing, save_progress=save_progress)
+        with _memory_advice(run, lambda: "--prior gaussian needs less"):
             bundle = _fit_prior(work, vae)
-        except torch.OutOfMemoryError as error:
-            msg = f"{run.folder}: {run.device} has too little memory; lower --batch-size or --size"
-            raise RunError(msg) from error
         bundle.framing = framing
         _finish(work, bundle)
         return bundle
+
+
+@contextmanager
+def _memory_advice(run: Run, advice: Callable[[], str]) -> Iterator[None]:
+    """Turn a lack of memory into one `RunError` with advice, asked for when all is freed again."""
+    is_short = False
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        is_short = True
+        traceback.clear_frames(error.__traceback__)  # which hold what was allocated
+    if is_short:
+        gc.collect()
+        msg = f"{run.folder}: {run.device} has too little memory; {advice()}, in another folder"
+        raise RunError(msg)
+
+
+def _batch_advice(run: Run) -> str:
+    fitting = fitting_batch_size(run.model, run.train, len(run.faces.train), run.device)
+    return f"--batch-size {fitting} should fit" if fitting else "lower --batch-size or --size"
 
 
 def _measure_framing(work: _Work) -> Framing | None:

@@ -14,10 +14,10 @@ from facevae.batches import batches_of
 from facevae.bundle import load
 from facevae.config import TrainConfig
 from facevae.data import Faces, load_faces
-from facevae.errors import DataError
+from facevae.errors import DataError, Stopped
 from facevae.images import from_pixels
 from facevae.latents import posteriors
-from facevae.training import Stopped, train
+from facevae.training import train
 
 CPU = torch.device("cpu")
 

@@ -1,5 +1,6 @@
 """Environment variables, completion, and terminals that are narrow, plain or not there."""
 
+import errno
 import json
 import re
 import subprocess
@@ -7,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import ATTRIBUTES, tiny_bundle
 
+from facevae import hub
 from facevae.bundle import save
 
 
@@ -110,3 +113,31 @@ def test_install_completion_writes_where_the_shell_looks(facevae, tmp_path):
     home.mkdir()
     facevae("--install-completion", "bash", HOME=str(home))
     assert "facevae" in (home / ".bashrc").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "too little memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "too little memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "a"), "a: No space left on device; free"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(here, monkeypatch, error, said):
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(hub, "load_model", fail)
+    done = here("info", code=1)
+    assert done.stderr.startswith(f"error: {said}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_failure_of_ours_is_not_hidden(here, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(hub, "load_model", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        here("info")

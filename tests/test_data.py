@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_images import DAMAGED
 
 from facevae import data
 from facevae.errors import DataError
@@ -132,6 +133,28 @@ def test_unreadable_files_are_skipped_and_listed(tmp_path):
         str(folder / "zero.jpg"),
     ]
     assert load(tmp_path, folder).skipped == faces.skipped
+
+
+def test_hostile_pictures_are_counted_and_named_and_cost_no_other_one(tmp_path):
+    folder = tmp_path / "faces"
+    sound = ["顔", "وجه", "\u202egnp", "a\nb", "-rf", " ", "mislabelled", "moving"]
+    for i, name in enumerate(sound[:-2]):
+        save_noise(folder / f"{name}.png", i)
+    save_noise(folder / "mislabelled.jpg", 20)
+    (folder / "mislabelled.jpg").rename(folder / "mislabelled.webp")
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    for name, content in DAMAGED.items():
+        (folder / name).write_bytes(content)
+    (folder / "itself.png").symlink_to("itself.png")
+    (folder / "outward.png").symlink_to("/etc/hostname")
+    (folder / "above").symlink_to(folder)
+    faces = load(tmp_path, folder)
+    kept = [faces.stems[row] for row in (*faces.train, *faces.held_out)]
+    assert sorted(kept) == sorted(sound)
+    bad = {*DAMAGED, "itself.png", "outward.png"}
+    assert {Path(reason.split(": ")[0]).name for reason in faces.skipped} == bad
+    assert len(faces.skipped) == len(bad)
 
 
 def test_with_no_readable_picture_the_first_reason_is_given(tmp_path):
@@ -351,8 +374,12 @@ def test_members_that_point_elsewhere_are_neither_written_nor_followed(tmp_path)
         add_member(tar, "._plain.png", b"what a Mac leaves behind")
         add_member(tar, "labels.csv", b"name,Male\n")
     faces = load(tmp_path, box)
-    assert sorted(faces.stems) == ["absolute", "far", "plain", "up"]
-    assert faces.skipped == []
+    kept = [faces.stems[row] for row in (*faces.train, *faces.held_out)]
+    assert sorted(kept) == ["absolute", "far", "plain", "up"]
+    assert [reason.partition(":")[2] for reason in faces.skipped] == [
+        f"{name}.png: a link or device, which is not followed"
+        for name in ("hard", "pipe", "symbolic")
+    ]
     outside = {f.name for f in tmp_path.rglob("*") if tmp_path / "cache" not in f.parents}
     assert outside == {"secret.png", "box", "shard.tar", "cache"}
     assert not Path("/absolute.png").exists()
@@ -367,6 +394,45 @@ def test_a_damaged_member_is_skipped_by_its_name_in_the_shard(tmp_path):
     assert len(faces.train) + len(faces.held_out) == 3
     assert len(faces.skipped) == 1
     assert faces.skipped[0].startswith(f"{tmp_path / 's.tar'}:deep/bad.png: ")
+
+
+def declared(name, size, kind=tarfile.REGTYPE):
+    """A header alone that declares so many bytes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT) + bytes(512)
+
+
+HOSTILE = {
+    "a file larger than any disk": declared("a.png", 2**62),
+    "a file larger than the shard": declared("a.png", 2**40),
+    "a name larger than memory": declared("a.png", 2**40, tarfile.GNUTYPE_LONGNAME),
+    "notes larger than memory": declared("a.png", 2**62, tarfile.XHDTYPE),
+    "names of names of names": declared("a", 5, tarfile.GNUTYPE_LONGNAME) * 3000,
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_shard_that_claims_what_cannot_be_is_one_line(tmp_path, content):
+    path = tmp_path / "shard.tar"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, path)
+    assert str(caught.value).startswith(f"{path}: cannot be read as an uncompressed tar shard (")
+
+
+def test_a_sparse_member_takes_no_more_memory_than_the_shard_holds(tmp_path):
+    """It says that it is 1 TB, of which nothing is stored."""
+    sparse = bytearray(declared("sparse.png", 0, tarfile.GNUTYPE_SPARSE)[:512])
+    sparse[483:495] = tarfile.itn(2**40, 12, tarfile.GNU_FORMAT)
+    sparse[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(sparse))[0]
+    with tarfile.open(tmp_path / "plain.tar", "w") as tar:
+        for i in range(2):
+            add_member(tar, f"{i}.png", png_bytes(i))
+    (tmp_path / "s.tar").write_bytes(bytes(sparse) + (tmp_path / "plain.tar").read_bytes())
+    faces = load(tmp_path, tmp_path / "s.tar")
+    assert len(faces.train) + len(faces.held_out) == 2
+    assert [":sparse.png: " in reason for reason in faces.skipped] == [True]
 
 
 @pytest.mark.parametrize("content", ["gzip", "text", "truncated"])

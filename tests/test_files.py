@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facevae import files
-from facevae.errors import FacevaeError
+from facevae.errors import FacevaeError, UsageError
 
 # takes the lock on the folder it is given, says so, and holds it until its stdin ends
 HOLDER = """
@@ -187,3 +187,14 @@ def test_size_bytes_adds_up_what_is_below(tmp_path):
     (tmp_path / "deep" / "b").write_bytes(bytes(7))
     Path(tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     assert files.size_bytes(tmp_path) == 17
+
+
+def test_homes_are_found_and_names_that_begin_alike_are_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert files.expanded("~/a.png") == tmp_path / "home" / "a.png"
+    assert files.expanded("a~b.png") == Path("a~b.png")
+    with pytest.raises(UsageError, match=r"^~nobody at all: no user is called 'nobody at all'"):
+        files.expanded("~nobody at all")
+    Path("~nobody at all").mkdir()
+    assert files.expanded("~nobody at all/a.png") == Path("~nobody at all/a.png")

@@ -110,7 +110,7 @@ def test_what_is_nowhere_is_refused_by_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError) as caught:
         hub.locate(name)
-    assert str(caught.value).startswith(f"{name}: ")
+    assert caught.value.args[0].startswith(f"{name}: ")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -198,6 +198,10 @@ def test_a_revision_is_a_branch_a_commit_or_a_reference(hub):
     [
         ("hf://some/faces", "write it as hf://datasets/owner/name"),
         ("hf://datasets/faces", "write it as hf://datasets/owner/name"),
+        ("hf://datasets/../faces", "write it as hf://datasets/owner/name"),
+        ("hf://datasets/some/..", "write it as hf://datasets/owner/name"),
+        ("hf://datasets/some/faces@..", "write it as hf://datasets/owner/name"),
+        ("hf://datasets/some/faces@../../other", "write it as hf://datasets/owner/name"),
         ("hf://datasets/some/nothing", "no such data set on the Hub"),
         ("hf://datasets/some/faces@v9", "the repository has no such revision"),
         (

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
 from facevae import images
 from facevae.errors import ImageError, UsageError
@@ -329,6 +329,28 @@ def test_a_bomb_is_known_by_its_size_alone(tmp_path):
     (tmp_path / "a.png").write_bytes(DAMAGED["bomb.png"])
     with pytest.raises(ImageError, match="too many pixels"):
         images.load_square(tmp_path / "a.png", 32)
+
+
+def test_pictures_that_are_programs_are_not_run(tmp_path, monkeypatch):
+    """Pillow would hand PostScript to Ghostscript, whatever the file is called."""
+
+    def run(*_args, **_kwargs):
+        pytest.fail("it was run")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: .*EPS is a program"):
+        images.load_square(tmp_path / "a.png", 32)
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    monkeypatch.setattr(images, "_LARGE", 1000)
+    monkeypatch.setattr(images, "upright", lambda _image: images._one_at_a_time.locked())
+    assert images.open_picture(tmp_path / "a.png")
+    assert not images.open_picture(tmp_path / "small.png")
 
 
 def test_a_missing_picture_and_a_folder_are_told_apart(tmp_path):

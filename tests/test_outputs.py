@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from facevae.errors import UsageError
+from facevae.errors import FacevaeError, UsageError
 from facevae.images import ANIMATION_SUFFIXES, STILL_SUFFIXES
 from facevae.outputs import Output, choose_output, folder_paths, write_sequence
 
@@ -147,7 +147,7 @@ def test_a_film_has_as_many_frames_at_the_right_pace():
 def test_nothing_is_left_behind_when_writing_fails(animate):
     Path("a.png").mkdir()  # a folder cannot be replaced by a file
     Path("a.png/mine").touch()
-    with pytest.raises(OSError, match=r"a\.png"):
+    with pytest.raises(FacevaeError, match=r"^a\.png: cannot be written there \(Is a directory\)"):
         write_sequence(
             Output(Path("a.png"), is_folder=False), frames(3), animate=animate, frames_per_second=5
         )

@@ -25,11 +25,11 @@ from facevae import parallel, stages
 from facevae.batches import Batches
 from facevae.bundle import load
 from facevae.data import load_faces
-from facevae.errors import DataError, ProcessError, RunError
+from facevae.errors import DataError, ProcessError, RunError, Stopped
 from facevae.model import VAE
 from facevae.prior import FlowPrior
 from facevae.stages import NetworkStage, PriorStage
-from facevae.training import Stopped, follow, train
+from facevae.training import follow, train
 
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None

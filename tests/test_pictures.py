@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facevae.errors import DataError
+from facevae.errors import DataError, ImageError
 from facevae.pictures import find_files, list_pictures
 
 
@@ -53,12 +53,18 @@ def test_a_link_that_leads_back_is_followed_once(tmp_path):
     assert len(find_files([tmp_path / "faces"])) == 1
 
 
-def test_links_that_lead_nowhere_are_passed_over(tmp_path):
+def test_links_that_lead_nowhere_are_named_and_counted_where_they_are_called_pictures(tmp_path):
     save_noise(tmp_path / "a.png", 0)
     (tmp_path / "gone.png").symlink_to(tmp_path / "missing.png")
     (tmp_path / "itself").symlink_to("itself")
     (tmp_path / "itself.png").symlink_to("itself.png")
-    assert names_of(find_files([tmp_path]), tmp_path) == ["a.png"]
+    (tmp_path / "notes.txt").symlink_to("nowhere")
+    (tmp_path / "shard.tar").symlink_to("nowhere")
+    found = find_files([tmp_path])
+    assert names_of(found, tmp_path) == ["a.png", "gone.png", "itself.png"]
+    for picture in list_pictures(found)[1:]:
+        with pytest.raises(ImageError, match=r"\.png: a link that leads nowhere$"):
+            picture.open()
 
 
 def test_a_link_to_a_picture_elsewhere_is_a_picture(tmp_path):

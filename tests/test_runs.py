@@ -105,13 +105,20 @@ def test_the_newest_state_is_the_one_to_go_on_from(folder):
     assert found["weights"].equal(state(3)["weights"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten", "one number", "the step"])
 def test_a_damaged_state_gives_way_to_the_one_before_it_with_a_warning(folder, damage):
     folder.save_state("network", state(1), 1)
     folder.save_state("network", state(2), 2)
     newest = folder.path / "state" / "network.safetensors"
     data = newest.read_bytes()
-    spoilt = {"cut": data[:-100], "emptied": b"", "overwritten": b"\xff" * len(data)}
+    spoilt = {
+        "cut": data[:-100],
+        "emptied": b"",
+        "overwritten": b"\xff" * len(data),
+        "one number": data[:-2] + bytes([data[-2] ^ 1]) + data[-1:],
+        "the step": data.replace(b'"step":"2"', b'"step":"3"'),
+    }
+    assert data not in spoilt.values()
     newest.write_bytes(spoilt[damage])
     warnings = []
     found, step = folder.load_state("network", warn=warnings.append)

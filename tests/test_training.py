@@ -17,20 +17,20 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
-from facevae import losses
+from facevae import estimate, losses
 from facevae.batches import Batches
 from facevae.bundle import load, load_state
 from facevae.config import ModelConfig
 from facevae.data import load_faces
-from facevae.errors import FacevaeError, RunError
+from facevae.errors import FacevaeError, RunError, Stopped
 from facevae.files import locked
 from facevae.images import from_pixels, grid, to_pixels
 from facevae.labels import read_labels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.runs import read_metrics
 from facevae.snapshots import snapshot
-from facevae.stages import NetworkStage
-from facevae.training import Stopped, train
+from facevae.stages import NetworkStage, PriorStage
+from facevae.training import train
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +310,70 @@ def test_bad_steps_of_the_prior_are_skipped_too_and_when_all_are_it_is_told(
     else:
         with pytest.raises(RunError, match=r"steps were skipped.*--prior gaussian"):
             train(run, Ear())
+
+
+# ---------------------------------------------------------------- too little memory
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on a GPU of which so many bytes are free: a step takes 1 MB, and 100 kB for each face."""
+    step, peak = NetworkStage.step, [0]
+
+    def limited(free):
+        def take(self, index):
+            peak[0] = 1_000_000 + 100_000 * self.batches.size
+            if peak[0] > 0.9 * free:
+                msg = "CUDA out of memory. Tried to allocate 9 GiB."
+                raise torch.OutOfMemoryError(msg)
+            return step(self, index)
+
+        monkeypatch.setattr(NetworkStage, "step", take)
+        monkeypatch.setattr(estimate, "free_bytes", lambda _device: free)
+        monkeypatch.setattr(estimate, "peak_bytes", lambda _device: peak[0])
+
+    return limited
+
+
+# a tenth of what is free is left alone, and 43 faces of 32 × 32 px take 132,096 bytes
+@pytest.mark.parametrize(("free", "fitting"), [(2_600_000, 12), (2_100_000, 7)])
+def test_where_memory_is_too_little_the_batch_that_fits_is_named(
+    faces, tmp_path, gpu, free, fitting
+):
+    gpu(free)
+    run = tiny_run(tmp_path / "run", faces)
+    with pytest.raises(RunError, match=f"--batch-size {fitting} should fit") as caught:
+        train(run, Ear())
+    assert str(caught.value).startswith(f"{run.folder}: cpu has too little memory")
+    smaller = dataclasses.replace(TRAIN, batch_size=fitting, prior="normal", epochs=1)
+    train(tiny_run(tmp_path / "smaller", faces, train=smaller), Ear())
+
+
+def test_where_not_even_a_small_batch_fits_none_is_named(faces, tmp_path, gpu):
+    gpu(1_000_000)
+    with pytest.raises(RunError, match="too little memory; lower --batch-size or --size"):
+        train(tiny_run(tmp_path / "run", faces), Ear())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_a_prior_for_which_memory_is_too_little_says_what_takes_less(
+    faces, tmp_path, monkeypatch, error
+):
+    def step(_self, _index):
+        raise error
+
+    monkeypatch.setattr(PriorStage, "step", step)
+    with pytest.raises(RunError, match="too little memory; --prior gaussian needs less"):
+        train(tiny_run(tmp_path / "run", faces), Ear())
 
 
 # ---------------------------------------------------------------- what a run learns from

@@ -23,7 +23,7 @@ from facevae.cli.models import cache, info
 from facevae.cli.report import report
 from facevae.cli.train import train
 from facevae.console import Console, is_heard
-from facevae.errors import FacevaeError, ProcessError
+from facevae.errors import FacevaeError, ProcessError, Stopped
 
 _NARROW = 70  # columns: below, the frames of help leave no room for the options' names
 
@@ -70,6 +70,27 @@ def _options(
     pass
 
 
+def _one_line(error: Exception) -> str:
+    """What to tell of an expected failure; nothing of one that is not."""
+    if isinstance(error, FacevaeError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.strerror is not None:
+        hint = "; free some space and run the command again" if error.errno == errno.ENOSPC else ""
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}{hint}"
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return "too little memory for that many or such large pictures; ask for fewer"
+    return ""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
+    from facevae.runtime import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def main() -> None:
     """Run the command line; every expected failure ends here, as one line and an exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -82,21 +103,17 @@ def main() -> None:
         app.rich_markup_mode = None
     try:
         app(prog_name=app.info.name)
-    except FacevaeError as error:
-        if is_heard() or isinstance(error, ProcessError):
-            Console().error(str(error))
-        sys.exit(error.exit_code)
-    except MemoryError:
-        Console().error("too little memory for that many or such large pictures; ask for fewer")
-        sys.exit(1)
+    except Stopped as stopped:
+        Console.close()
+        Console().say("stopped; what was converted is kept, and the same command goes on from here")
+        sys.exit(stopped.exit_code)
     except BrokenPipeError:
         # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.errno is None or error.strerror is None:
+    except Exception as error:
+        if not (text := _one_line(error)):
             raise
-        hint = "; free some space and run the command again" if error.errno == errno.ENOSPC else ""
-        where = f"{error.filename}: " if error.filename else ""
-        Console().error(f"{where}{error.strerror}{hint}")
-        sys.exit(1)
+        if is_heard() or isinstance(error, ProcessError):
+            Console().error(text)
+        sys.exit(error.exit_code if isinstance(error, FacevaeError) else 1)

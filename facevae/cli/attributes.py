@@ -223,6 +223,7 @@ def _check(
 
 def _target(located: "Located", output: Path | None) -> Path:
     """The file to write: `output`, or the model's own if it is the user's."""
+    from facevae.files import expanded
     from facevae.hub import DEFAULT
     from facevae.outputs import SUFFIX_OF_MODELS
 
@@ -232,7 +233,7 @@ def _target(located: "Located", output: Path | None) -> Path:
             raise UsageError(msg)
         return output
     # a folder called "default" here makes the packaged model nobody's to write
-    if located.name == DEFAULT or not Path(located.name).expanduser().exists():
+    if located.name == DEFAULT or not expanded(located.name).exists():
         msg = f"{located.name}: stays as it is; name the model to write with -o mine{SUFFIX_OF_MODELS}"
         raise UsageError(msg)
     return located.path

@@ -229,9 +229,10 @@ def arith(
 def _place(console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool) -> "Placed":
     """Where in a photo the face is that is to be edited."""
     from facevae.faces import place_photo
+    from facevae.files import expanded
 
     framing = bundle.framing if align else None
-    placed = place_photo(Path(photo).expanduser(), framing, number)
+    placed = place_photo(expanded(photo), framing, number)
     if placed.is_profile:
         console.warn(f"{photo}: the face looks far to a side; edits are for faces from the front")
     return placed

@@ -70,10 +70,10 @@ def export(
 
 def _target(output: str | None, *, onnx: bool, half: bool) -> Path:
     """Where to write. Raises `UsageError` for what cannot be meant."""
-    from facevae.files import unused
+    from facevae.files import expanded, unused
 
     if onnx:
-        target = Path(output).expanduser() if output else unused(Path("onnx"))
+        target = expanded(output) if output else unused(Path("onnx"))
         if half:
             msg = "--half goes with -o FILE.safetensors; ONNX files hold float32"
             raise UsageError(msg)
@@ -81,7 +81,7 @@ def _target(output: str | None, *, onnx: bool, half: bool) -> Path:
             msg = f"{target}: is a file, and --onnx writes several; name a folder with -o"
             raise UsageError(msg)
         return target
-    target = Path(output or "").expanduser()
+    target = expanded(output or "")
     if target.suffix.lower() != ".safetensors":
         msg = "say what to write: --onnx, or -o with a name that ends in .safetensors"
         raise UsageError(msg)

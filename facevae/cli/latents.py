@@ -22,9 +22,10 @@ class LatentsKeeper:
 
     def __init__(self, path: Path | None) -> None:
         """Raise `UsageError` for a name that says no format."""
+        from facevae.files import expanded
         from facevae.latent_files import check_suffix
 
-        self.paths = [] if path is None else [path.expanduser()]
+        self.paths = [] if path is None else [expanded(path)]
         for named in self.paths:
             check_suffix(named)
         self._names: list[str] = []

@@ -39,10 +39,10 @@ def report(
 
       facevae report default -o default.html
     """
-    from facevae.files import unused
+    from facevae.files import expanded, unused
 
     console = Console(quiet=quiet, as_json=json)
-    path = unused(Path("report.html")) if output is None else output.expanduser()
+    path = unused(Path("report.html")) if output is None else expanded(output)
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         msg = f"-o {path}: a report is one .html file; name one"
         raise UsageError(msg)

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from facevae.cli import options
 from facevae.cli.session import finish
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console, duration
-from facevae.errors import DataError, UsageError
+from facevae.errors import DataError, Stopped, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +206,7 @@ def train(
 def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
     """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
     from facevae import parallel
-    from facevae.training import Stopped, follow
+    from facevae.training import follow
     from facevae.training import train as train_run
 
     try:
@@ -218,8 +217,7 @@ def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = No
     except Stopped as stopped:
         console.close()
         console.say(f"stopped and saved in {run.folder}; the same command goes on from here")
-        code = 130 if stopped.signal_number == signal.SIGINT else 128 + stopped.signal_number
-        raise typer.Exit(code) from stopped
+        raise typer.Exit(stopped.exit_code) from stopped
 
 
 class _Talk:

@@ -1,0 +1,110 @@
+"""Killed at any moment, a run goes on with the same command, and ends as if it had not been."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import draw_face
+from tiny import CONFIG, differing, tensors_of
+
+from facevae.bundle import load
+from facevae.runs import read_metrics
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a warm process")
+
+# of each phase; FACEVAE_KILLS asks for more
+NUM_KILLS = int(os.environ.get("FACEVAE_KILLS", "5"))
+PHASES = ("_convert", "_fit_network", "_fit_prior", "_finish")
+
+
+class Warm:
+    """Trainings in `root`, each forked from one process that has imported all it needs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("killable.py"), root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def train(self, name: str, kill: tuple[str | None, float] | None = None) -> tuple[int, dict]:
+        """The exit code, and the calls that each phase has made; see `killable`."""
+        asked = {"folder": str(self.root / name), "kill": kill}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def model(self, name: str) -> dict:
+        return tensors_of(load(self.root / name / "run" / "model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    root = tmp_path_factory.mktemp("killed")
+    (root / "faces").mkdir()
+    for i in range(24):
+        draw_face(i, CONFIG.size).save(root / "faces" / f"{i:03}.png")
+    warm = Warm(root)
+    yield warm
+    warm.process.stdin.close()
+    assert warm.process.wait() == 0
+    warm.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def whole(warm):
+    """The calls of a run that was never killed, by phase."""
+    code, calls = warm.train("whole")
+    assert code == 0
+    assert set(calls) == set(PHASES)
+    return calls
+
+
+def check_end(warm, name):
+    """It has ended with the same weights to the last bit, every record once, and no litter."""
+    assert differing(warm.model(name), warm.model("whole")) == []
+    places = Counter(
+        (r["event"], r["step"]) for r in read_metrics(warm.root / name / "run" / "metrics.jsonl")
+    )
+    assert set(places.values()) == {1}
+    assert list((warm.root / name).rglob(".*-????????.*")) == []
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_run_killed_at_any_call_of_a_phase_ends_as_one_that_never_was(warm, whole, phase):
+    draw = random.Random(phase)
+    num_kills = num_runs = 0
+    while num_kills < NUM_KILLS:
+        name = f"{phase}-{num_runs}"
+        for _ in range(NUM_KILLS):
+            # anywhere, or near the end, where what was done is kept
+            first = draw.choice((1, whole[phase] * 19 // 20))
+            code, _ = warm.train(name, (phase, draw.randint(first, whole[phase])))
+            num_kills += code == -9
+            if code == 0:
+                break  # of what was left to do, the call that was drawn was no part
+        else:
+            code, _ = warm.train(name)
+        assert code == 0
+        check_end(warm, name)
+        num_runs += 1
+
+
+def test_a_run_killed_at_any_time_ends_as_one_that_never_was(warm, whole):
+    assert whole
+    draw = random.Random(0)
+    num_kills = num_runs = 0
+    while num_kills < NUM_KILLS:
+        name = f"timed-{num_runs}"
+        while (code := warm.train(name, (None, draw.uniform(0, 0.2)))[0]) != 0:
+            assert code == -9
+            num_kills += 1
+        check_end(warm, name)
+        num_runs += 1
