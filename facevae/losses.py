@@ -1,6 +1,7 @@
 """The terms of the evidence lower bound, as pure functions, in nats an image."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -59,3 +60,38 @@ def flow_matching(velocity: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
     latents − noise.
     """
     return torch.nn.functional.mse_loss(velocity.float(), latents - noise)
+
+
+def discriminator_loss(real: Tensor, made: Tensor) -> Tensor:
+    """Of logits (B,) of real images and (M,) of made ones, higher for real: a scalar.
+
+    Goodfellow et al. 2014, equation 1: the logistic loss of telling them apart.
+    """
+    softplus = torch.nn.functional.softplus
+    return softplus(-real).mean() + softplus(made).mean()
+
+
+def generator_loss(made: Tensor) -> Tensor:
+    """The non-saturating loss of logits (M,) of made images (ibid., section 3): a scalar."""
+    return torch.nn.functional.softplus(-made).mean()
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """R1: ½ the mean squared norm of the gradient of logits (B,) by real images: a scalar.
+
+    Mescheder et al. 2018, equation 9, without its weight. `images` (B, 3, H, W) need a gradient.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return 0.5 * gradient.square().flatten(1).sum(1).mean()
+
+
+def feature_matching(made: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Mean over levels of the distance of features, each level in units of the real ones: a scalar.
+
+    Wang et al. 2018 (pix2pixHD), equation 4; `made` and `real` have levels (B, C, H, W) alike.
+    """
+    distances = [
+        (a.float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-6)
+        for a, b in zip(made, real, strict=True)
+    ]
+    return torch.stack(distances).mean()

@@ -41,7 +41,7 @@ def test_records_cannot_be_changed(record):
 
 @pytest.mark.parametrize("values", [None, [], "size", {}, {"size": 128}])
 def test_a_record_of_other_fields_is_refused_with_the_names_it_needs(values):
-    with pytest.raises(UsageError, match="dropout, filters, latent_dim, size"):
+    with pytest.raises(UsageError, match="dropout, filters, latent_dim, residual_blocks, size"):
         ModelConfig.from_dict(values)
 
 
