@@ -167,8 +167,17 @@ def _is_enough(run: Run, earlier: Bundle) -> bool:
     is_finished = "finish" not in run.train.stages or _covers(
         run, known.get("finish"), run.train.finish_epochs, weight=run.train.finish_weight
     )
-    is_fitted = "vae" not in run.train.stages or _covers(run, known, run.train.epochs)
+    is_fitted = _is_fitted(run, earlier)
     return is_finished and is_fitted and known.get("labels") == labels
+
+
+def _is_fitted(run: Run, earlier: Bundle) -> bool:
+    """Whether that is all that the stages before the finish were asked for."""
+    is_trained = _covers(run, earlier.provenance, run.train.epochs)
+    has_prior = earlier.prior_config == run.train.prior_config
+    return (is_trained or "vae" not in run.train.stages) and (
+        has_prior or "prior" not in run.train.stages
+    )
 
 
 def _covers(run: Run, done: Any, epochs: int, **same: object) -> bool:
@@ -206,13 +215,6 @@ def _fit(work: _Work) -> Bundle:
     if work.save_progress:
         save(bundle, folder.model, half=run.half)
     return _keep_unfinished(work, bundle)
-
-
-def _is_fitted(run: Run, earlier: Bundle) -> bool:
-    """Whether that is what the stages before the finish would come to again."""
-    has_prior = earlier.prior_config == run.train.prior_config
-    is_trained = _covers(run, earlier.provenance, run.train.epochs)
-    return is_trained and (has_prior or "prior" not in run.train.stages)
 
 
 def _keep_unfinished(work: _Work, bundle: Bundle) -> Bundle:
