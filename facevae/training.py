@@ -115,7 +115,7 @@ def train(run: Run, listener: Listener) -> Bundle:
             epochs = earlier.provenance["epochs"]
             listener.notice(f"{run.folder}: finished already, at epoch {epochs}; nothing to do")
             return earlier
-        if earlier and earlier.attributes and not run.labels:
+        if earlier and _forgets(run, earlier):
             listener.notice("without --labels, the longer run's model will know no attributes")
         if earlier and "finish" in earlier.provenance and "finish" not in run.train.stages:
             listener.notice("without the stage finish, the longer run's model will not be finished")
@@ -171,6 +171,12 @@ def _is_enough(run: Run, earlier: Bundle) -> bool:
     return is_finished and is_fitted and known.get("labels") == labels
 
 
+def _forgets(run: Run, earlier: Bundle) -> bool:
+    """Whether the run changes the latents that attributes were learned of, and learns no new ones."""
+    is_changed = "vae" in run.train.stages and not _is_fitted(run, earlier)
+    return bool(earlier.attributes) and is_changed and not run.labels
+
+
 def _is_fitted(run: Run, earlier: Bundle) -> bool:
     """Whether that is all that the stages before the finish were asked for."""
     is_trained = _covers(run, earlier.provenance, run.train.epochs)
@@ -195,30 +201,35 @@ def _covers(run: Run, done: Any, epochs: int, **same: object) -> bool:
 def _fit(work: _Work) -> Bundle:
     """The model before its finish: as an earlier process left it, or fitted now."""
     run, folder = work.run, work.folder
-    earlier = _model_in(work, folder.unfinished)
+    earlier = _model_in(work, folder.unfinished) or _complete_model(work)
+    if earlier and "finish" in earlier.provenance:
+        earlier = None  # and what it was before is lost
+    if earlier and "finish" in run.train.stages and _is_fitted(run, earlier):
+        return _keep_unfinished(work, earlier.to(run.device))
     if "vae" in run.train.stages:
-        if earlier and _is_fitted(run, earlier):
-            return earlier.to(run.device)
         framing = _measure_framing(work)
         vae, num_images = _fit_network(work, framing)
+    elif earlier is None:
+        msg = f"{folder.path}: holds nothing to go on from; {_ALL_STAGES}"
+        raise RunError(msg)
     else:
-        earlier = earlier or _complete_model(work)
-        if earlier is None or "finish" in earlier.provenance:
-            msg = f"{folder.path}: holds nothing to go on from; {_ALL_STAGES}"
-            raise RunError(msg)
-        if "prior" not in run.train.stages:
-            return _keep_unfinished(work, earlier.to(run.device))
         framing, num_images = earlier.framing, earlier.provenance["images_seen"]
         vae = earlier.vae.to(run.device)
     bundle = _fit_prior(work, vae, num_images)
     bundle.framing = framing
-    if work.save_progress:
-        save(bundle, folder.model, half=run.half)
+    if earlier and "vae" not in run.train.stages:  # the latents are the same
+        bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
+        bundle.scorers = earlier.scorers
+        bundle.provenance["labels"] = earlier.provenance.get("labels")
     return _keep_unfinished(work, bundle)
 
 
 def _keep_unfinished(work: _Work, bundle: Bundle) -> Bundle:
+    """Where a finish follows, keep the model before it, to use meanwhile and to begin it again."""
     if "finish" in work.run.train.stages:
+        bundle.provenance.pop("complete", None)
+        if work.save_progress:
+            save(bundle, work.folder.model, half=work.run.half)
         save(bundle, work.folder.unfinished)
     return bundle
 
@@ -423,10 +434,11 @@ def _complete(work: _Work, bundle: Bundle) -> None:
     run, folder = work.run, work.folder
     if run.labels and (examples := examples_of_faces(bundle, run.faces, run.labels)):
         add_attributes(bundle, examples)
+    known = bundle.provenance.get("labels") if bundle.attributes else None
     bundle.provenance |= {
         "complete": True,
         "figures": measure(run, bundle.vae),
-        "labels": run.labels.fingerprint if run.labels else None,
+        "labels": run.labels.fingerprint if run.labels else known,
         "skipped_steps": sum(work.skipped.values()),
         "train_seconds": folder.records[-1]["seconds"] if folder.records else None,
     }
