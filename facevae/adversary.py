@@ -21,6 +21,7 @@ from facevae.budget import Budget
 from facevae.config import TrainConfig
 from facevae.guard import Guard
 from facevae.model import VAE
+from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
 from facevae.runtime import exact, generator, seeded, training_precision
 from facevae.states import average, optimizer_state, part, prefixed, restore_optimizer
@@ -33,7 +34,8 @@ _WARM_UP_STEPS = 100  # until the discriminator counts in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
 _PENALTY, _STEPS_A_PENALTY = 1.0, 16  # of R1, taken now and then (Karras et al. 2020, section 3.1)
-_PIXELS, _FEATURES = 5.0, 2.0  # weights of log(mean squared error) and of feature matching
+# weights of log(mean squared error), of feature matching, and of a perceptual distance
+_PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
 _STEPS_A_DRAW = 16  # for which the prior's samples are drawn at once
 _SMALLEST = 4  # side in pixels of the discriminator's last features
 
@@ -104,7 +106,16 @@ class FinishStage:
 
     terms = ("generator_loss", "discriminator_loss", "feature_loss", "mse")
 
-    def __init__(self, vae: VAE, prior: Prior, batches: Batches, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        vae: VAE,
+        prior: Prior,
+        batches: Batches,
+        config: TrainConfig,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        """With `perceptual`, reconstructions are held to what it measures too."""
+        self._perceptual = perceptual
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
@@ -157,7 +168,10 @@ class FinishStage:
         mse = losses.mean_squared_error(made[:count], images).mean()
         weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
         pixels = mse.clamp_min(losses.MIN_MSE).log()
-        is_sound = self.guard.step(_PIXELS * pixels + _FEATURES * matching + weight * adversarial)
+        loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
+        if self._perceptual:
+            loss = loss + _PERCEPTUAL * self._perceptual(made[:count], images)
+        is_sound = self.guard.step(loss)
         seen = (index + 1) * self.batches.size
         half_life = min(_EMA_IMAGES, 0.1 * seen)
         average(self.vae.decoder, self.decoder, 0.5 ** (self.batches.size / half_life))

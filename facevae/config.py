@@ -122,7 +122,8 @@ class TrainConfig(_Record):
     are those over which the learning rate rises, and `cool_down` is the share of the training at
     its end over which it falls to zero. `prior_epochs` counts passes over the latents when a flow
     is fitted, `finish_epochs` passes over the faces when the decoder is finished, and
-    `finish_weight` says how much the discriminator counts then. `max_seconds` are for all `stages`
+    `finish_weight` says how much the discriminator counts then; with `perceptual`, LPIPS counts
+    too. `max_seconds` are for all `stages`
     together, in place of epochs.
     """
 
@@ -142,6 +143,7 @@ class TrainConfig(_Record):
     cool_down: float = 0.0
     finish_epochs: int = 10
     finish_weight: float = 1.0
+    perceptual: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -195,6 +197,9 @@ class TrainConfig(_Record):
         _require(
             _is_real(self.finish_weight) and self.finish_weight >= 0,
             f"--finish-weight {self.finish_weight}: must be 0 or more",
+        )
+        _require(
+            isinstance(self.perceptual, bool), f"--perceptual {self.perceptual}: must be yes or no"
         )
 
     def seconds_for(self, stage: Stage) -> float | None:

@@ -20,7 +20,7 @@ from facevae.files import digest, read_json, write_json, write_text
 from facevae.labels import Labels
 
 # what may be asked of a run later on: more of it, or another finish
-_LATER = ("epochs", "max_seconds", "stages", "finish_epochs", "finish_weight")
+_LATER = ("epochs", "max_seconds", "stages", "finish_epochs", "finish_weight", "perceptual")
 _PLACE = ("event", "step", "images", "seconds")  # what every record says
 
 

@@ -99,6 +99,8 @@ class Source:
             value = tuple(found[key]) if key == "stages" and key in found else found.get(key)
             if key in found and value != usual[key]:
                 words += [option, str(setting_text(key, found[key]))]
+        if found.get("perceptual"):
+            words.append("--perceptual")
         if self.bundle and self.bundle.attributes:
             words += ["--labels", "LABELS"]
         if known.get("terms"):

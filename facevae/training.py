@@ -27,6 +27,7 @@ from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.learning import add_attributes, examples_of_faces
 from facevae.model import VAE, remove_variance
+from facevae.perceptual import load_perceptual
 from facevae.prior import FlowPrior, GaussianPrior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
 from facevae.runtime import environment, memory_bytes, seeded, stop_requests
@@ -164,8 +165,9 @@ def _is_enough(run: Run, earlier: Bundle) -> bool:
     """Whether the complete model is all that was asked for; no labels means those it has."""
     known = earlier.provenance
     labels = run.labels.fingerprint if run.labels else known.get("labels")
+    same = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
     is_finished = "finish" not in run.train.stages or _covers(
-        run, known.get("finish"), run.train.finish_epochs, weight=run.train.finish_weight
+        run, known.get("finish"), run.train.finish_epochs, **same
     )
     is_fitted = _is_fitted(run, earlier)
     return is_finished and is_fitted and known.get("labels") == labels
@@ -365,9 +367,11 @@ def _finish(work: _Work, bundle: Bundle) -> None:
     run, folder = work.run, work.folder
 
     # Build, and go on from where an earlier process stopped
-    key = f"{weights_digest(bundle.vae)} {weights_digest(bundle.prior)} {run.train.finish_weight}"
+    fitted = weights_digest(bundle.vae), weights_digest(bundle.prior)
+    key = " ".join([*fitted, str(run.train.finish_weight), *["LPIPS"] * run.train.perceptual])
+    perceptual = load_perceptual(run.device) if run.train.perceptual else None
     batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
-    stage = FinishStage(bundle.vae, bundle.prior, batches, run.train)
+    stage = FinishStage(bundle.vae, bundle.prior, batches, run.train, perceptual)
     first = _resume(work, "finish", stage, key)
     if first > stage.budget.num_steps:
         epochs = first * batches.size // batches.num_faces
@@ -422,7 +426,8 @@ def _measure_finish(work: _Work, bundle: Bundle, images: int) -> dict[str, Any]:
     _check_finite(folder, figures)
     epoch = images // len(run.faces.train)
     done = {"epochs": epoch, "max_seconds": run.train.max_seconds}
-    bundle.provenance["finish"] = {**done, "weight": run.train.finish_weight}
+    how = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
+    bundle.provenance["finish"] = {**done, **how}
     if work.save_progress:
         save(bundle, folder.model, half=run.half)
     pictures = draw_progress(run, folder, bundle, f"finish-{epoch:04d}")

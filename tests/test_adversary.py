@@ -100,6 +100,25 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces, we
     assert bool((now > was).float().mean() > 0.9) == is_swayed
 
 
+def test_a_perceptual_distance_holds_reconstructions_to_what_it_measures(faces):
+    """A stand-in that measures brightness alone, against no other term that could."""
+    seen = []
+
+    def darkness(made, real):
+        seen.append((made.shape, real.shape))
+        return 1e6 * made.mean()
+
+    stage = finish(faces, RESIDUAL)
+    stage._perceptual = darkness
+    stage.budget.num_steps = 10**6
+    before = copy.deepcopy(stage.decoder)
+    stage.step(0)
+    assert seen == [((16, 3, 32, 32), (16, 3, 32, 32))]
+    latents = stage.vae.encode(stage.batches(0))[0]
+    with torch.no_grad():
+        assert stage.decoder(latents).mean() < before(latents).mean()
+
+
 def test_a_step_reports_the_error_of_what_is_decoded_from_the_mean(faces):
     stage = finish(faces)
     images = stage.batches(0)

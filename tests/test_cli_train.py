@@ -339,6 +339,7 @@ def test_settings_that_cannot_be_meant_are_usage_errors(place):
         ["--finish-epochs", "0"],
         ["--finish-epochs", "2", "--stages", "vae"],
         ["--finish-weight", "-1"],
+        ["--perceptual"],  # of a preset without a finish
         ["--seed", "-1"],
         ["--device", "abacus"],
     ]

@@ -80,6 +80,7 @@ BAD = [
     (TrainConfig, "cool_down", [-0.1, 1.1, float("nan"), None]),
     (TrainConfig, "finish_epochs", [0, None]),
     (TrainConfig, "finish_weight", [-1, float("inf"), None]),
+    (TrainConfig, "perceptual", [1, "yes", None]),
     (TrainConfig, "seed", [-1, 0.5, MAX_SEED + 1, None]),
 ]
 

@@ -89,6 +89,13 @@ def train(
         float | None,
         typer.Option("--finish-weight", help="More is more texture, and less likeness."),
     ] = None,
+    perceptual: Annotated[
+        bool,
+        typer.Option(
+            "--perceptual",
+            help="Finish with LPIPS on VGG-16 too, where its weights are (extra eval).",
+        ),
+    ] = False,
     max_time: Annotated[
         str | None,
         typer.Option(
@@ -148,6 +155,7 @@ def train(
     from facevae.data import load_faces
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
+    from facevae.perceptual import load_perceptual
     from facevae.runs import Run, RunFolder, settings_of
 
     # Check
@@ -166,6 +174,7 @@ def train(
             "stages": options.parse_stages(stages) if stages is not None else None,
             "finish_epochs": finish_epochs,
             "finish_weight": finish_weight,
+            "perceptual": perceptual or None,
             "max_seconds": options.parse_duration(max_time) if max_time is not None else None,
             "seed": seed,
         },
@@ -173,6 +182,8 @@ def train(
     )
     _check_budget(chosen, epochs, prior_epochs, finish_epochs)
     target = runtime.select_device(device)
+    if chosen.train.perceptual:
+        load_perceptual(target)  # in time, should it not be there
     table = find_labels(labels) if labels else None
     if tensorboard:
         require_tensorboard()
@@ -304,7 +315,10 @@ def _configure(
 def _check_budget(
     chosen: Preset, epochs: int | None, prior_epochs: int | None, finish_epochs: int | None
 ) -> None:
-    """Refuse two budgets for one stage, and one for a stage that is left out."""
+    """Refuse two budgets for one stage, and what is for a stage that is left out."""
+    if chosen.train.perceptual and "finish" not in chosen.train.stages:
+        msg = "--perceptual: the stage finish is left out; add it to --stages"
+        raise UsageError(msg)
     given = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
     names = {"vae": "--epochs", "prior": "--prior-epochs", "finish": "--finish-epochs"}
     for stage, value in given.items():
