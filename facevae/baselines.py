@@ -122,16 +122,18 @@ def autoencoder_run(
     """The run that trains the model's network as a plain autoencoder, in a folder within `folder`.
 
     Network, training and prior are the model's own, as far as it says how it was trained; only
-    the KL divergence is left out, and a model with the prior N(0, I), which no autoencoder's
-    latents have, gives way to one fitted Gaussian.
+    the KL divergence is left out, and a finish, and a model with the prior N(0, I), which no
+    autoencoder's latents have, gives way to one fitted Gaussian.
     """
     known = bundle.provenance.get("train")
     known = known if isinstance(known, dict) else {}
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    names = {field.name for field in dataclasses.fields(TrainConfig)} - {"stages", "max_seconds"}
     train = TrainConfig(**{key: value for key, value in known.items() if key in names})
+    # a training by time says how many there were
+    made = bundle.provenance.get("epochs") if known.get("max_seconds") else None
     train = dataclasses.replace(
         train,
-        epochs=epochs or train.epochs,
+        epochs=epochs or made or train.epochs,
         kl_weight=0.0,
         prior="gaussian" if train.prior == "normal" else train.prior,
     )

@@ -184,6 +184,7 @@ def _training(provenance: Mapping[str, Any]) -> str:
         "faces trained on": _number(provenance.get("num_train")),
         "faces held out": _number(provenance.get("num_held_out")),
         "epochs": _number(provenance.get("epochs")),
+        "epochs of the decoder's finish": _number(_mapping(provenance.get("finish")).get("epochs")),
         "preset": provenance.get("preset"),
         "device": provenance.get("device"),
         "facevae": provenance.get("facevae"),
@@ -263,6 +264,10 @@ def _plain(value: object) -> str:
     """Any value as one line of text in which Markdown and HTML mean nothing."""
     line = " ".join(str(value).split())
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", line)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _items(value: object) -> list[object]:

@@ -8,6 +8,9 @@ from typing import Any, Literal, Self, get_args
 from facevae.errors import UsageError
 
 Prior = Literal["flow", "gaussian", "normal"]
+Stage = Literal["vae", "prior", "finish"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in their order
+_TIME: dict[Stage, float] = {"vae": 0.55, "prior": 0.15, "finish": 0.3}  # shares of --max-time
 SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
 MAX_SEED = 2**63 - 1
@@ -46,12 +49,16 @@ class _Record:
 
 @dataclass(frozen=True)
 class ModelConfig(_Record):
-    """The network. `size` is in pixels; `filters` are the encoder's channels, outermost first."""
+    """The network. `size` is in pixels; `filters` are the encoder's channels, outermost first.
+
+    `residual_blocks` counts those at each level; 0 is the paper's plain network.
+    """
 
     size: int = 128
     latent_dim: int = 200
     filters: tuple[int, ...] = (32, 64, 64, 64)
     dropout: float = 0.0
+    residual_blocks: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
@@ -72,6 +79,14 @@ class ModelConfig(_Record):
         _require(
             _is_real(self.dropout) and 0 <= self.dropout < 1,
             f"--dropout {self.dropout}: must be at least 0 and less than 1",
+        )
+        _require(
+            _is_count(self.residual_blocks, 0, 16),
+            f"residual_blocks {self.residual_blocks}: must be 0 to 16",
+        )
+        _require(
+            not (self.residual_blocks and self.dropout),
+            f"--dropout {self.dropout}: residual networks have none",
         )
 
     @property
@@ -103,10 +118,17 @@ class TrainConfig(_Record):
     """The training. `r_loss_factor` None is the calibrated likelihood (`--r-loss-factor auto`).
 
     `kl_weight` 0 is a plain autoencoder: no KL divergence, and the latent is the mean.
-    `ema_images` is the half-life of the averaged weights in images, 0 for none; `prior_epochs`
-    counts passes over the latents when a flow is fitted.
+    `ema_images` is the half-life of the averaged weights in images, 0 for none; `warm_up_images`
+    are those over which the learning rate rises, and `cool_down` is the share of the training at
+    its end over which it falls to zero. `prior_epochs` counts passes over the latents when a flow
+    is fitted, `finish_epochs` passes over the faces when the decoder is finished, and
+    `finish_weight` says how much the discriminator counts then; with `perceptual`, LPIPS counts
+    too. `max_seconds` are for all `stages`
+    together, in place of epochs.
     """
 
+    stages: tuple[Stage, ...] = ("vae", "prior")
+    max_seconds: float | None = None
     epochs: int = 30
     batch_size: int = 150
     learning_rate: float = 5e-4
@@ -117,6 +139,11 @@ class TrainConfig(_Record):
     prior_width: int = 768
     prior_blocks: int = 4
     ema_images: int = 50_000
+    warm_up_images: int = 0
+    cool_down: float = 0.0
+    finish_epochs: int = 10
+    finish_weight: float = 1.0
+    perceptual: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,7 +152,9 @@ class TrainConfig(_Record):
             ("--epochs", self.epochs, 1),
             ("--batch-size", self.batch_size, 1),
             ("--prior-epochs", self.prior_epochs, 1),
+            ("--finish-epochs", self.finish_epochs, 1),
             ("--ema-images", self.ema_images, 0),
+            ("--warm-up-images", self.warm_up_images, 0),
             ("--seed", self.seed, 0),
         ):
             _require(
@@ -149,6 +178,39 @@ class TrainConfig(_Record):
             f"--prior {self.prior}: must be one of {', '.join(get_args(Prior))}",
         )
         PriorConfig("flow", self.prior_width, self.prior_blocks)
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        is_chosen = isinstance(self.stages, tuple) and len(self.stages) > 0
+        _require(
+            is_chosen and self.stages == tuple(s for s in STAGES if s in self.stages),
+            f"--stages {self.stages}: must be some of {', '.join(STAGES)}, in that order",
+        )
+        _require(
+            self.max_seconds is None or (_is_real(self.max_seconds) and self.max_seconds > 0),
+            f"--max-time {self.max_seconds}: max_seconds must be more than 0",
+        )
+        _require(
+            _is_real(self.cool_down) and 0 <= self.cool_down <= 1,
+            f"cool_down {self.cool_down}: must be 0 to 1",
+        )
+        _require(
+            _is_real(self.finish_weight) and self.finish_weight >= 0,
+            f"--finish-weight {self.finish_weight}: must be 0 or more",
+        )
+        _require(
+            isinstance(self.perceptual, bool), f"--perceptual {self.perceptual}: must be yes or no"
+        )
+
+    def seconds_for(self, stage: Stage) -> float | None:
+        """The part of `max_seconds` that a stage has; None where epochs count.
+
+        Of the stages that are chosen, and that take steps, each has its usual share.
+        """
+        if self.max_seconds is None:
+            return None
+        timed = [s for s in self.stages if s != "prior" or self.prior == "flow"]
+        return self.max_seconds * _TIME[stage] / sum(_TIME[s] for s in {*timed, stage})
 
     @property
     def prior_config(self) -> PriorConfig:
@@ -177,6 +239,32 @@ PRESETS = {
         ModelConfig(),
         TrainConfig(r_loss_factor=10_000.0, prior="normal", ema_images=0),
         "the paper as it stands: r_loss_factor 10,000 and the prior N(0, I)",
+    ),
+    "compact": Preset(
+        ModelConfig(latent_dim=256, filters=(64, 128, 192, 256, 320), residual_blocks=1),
+        TrainConfig(
+            stages=STAGES,
+            epochs=80,
+            warm_up_images=20_000,
+            cool_down=0.3,
+            prior_width=896,
+            finish_epochs=40,
+        ),
+        "a residual network of 14 M, with an adversarial finish; for a GPU, small in use",
+    ),
+    "sharp": Preset(
+        ModelConfig(latent_dim=512, filters=(96, 192, 320, 448, 512), residual_blocks=2),
+        TrainConfig(
+            stages=STAGES,
+            epochs=150,
+            warm_up_images=20_000,
+            cool_down=0.3,
+            prior_epochs=300,
+            prior_width=2048,
+            prior_blocks=6,
+            finish_epochs=60,
+        ),
+        "the same of 60 M, for a data-centre GPU and an evening",
     ),
 }
 

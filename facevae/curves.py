@@ -43,11 +43,22 @@ _PANELS = (
     _Panel("r_loss_factor", "r_loss_factor", is_log=True),
     _Panel("sigma", "σ, of pixels in [0, 1]"),
     _Panel("sharpness", "sharpness (real = 1)"),
+    _Panel("generator_loss", "finish: loss of what is made"),
+    _Panel("discriminator_loss", "finish: loss of who tells it"),
+    _Panel("feature_loss", "finish: feature matching"),
     _Panel("active_units", "active units"),
     _Panel("images_per_second", "images/s"),
     _Panel("process_bytes", "memory, GB", unit=1e9),
     _Panel("gpu_bytes", "most GPU memory, GB", unit=1e9),
 )
+
+
+# how the records of each kind are drawn: name, colour, style
+_LINES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "steps": ("training", "tab:blue", {"lw": 1.2}),
+    "finish": ("finish", "tab:green", {"lw": 1.2}),
+    "epoch": ("held-out faces", "tab:orange", {"ls": "", "marker": "o", "ms": 3.5}),
+}
 
 
 def is_available() -> bool:
@@ -113,11 +124,9 @@ def draw_figures(records: list[dict[str, Any]]) -> Any:
 
 
 def _panel(axes: Any, records: list[dict[str, Any]], panel: _Panel) -> None:
-    for event, style in (("steps", {"lw": 1.2}), ("epoch", {"ls": "", "marker": "o", "ms": 3.5})):
+    for event, (label, colour, style) in _LINES.items():
         there = [r for r in records if r["event"] == event and panel.key in r]
         if there:
-            label = "training" if event == "steps" else "held-out faces"
-            colour = "tab:blue" if event == "steps" else "tab:orange"
             values = [r[panel.key] / panel.unit for r in there]
             axes.plot([r["images"] for r in there], values, color=colour, label=label, **style)
     axes.set(ylabel=panel.label, yscale="log" if panel.is_log else "linear")

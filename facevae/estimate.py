@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
@@ -30,15 +31,22 @@ _USABLE = 0.9  # of free memory: the rest is lost between blocks
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds, bytes and counts. `convert_seconds` is 0 where the cache holds the data already."""
+    """Seconds, bytes and counts. `convert_seconds` is 0 where the cache holds the data already.
+
+    What belongs to a stage that is left out is 0.
+    """
 
     num_pictures: int
     cache: str
     cache_bytes: int
     convert_seconds: float
+    epochs: float
     images_per_second: float
     train_seconds: float
     prior_seconds: float
+    finish_epochs: float
+    finish_images_per_second: float
+    finish_seconds: float
     memory_bytes: int
     run_bytes: int
 
@@ -73,30 +81,19 @@ def estimate(
     one = (time.perf_counter() - begun) / len(some) / (os.cpu_count() or 1)
 
     keep_freed_memory()
-    vae = VAE(model).to(device)
-    batch_size = min(train.batch_size, len(pictures))
-    a_step = _seconds_a_step(_stage_on_noise(vae, batch_size, train, device), device)
-    # held-out figures and batch-norm statistics take about a twentieth more
-    train_seconds = 1.05 * a_step * train.epochs * len(pictures) / batch_size
-    prior_seconds, prior_bytes = 0.0, 0
-    prior = build_prior(train.prior_config, model.latent_dim).to(device)
-    if isinstance(prior, FlowPrior):
-        latents = torch.randn(1024, model.latent_dim, device=device)
-        stage = PriorStage(prior, latents, torch.zeros_like(latents), epochs=1, seed=0)
-        num_steps = train.prior_epochs * 2 * len(pictures) / stage.batch_size
-        prior_seconds = _seconds_a_step(stage, device) * num_steps
-        prior_bytes = sum(t.nbytes for t in stage.state().values())
-    state_bytes = 4 * sum(t.nbytes for t in vae.state_dict().values())
+    costs = _Costs(model, train, device, len(pictures))
+    finish_state = costs.finish_bytes if "finish" in train.stages else 0
+    state_bytes = costs.network_bytes + costs.prior_bytes + finish_state
     return Estimate(
         len(pictures),
         str(folder),
         len(pictures) * model.num_pixels,
         0.0 if is_done else one * len(pictures),
-        batch_size / a_step,
-        train_seconds,
-        prior_seconds,
+        *costs.network(),
+        costs.prior(),
+        *costs.finish(),
         peak_bytes(device) + 4 * len(pictures) * model.latent_dim * 4,
-        2 * (state_bytes + prior_bytes) + state_bytes // 4,
+        2 * state_bytes + costs.network_bytes // 4 * (2 if finish_state else 1),
     )
 
 
@@ -130,20 +127,72 @@ def _peak_of_steps(
 ) -> int:
     """Bytes that two steps take at most: the second has the optimiser's moments too."""
     start_peak(device)
-    stage = _stage_on_noise(VAE(model).to(device), batch_size, train, device)
+    batches = _of_noise(batch_size, model.size, device)
+    stage = NetworkStage(VAE(model).to(device), batches, train)
     for index in range(2):
         stage.step(index)
     return peak_bytes(device)
 
 
-def _stage_on_noise(
-    vae: VAE, batch_size: int, train: TrainConfig, device: torch.device
-) -> NetworkStage:
-    """A stage that costs what one on faces does."""
-    side, rows = vae.config.size, np.arange(batch_size)
-    noise = np.random.default_rng(0).integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
+def _of_noise(batch_size: int, side: int, device: torch.device) -> Batches:
+    """Batches that cost what those of faces do."""
+    shape, rows = (batch_size, side, side, 3), np.arange(batch_size)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     faces = Faces(noise, [""] * batch_size, rows, rows, [], "")
-    return NetworkStage(vae, Batches(faces, batch_size, 0, device), train)
+    return Batches(faces, batch_size, 0, device)
+
+
+class _Costs:
+    """Seconds and bytes of the stages of a run on so many pictures, by a few steps of each."""
+
+    def __init__(
+        self, model: ModelConfig, train: TrainConfig, device: torch.device, num_pictures: int
+    ) -> None:
+        self._train, self._device, self._num_pictures = train, device, num_pictures
+        self._size = min(train.batch_size, num_pictures)
+        self._batches = _of_noise(self._size, model.size, device)
+        self._vae = VAE(model).to(device)
+        self._prior = build_prior(train.prior_config, model.latent_dim).to(device)
+        self.network_bytes = 4 * sum(t.nbytes for t in self._vae.state_dict().values())
+        self.prior_bytes = self.finish_bytes = 0
+
+    def network(self) -> tuple[float, float, float]:
+        """Epochs, images a second, and seconds of the network's training."""
+        if "vae" not in self._train.stages:
+            return 0.0, 0.0, 0.0
+        a_step = _seconds_a_step(NetworkStage(self._vae, self._batches, self._train), self._device)
+        return self._length("vae", a_step, self._train.epochs)
+
+    def prior(self) -> float:
+        """Seconds of fitting a flow."""
+        if "prior" not in self._train.stages or not isinstance(self._prior, FlowPrior):
+            return 0.0
+        latent_dim = self._vae.config.latent_dim
+        latents = torch.randn(1024, latent_dim, device=self._device)
+        stage = PriorStage(self._prior, latents, torch.zeros_like(latents), epochs=1, seed=0)
+        self.prior_bytes = sum(t.nbytes for t in stage.state().values())
+        num_steps = self._train.prior_epochs * 2 * self._num_pictures / stage.batch_size
+        in_all = _seconds_a_step(stage, self._device) * num_steps
+        return self._train.seconds_for("prior") or in_all
+
+    def finish(self) -> tuple[float, float, float]:
+        """Epochs, images a second, and seconds of the decoder's finish."""
+        if "finish" not in self._train.stages:
+            return 0.0, 0.0, 0.0
+        stage = FinishStage(self._vae, self._prior, self._batches, self._train)
+        self.finish_bytes = sum(t.nbytes for t in stage.state().values())
+        a_step = _seconds_a_step(stage, self._device)
+        return self._length("finish", a_step, self._train.finish_epochs)
+
+    def _length(
+        self, stage: Literal["vae", "finish"], a_step: float, epochs: int
+    ) -> tuple[float, float, float]:
+        # held-out figures and batch-norm statistics take about a twentieth more
+        an_epoch = 1.05 * a_step * self._num_pictures / self._size
+        seconds = self._train.seconds_for(stage)
+        if seconds is None:
+            return float(epochs), self._size / a_step, epochs * an_epoch
+        return round(seconds / an_epoch, 1), self._size / a_step, seconds
 
 
 def _some(pictures: Sequence[Picture]) -> list[int]:

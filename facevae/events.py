@@ -82,7 +82,7 @@ class Events:
     def _add(self, record: Mapping[str, Any]) -> None:
         from tensorboardX import summary
 
-        group = "train" if record["event"] == "steps" else "held_out"
+        group = {"steps": "train", "finish": "finish"}.get(record["event"], "held_out")
         where = record["images"], record["seconds"]
         for name, value in record.items():
             if name not in _PLACES and isinstance(value, int | float):

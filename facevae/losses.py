@@ -1,7 +1,9 @@
 """The terms of the evidence lower bound, as pure functions, in nats an image."""
 
 import math
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 # An 8-bit image is known to within half a level: the variance of that rounding is the least
@@ -58,3 +60,48 @@ def flow_matching(velocity: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
     latents − noise.
     """
     return (velocity.float() - (latents - noise)).square().mean(1)
+
+
+Mean = Callable[[Tensor], Tensor]
+"""Over a batch, of one value an image (B,): a scalar."""
+
+
+def discriminator_loss(real: Tensor, made: Tensor, mean: Mean = torch.mean) -> Tensor:
+    """Of logits (B,) of real images and (M,) of made ones, higher for real: a scalar.
+
+    Goodfellow et al. 2014, equation 1: the logistic loss of telling them apart.
+    """
+    softplus = torch.nn.functional.softplus
+    return mean(softplus(-real)) + mean(softplus(made))
+
+
+def generator_loss(made: Tensor, mean: Mean = torch.mean) -> Tensor:
+    """The non-saturating loss of logits (M,) of made images (ibid., section 3): a scalar."""
+    return mean(torch.nn.functional.softplus(-made))
+
+
+def gradient_penalty(logits: Tensor, images: Tensor, mean: Mean = torch.mean) -> Tensor:
+    """R1: ½ the mean squared norm of the gradient of logits (B,) by real images: a scalar.
+
+    Mescheder et al. 2018, equation 9, without its weight. `images` (B, 3, H, W) need a gradient.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return 0.5 * mean(gradient.square().flatten(1).sum(1))
+
+
+def feature_matching(
+    made: Sequence[Tensor], real: Sequence[Tensor], mean: Mean = torch.mean
+) -> Tensor:
+    """Mean over levels of the distance of features, each level in units of the real ones: a scalar.
+
+    Wang et al. 2018 (pix2pixHD), equation 4; `made` and `real` have levels (B, C, H, W) alike.
+    """
+
+    def size(features: Tensor) -> Tensor:
+        return mean(features.float().abs().flatten(1).mean(1))
+
+    distances = [
+        size(a.float() - b.float()) / size(b).clamp_min(1e-6)
+        for a, b in zip(made, real, strict=True)
+    ]
+    return torch.stack(distances).mean()

@@ -3,6 +3,7 @@
 Panguluri & Kamarajugadda 2020, section 3: four convolutions, each with batch norm and LeakyReLU,
 dense layers for mean and log-variance; a dense layer and four transposed convolutions. Filters
 and kernel are those of the lineage it builds on (Foster, Generative Deep Learning, chapter 3).
+With `residual_blocks` the convolutions are those of `blocks` instead.
 """
 
 from typing import Protocol
@@ -10,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from facevae.blocks import residual_decoder, residual_encoder
 from facevae.config import ModelConfig
 from facevae.runtime import generator
 
@@ -32,13 +34,11 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in zip((3, *config.filters), config.filters, strict=False):
-            layers += [
-                nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1),
-                nn.BatchNorm2d(after),
-                _activation(config.dropout),
-            ]
+        layers = (
+            residual_encoder(config.filters, config.residual_blocks)
+            if config.residual_blocks
+            else _plain_encoder(config)
+        )
         self.convolutions = nn.Sequential(*layers)
         features = config.filters[-1] * (config.size >> len(config.filters)) ** 2
         self.mean = nn.Linear(features, config.latent_dim)
@@ -58,17 +58,12 @@ class Decoder(nn.Module):
         side = config.size >> len(config.filters)
         self.shape = (config.filters[-1], side, side)
         self.dense = nn.Linear(config.latent_dim, config.filters[-1] * side * side)
-        inward = config.filters[::-1]
-        layers: list[nn.Module] = []
-        for before, after in zip(inward, (*inward[1:], 3), strict=True):
-            layers.append(
-                nn.ConvTranspose2d(
-                    before, after, kernel_size=3, stride=2, padding=1, output_padding=1
-                )
-            )
-            layers += [nn.BatchNorm2d(after), _activation(config.dropout)]
-        # the last convolution's batch norm and activation give way to a sigmoid
-        self.convolutions = nn.Sequential(*layers[:-2], nn.Sigmoid())
+        layers = (
+            residual_decoder(config.filters, config.residual_blocks)
+            if config.residual_blocks
+            else _plain_decoder(config)
+        )
+        self.convolutions = nn.Sequential(*layers, nn.Sigmoid())
 
     def forward(self, latents: Tensor) -> Tensor:
         """Images, through a sigmoid."""
@@ -109,6 +104,28 @@ def remove_variance(vae: VAE) -> None:
     """
     nn.init.zeros_(vae.encoder.logvar.weight)
     nn.init.constant_(vae.encoder.logvar.bias, LOGVAR_RANGE[0] - 1)
+
+
+def _plain_encoder(config: ModelConfig) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for before, after in zip((3, *config.filters), config.filters, strict=False):
+        layers += [
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1),
+            nn.BatchNorm2d(after),
+            _activation(config.dropout),
+        ]
+    return layers
+
+
+def _plain_decoder(config: ModelConfig) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    inward = config.filters[::-1]
+    for before, after in zip(inward, (*inward[1:], 3), strict=True):
+        layers.append(
+            nn.ConvTranspose2d(before, after, kernel_size=3, stride=2, padding=1, output_padding=1)
+        )
+        layers += [nn.BatchNorm2d(after), _activation(config.dropout)]
+    return layers[:-2]  # the last convolution's batch norm and activation give way to a sigmoid
 
 
 def _activation(dropout: float) -> nn.Module:

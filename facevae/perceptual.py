@@ -19,6 +19,8 @@ _MAX_KID_SUBSET = 1000
 
 Features = Callable[[Tensor], Tensor]
 """Features (B, 2048) of pictures, uint8 (B, 3, H, W)."""
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""The distances (B,), with gradients, of two sets of images (B, 3, H, W) in [0, 1]."""
 
 
 class MissingWeightsError(FacevaeError):
@@ -67,6 +69,27 @@ def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
         return distance.expand(len(made))
 
     return score
+
+
+def load_perceptual(device: torch.device) -> Perceptual:
+    """LPIPS on VGG-16, which training may go down (Zhang et al. 2018 train with it too).
+
+    Raises `UsageError` without the extra, `MissingWeightsError` without VGG-16 in torch's cache.
+    """
+    _require()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import VGG16_Weights
+
+        _published(VGG16_Weights.DEFAULT.url, download=False)
+        metric = LearnedPerceptualImagePatchSimilarity("vgg").to(device)
+    network = metric.net.requires_grad_(requires_grad=False)
+
+    def distance(made: Tensor, real: Tensor) -> Tensor:
+        return torch.as_tensor(network(made, real, normalize=True)).flatten()
+
+    return distance
 
 
 def _require() -> None:

@@ -61,10 +61,14 @@ def _status(source: Source) -> str:
     parts = [f"preset {known['preset']}"] if known.get("preset") else []
     parts += [f"{size} × {size} px"] if size else []
     if source.bundle and known.get("complete") and done >= wanted:
-        parts += [f"finished, {done} epochs"]
+        finish = dictionary(known.get("finish"))
+        more = f" and {finish['epochs']} of the finish" if count(finish.get("epochs")) else ""
+        parts += [f"finished, {done} epochs{more}"]
     elif source.about:
-        made = source.epochs[-1].get("epoch", 0) if source.epochs else 0
-        parts += [f"not finished, {made:.0f} of {wanted} epochs"]
+        last = source.epochs[-1] if source.epochs else {}
+        whole = f" of {wanted}" if wanted and last.get("stage") != "finish" else ""
+        stage = ", in the finish" if last.get("stage") == "finish" else ""
+        parts += [f"not finished, {last.get('epoch', 0):.0f}{whole} epochs{stage}"]
     return " · ".join(parts)
 
 
@@ -265,6 +269,7 @@ def _provenance(source: Source) -> Section:
         "pictures left out": len(skipped) if isinstance(skipped, list) else None,
         "fingerprint of the data": known.get("fingerprint"),
         "images seen": known.get("images_seen"),
+        "epochs of the finish": dictionary(known.get("finish")).get("epochs"),
         "training time in seconds": known.get("train_seconds"),
         "terms": known.get("terms") or "none are stated",
         "facevae": known.get("facevae"),

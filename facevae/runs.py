@@ -18,6 +18,8 @@ from facevae.events import Events
 from facevae.files import append_text, clear_half_written, digest, read_json, write_json, write_text
 from facevae.labels import Labels
 
+# what may be asked of a run later on: more of it, or another finish
+_LATER = ("epochs", "max_seconds", "stages", "finish_epochs", "finish_weight", "perceptual")
 _PLACE = ("event", "step", "images", "seconds")  # what every record says
 
 
@@ -44,17 +46,22 @@ class Run:
     command: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """What makes a run the same: all but the epochs, by which it may be extended."""
+        """What makes a run the same: all but by what it may be extended, and its finish."""
         init = weights_digest(self.init.vae) if self.init else None
         settings = settings_of(self.model, self.train)
         return {**settings, "data": self.faces.fingerprint, "init": init}
+
+    @property
+    def _counts_epochs(self) -> bool:
+        return "vae" in self.train.stages and self.train.max_seconds is None
 
     def about(self) -> dict[str, Any]:
         """What people want to know of a run beside its identity."""
         return {
             "facevae": version("facevae"),
             "preset": self.preset,
-            "epochs": self.train.epochs,
+            "epochs": self.train.epochs if self._counts_epochs else 0,
+            "stages": self.train.stages,
             "sources": self.sources,
             "num_train": len(self.faces.train),
             "num_held_out": len(self.faces.held_out),
@@ -64,8 +71,7 @@ class Run:
 
 def settings_of(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     """The part of a run's identity that is known before its data are."""
-    settings = train.to_dict()
-    del settings["epochs"]
+    settings = {key: value for key, value in train.to_dict().items() if key not in _LATER}
     return {"model": model.to_dict(), "train": settings}
 
 
@@ -79,6 +85,7 @@ class RunFolder:
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.pictures = path / "pictures"
+        self.unfinished = path / "state" / "unfinished.safetensors"  # the model before its finish
         self.records: list[dict[str, Any]] = []
         self._events = Events(path / "tensorboard", self.pictures) if tensorboard else None
 
@@ -128,6 +135,14 @@ class RunFolder:
         self.records = [r for r in read_metrics(self.metrics) if r["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in self.records))
         self.write_events()
+
+    def recall_finish(self, step: int) -> dict[str, int]:
+        """Keep the records up to `step` of the finish; returns `step` and `images` before it."""
+        records = read_metrics(self.metrics)
+        others = [r for r in records if "finish" not in (r["event"], r.get("stage"))]
+        before = {key: others[-1][key] if others else 0 for key in ("step", "images")}
+        self.recall(before["step"] + step)
+        return before
 
     def write_events(self) -> None:
         """Have the event files, if there are to be any, say what all records so far say."""
@@ -199,12 +214,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _completed(known: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """With the settings that there were none of when the run began: it had what is their default."""
-    train, now = known.get("train"), wanted.get("train")
-    if not isinstance(train, dict) or not isinstance(now, dict):
-        return known
-    defaults = TrainConfig().to_dict()
-    later = {key: defaults[key] for key in now if key in defaults and key not in train}
-    return {**known, "train": {**train, **later}}
+    completed = dict(known)
+    for group, defaults in (("model", ModelConfig().to_dict()), ("train", TrainConfig().to_dict())):
+        before, now = known.get(group), wanted.get(group)
+        if isinstance(before, dict) and isinstance(now, dict):
+            later = {key: defaults[key] for key in now if key in defaults and key not in before}
+            completed[group] = {**before, **later}
+    return completed
 
 
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

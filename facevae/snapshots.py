@@ -88,7 +88,8 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
         "num_held_out": len(run.faces.held_out),
         "fingerprint": run.faces.fingerprint,
         "terms": run.terms,
-        "epochs": run.train.epochs,
+        "epochs": images // len(run.faces.train),
+        "max_seconds": run.train.max_seconds,
         "images_seen": images,
         "train": run.train.to_dict(),
         "device": run.device.type,
@@ -134,14 +135,17 @@ def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int
 # ---------------------------------------------------------------- pictures
 
 
-def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, epoch: int) -> dict[str, str]:
-    """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names."""
+def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, when: str) -> dict[str, str]:
+    """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names.
+
+    `when` ends the names.
+    """
     rows = evenly(run.faces.held_out, _NUM_PICTURES)
     images = next(batches_of(run.faces, rows, run.device))
     mean, _ = posteriors(bundle.vae, [images])
     pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
     samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(_NUM_PICTURES))))
-    names = {kind: f"{kind}-{epoch:04d}.png" for kind in ("reconstructions", "samples")}
+    names = {kind: f"{kind}-{when}.png" for kind in ("reconstructions", "samples")}
     save_picture(folder.pictures / names["reconstructions"], grid(to_pixels(pairs), len(images)))
     save_picture(folder.pictures / names["samples"], grid(to_pixels(samples)))
     return names

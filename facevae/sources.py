@@ -26,6 +26,9 @@ _OPTIONS = {
     "r_loss_factor": "--r-loss-factor",
     "prior": "--prior",
     "prior_epochs": "--prior-epochs",
+    "stages": "--stages",
+    "finish_epochs": "--finish-epochs",
+    "finish_weight": "--finish-weight",
     "seed": "--seed",
 }
 
@@ -89,10 +92,17 @@ class Source:
             "--preset",
             name,
         ]
-        words += ["--epochs", str(known.get("epochs", usual["epochs"]))]
+        if seconds := train.get("max_seconds"):
+            words += ["--max-time", f"{seconds:g}s"]
+            usual |= {key: found.get(key) for key in ("prior_epochs", "finish_epochs")}
+        else:
+            words += ["--epochs", str(known.get("epochs", usual["epochs"]))]
         for key, option in _OPTIONS.items():
-            if key in found and found[key] != usual[key]:
+            value = tuple(found[key]) if key == "stages" and key in found else found.get(key)
+            if key in found and value != usual[key]:
                 words += [option, str(setting_text(key, found[key]))]
+        if found.get("perceptual"):
+            words.append("--perceptual")
         if self.bundle and self.bundle.attributes:
             words += ["--labels", "LABELS"]
         if known.get("terms"):
@@ -135,4 +145,6 @@ def dictionary(value: object) -> Mapping[str, Any]:
 
 def setting_text(key: str, value: object) -> object:
     """A setting as the command line has it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
     return "auto" if key == "r_loss_factor" and value is None else value

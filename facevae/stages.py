@@ -11,16 +11,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from facevae import losses, parallel
 from facevae.batches import Batches
+from facevae.budget import Budget
 from facevae.config import TrainConfig
 from facevae.guard import Guard
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior
 from facevae.runtime import generator, seeded, training_precision
+from facevae.states import average, optimizer_state, part, prefixed, restore_optimizer
 
 # what a generator's numbers are for, so that no two uses share them
 _POSTERIOR, _FLOW, _DROPOUT = 2, 3, 4
@@ -29,7 +30,7 @@ _POSTERIOR, _FLOW, _DROPOUT = 2, 3, 4
 class Stage(Protocol):
     """Something that is fitted a step at a time."""
 
-    num_steps: int
+    budget: Budget
     guard: Guard
 
     def step(self, index: int) -> Tensor:
@@ -56,7 +57,8 @@ class NetworkStage:
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(vae).eval() if config.ema_images else vae
         parallel.synchronise_norms(vae, batches.device)
-        self.num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
+        num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
+        self.budget = Budget(num_steps, config.seconds_for("vae"))
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.learning_rate, fused=True)
         self.guard = Guard(vae, self.optimizer)
 
@@ -81,9 +83,10 @@ class NetworkStage:
             reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
 
         # Update
+        self.optimizer.param_groups[0]["lr"] = self._learning_rate(index)
         is_sound = self.guard.step(reconstruction + self.config.kl_weight * kl)
         if self.averaged is not self.vae:
-            _average(self.averaged, self.vae, self._decay(index))
+            average(self.averaged, self.vae, self._decay(index))
         return torch.stack([reconstruction, kl, mse]).detach().where(is_sound, 0.0)
 
     def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
@@ -91,6 +94,19 @@ class NetworkStage:
             return nullcontext()
         state = generator(self.config.seed, _DROPOUT, index, parallel.rank()).initial_seed()
         return seeded(state, device)
+
+    def _learning_rate(self, index: int) -> float:
+        """Rises over the first images, and falls over the last part of the budget.
+
+        Between them it is constant, so that a longer budget goes on with a run as if it had been
+        meant to (Hägele et al. 2024, section 3).
+        """
+        rate = self.config.learning_rate
+        if self.config.warm_up_images:
+            rate *= min(1.0, (index + 1) * self.batches.size / self.config.warm_up_images)
+        if self.config.cool_down:
+            rate *= min(1.0, (1 - self.budget.share(index)) / self.config.cool_down)
+        return rate
 
     def _decay(self, index: int) -> float:
         """Of the averaged weights; early on their half-life is a tenth of what has been seen."""
@@ -100,19 +116,21 @@ class NetworkStage:
 
     def state(self) -> dict[str, Tensor]:
         """Weights, their average, the optimiser's moments, and what the guard counts."""
-        state = _prefixed("vae.", self.vae.state_dict()) | _optimizer_state(self.optimizer)
-        state |= _prefixed("guard.", self.guard.state())
+        state = prefixed("vae.", self.vae.state_dict()) | optimizer_state(self.optimizer)
+        state |= prefixed("guard.", self.guard.state())
+        state |= prefixed("budget.", self.budget.state())
         if self.averaged is not self.vae:
-            state |= _prefixed("averaged.", self.averaged.state_dict())
+            state |= prefixed("averaged.", self.averaged.state_dict())
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.vae.load_state_dict(_part(state, "vae."))
+        self.vae.load_state_dict(part(state, "vae."))
         if self.averaged is not self.vae:
-            self.averaged.load_state_dict(_part(state, "averaged."))
-        _restore_optimizer(self.optimizer, state)
-        self.guard.restore(_part(state, "guard."))
+            self.averaged.load_state_dict(part(state, "averaged."))
+        restore_optimizer(self.optimizer, state)
+        self.guard.restore(part(state, "guard."))
+        self.budget.restore(part(state, "budget."))
 
     def inputs(self) -> dict[str, Tensor]:
         """Nothing but the faces."""
@@ -127,13 +145,20 @@ class PriorStage:
     ema_decay = 0.999
 
     def __init__(
-        self, prior: FlowPrior, mean: Tensor, logvar: Tensor, *, epochs: int, seed: int
+        self,
+        prior: FlowPrior,
+        mean: Tensor,
+        logvar: Tensor,
+        *,
+        epochs: int,
+        seed: int,
+        seconds: float | None = None,
     ) -> None:
         """`mean` and `logvar` (N, D) stay on `prior`'s device; `epochs` counts passes over them."""
         self.mean, self.logvar, self.seed = mean, logvar, seed
         prior.whitening.fit(mean, logvar)
         self.prior, self.raw = prior.eval(), copy.deepcopy(prior).train()
-        self.num_steps = math.ceil(epochs * len(mean) / self.batch_size)
+        self.budget = Budget(math.ceil(epochs * len(mean) / self.batch_size), seconds)
         self.optimizer = torch.optim.Adam(
             self.raw.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), fused=True
         )
@@ -159,65 +184,30 @@ class PriorStage:
         loss = parallel.mean(losses.flow_matching(velocity, noise, target), count)
 
         # Update, warming up over 100 steps and falling to zero
-        rate = min(1.0, (index + 1) / 100) * (1 - index / self.num_steps)
+        rate = min(1.0, (index + 1) / 100) * (1 - self.budget.share(index))
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
         is_sound = self.guard.step(loss)
-        _average(self.prior, self.raw, min(self.ema_decay, (index + 1) / (index + 10)))
+        average(self.prior, self.raw, min(self.ema_decay, (index + 1) / (index + 10)))
         return loss.detach().where(is_sound, 0.0).reshape(1)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, their average, the optimiser's moments, and what the guard counts."""
         return (
-            _prefixed("raw.", self.raw.state_dict())
-            | _prefixed("averaged.", self.prior.state_dict())
-            | _optimizer_state(self.optimizer)
-            | _prefixed("guard.", self.guard.state())
+            prefixed("raw.", self.raw.state_dict())
+            | prefixed("averaged.", self.prior.state_dict())
+            | optimizer_state(self.optimizer)
+            | prefixed("guard.", self.guard.state())
+            | prefixed("budget.", self.budget.state())
         )
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.raw.load_state_dict(_part(state, "raw."))
-        self.prior.load_state_dict(_part(state, "averaged."))
-        _restore_optimizer(self.optimizer, state)
-        self.guard.restore(_part(state, "guard."))
+        self.raw.load_state_dict(part(state, "raw."))
+        self.prior.load_state_dict(part(state, "averaged."))
+        restore_optimizer(self.optimizer, state)
+        self.guard.restore(part(state, "guard."))
+        self.budget.restore(part(state, "budget."))
 
     def inputs(self) -> dict[str, Tensor]:
         """The posteriors."""
         return {"posterior.mean": self.mean, "posterior.logvar": self.logvar}
-
-
-@torch.no_grad()
-def _average(averaged: nn.Module, current: nn.Module, decay: float) -> None:
-    update = get_ema_multi_avg_fn(decay)
-    update(list(averaged.parameters()), list(current.parameters()), None)
-
-
-def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    moments = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{i}.{key}": tensor
-        for i, values in moments.items()
-        for key, tensor in values.items()
-    }
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(state, "optimizer.").items():
-        i, key = name.split(".")
-        moments.setdefault(int(i), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    # the fused update walks memory, so moments must lie in it as their parameters do
-    for parameter, values in optimizer.state.items():
-        for key, tensor in values.items():
-            if tensor.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter).copy_(tensor)

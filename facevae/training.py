@@ -1,5 +1,6 @@
 """A run: faces in, a folder with a model out, whatever happens on the way."""
 
+import dataclasses
 import gc
 import math
 import time
@@ -7,15 +8,18 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from facevae import curves, parallel
+from facevae.adversary import FinishStage
 from facevae.batches import Batches, batches_of, evenly, watched
 from facevae.bundle import Bundle, load, save
-from facevae.errors import ModelError, RunError, Stopped
+from facevae.config import PriorConfig
+from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
 from facevae.files import locked
@@ -25,6 +29,7 @@ from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.learning import add_attributes, examples_of_faces
 from facevae.model import VAE, remove_variance
+from facevae.perceptual import load_perceptual
 from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior
 from facevae.runs import Run, RunFolder, weights_digest
 from facevae.runtime import environment, is_out_of_memory, memory_bytes, seeded, stop_requests
@@ -41,11 +46,14 @@ from facevae.snapshots import (
     snapshot,
 )
 from facevae.stages import NetworkStage, PriorStage, Stage
+from facevae.states import part
 
 _STEPS_A_RECORD = 20
 _SECONDS_A_STATE = 300.0
 _NUM_FRAMED = 128  # faces by which the framing is measured
 _NETWORK_ADVICE = "start anew in another folder with a lower --learning-rate"
+_ALL_STAGES = "add the stages before with --stages vae,prior,finish"
+_FINISH_ADVICE = "go on without it: --stages vae,prior"
 _PRIOR_ADVICE = "start anew in another folder with --prior gaussian, which takes no steps"
 
 
@@ -71,6 +79,7 @@ class _Work:
     listener: Listener
     stop_signal: Callable[[], int]
     skipped: dict[str, int] = field(default_factory=dict)  # steps, by stage
+    save_progress: bool = True  # a finished model stays in place until the longer run's takes it
 
     def check_stop(self) -> None:
         """Raise `Stopped` if that was asked for; whoever calls this has nothing to save."""
@@ -102,18 +111,31 @@ def follow(run: Run) -> None:
     """
     with stop_requests() as stop_signal:
         while stage_and_step := parallel.from_lead():
-            name, step = stage_and_step
+            name, index, prior_config = stage_and_step
             state = parallel.tensors_from_lead({}, run.device)
-            if name == "network":
-                stage: Stage = _network_stage(run)
-            else:
-                stage = _prior_stage(run, state["posterior.mean"], state["posterior.logvar"])
+            stage = _stage_of(run, name, state, prior_config)
             stage.restore(state)
             accord = parallel.Accord(run.device)
-            for index in range(step, stage.num_steps):
+            while index < stage.budget.num_steps:
                 stage.step(index)
+                index += 1
                 if stop := accord(stop_signal()):
                     raise Stopped(stop)
+
+
+def _stage_of(
+    run: Run, name: str, inputs: Mapping[str, Tensor], prior_config: PriorConfig | None
+) -> Stage:
+    """The stage that the first process has begun, with what it is fitted to."""
+    if name == "network":
+        return _network_stage(run)
+    if name == "prior":
+        return _prior_stage(run, inputs["posterior.mean"], inputs["posterior.logvar"])
+    assert prior_config is not None  # noqa: S101 - a finish has one
+    vae, prior = VAE(run.model), build_prior(prior_config, run.model.latent_dim)
+    vae.load_state_dict(part(inputs, "fitted.vae."))
+    prior.load_state_dict(part(inputs, "fitted.prior."))
+    return _finish_stage(run, vae.to(run.device), prior.to(run.device))
 
 
 def _lead(run: Run, listener: Listener) -> Bundle:
@@ -122,27 +144,29 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         stop_requests() as stop_signal,
         closing(RunFolder(run.folder, tensorboard=run.tensorboard)) as folder,
     ):
+        if parallel.size() > 1 and run.train.max_seconds is not None:
+            msg = "--max-time is the time of one process; where several train, say --epochs"
+            raise UsageError(msg)
         work = _Work(run, folder, listener, stop_signal)
-        work.folder.claim(run.identity(), run.about())
-        earlier = _earlier_model(work)
+        folder.claim(run.identity(), run.about())
+        earlier = _complete_model(work)
         if earlier and _is_enough(run, earlier):
             folder.write_events()
             epochs = earlier.provenance["epochs"]
             listener.notice(f"{run.folder}: finished already, at epoch {epochs}; nothing to do")
             return earlier
-        if earlier and earlier.attributes and not run.labels:
+        if earlier and _forgets(run, earlier):
             listener.notice("without --labels, the longer run's model will know no attributes")
+        if earlier and "finish" in earlier.provenance and "finish" not in run.train.stages:
+            listener.notice("without the stage finish, the longer run's model will not be finished")
         folder.begin(run.command, environment(run.device))
-        framing = _measure_framing(work)
-        # a finished model stays in place until the longer run's takes it
-        save_progress = earlier is None
+        work = dataclasses.replace(work, save_progress=earlier is None)
         del earlier  # nothing of the file may be in use when it is replaced
-        with _memory_advice(run, lambda: _batch_advice(run)):
-            vae = _fit_network(work, framing, save_progress=save_progress)
-        with _memory_advice(run, lambda: "--prior gaussian needs less"):
-            bundle = _fit_prior(work, vae)
-        bundle.framing = framing
-        _finish(work, bundle)
+        bundle = _fit(work)
+        if "finish" in run.train.stages:
+            with _memory_advice(run, lambda: "lower --batch-size"):
+                _finish(work, bundle)
+        _complete(work, bundle)
         return bundle
 
 
@@ -179,37 +203,111 @@ def _measure_framing(work: _Work) -> Framing | None:
     return framing
 
 
-def _earlier_model(work: _Work) -> Bundle | None:
-    """The finished model of this run, if there is one."""
-    if not work.folder.model.exists():
+def _complete_model(work: _Work) -> Bundle | None:
+    """The model of this run where it has come to its end."""
+    bundle = _model_in(work, work.folder.model)
+    return bundle if bundle and bundle.provenance.get("complete") else None
+
+
+def _model_in(work: _Work, path: Path) -> Bundle | None:
+    if not path.exists():
         return None
     try:
-        bundle = load(work.folder.model)
+        return load(path)
     except ModelError as error:
         work.listener.notice(f"{error}; making it again")
         return None
-    return bundle if bundle.provenance.get("complete") else None
 
 
 def _is_enough(run: Run, earlier: Bundle) -> bool:
-    """Whether the finished model is all that was asked for; no labels means those it has."""
+    """Whether the complete model is all that was asked for; no labels means those it has."""
     known = earlier.provenance
     labels = run.labels.fingerprint if run.labels else known.get("labels")
-    return known.get("epochs", 0) >= run.train.epochs and known.get("labels") == labels
+    same = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
+    is_finished = "finish" not in run.train.stages or _covers(
+        run, known.get("finish"), run.train.finish_epochs, **same
+    )
+    is_fitted = _is_fitted(run, earlier)
+    return is_finished and is_fitted and known.get("labels") == labels
+
+
+def _forgets(run: Run, earlier: Bundle) -> bool:
+    """Whether the run changes the latents that attributes were learned of, and learns no new ones."""
+    is_changed = "vae" in run.train.stages and not _is_fitted(run, earlier)
+    return bool(earlier.attributes) and is_changed and not run.labels
+
+
+def _is_fitted(run: Run, earlier: Bundle) -> bool:
+    """Whether that is all that the stages before the finish were asked for."""
+    is_trained = _covers(run, earlier.provenance, run.train.epochs)
+    has_prior = earlier.prior_config == run.train.prior_config
+    return (is_trained or "vae" not in run.train.stages) and (
+        has_prior or "prior" not in run.train.stages
+    )
+
+
+def _covers(run: Run, done: Any, epochs: int, **same: object) -> bool:
+    """Whether what a model says was done is as much as the run asks for, by time or epochs."""
+    if not isinstance(done, dict) or any(done.get(key) != value for key, value in same.items()):
+        return False
+    if run.train.max_seconds is not None:
+        return bool((done.get("max_seconds") or 0) >= run.train.max_seconds)
+    return bool(done.get("epochs", 0) >= epochs)
 
 
 # ---------------------------------------------------------------- the stages
 
 
-def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -> VAE:
-    """Fit encoder and decoder, with held-out figures and pictures at each epoch."""
+def _fit(work: _Work) -> Bundle:
+    """The model before its finish: as an earlier process left it, or fitted now."""
+    run, folder = work.run, work.folder
+    earlier = _model_in(work, folder.unfinished) or _complete_model(work)
+    if earlier and "finish" in earlier.provenance:
+        earlier = None  # and what it was before is lost
+    if earlier and "finish" in run.train.stages and _is_fitted(run, earlier):
+        return _keep_unfinished(work, earlier.to(run.device))
+    if "vae" in run.train.stages:
+        framing = _measure_framing(work)
+        with _memory_advice(run, lambda: _batch_advice(run)):
+            vae, num_images = _fit_network(work, framing)
+    elif earlier is None:
+        msg = f"{folder.path}: holds nothing to go on from; {_ALL_STAGES}"
+        raise RunError(msg)
+    else:
+        framing, num_images = earlier.framing, earlier.provenance["images_seen"]
+        vae = earlier.vae.to(run.device)
+    with _memory_advice(run, lambda: "--prior gaussian needs less"):
+        bundle = _fit_prior(work, vae, num_images)
+    bundle.framing = framing
+    if earlier and "vae" not in run.train.stages:  # the latents are the same
+        bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
+        bundle.scorers = earlier.scorers
+        bundle.provenance["labels"] = earlier.provenance.get("labels")
+    return _keep_unfinished(work, bundle)
+
+
+def _keep_unfinished(work: _Work, bundle: Bundle) -> Bundle:
+    """Where a finish follows, keep the model before it, to use meanwhile and to begin it again."""
+    if "finish" in work.run.train.stages:
+        bundle.provenance.pop("complete", None)
+        if work.save_progress:
+            save(bundle, work.folder.model, half=work.run.half)
+        save(bundle, work.folder.unfinished)
+    return bundle
+
+
+def _fit_network(work: _Work, framing: Framing | None) -> tuple[VAE, int]:
+    """Fit encoder and decoder, with held-out figures and pictures at each epoch.
+
+    Returns the weights to be used, and how many images they have seen.
+    """
     run, folder = work.run, work.folder
 
     # Go on from where an earlier process stopped
     stage = _network_stage(run)
     batches = stage.batches
     first = _resume(work, "network", stage)
-    if first > stage.num_steps:
+    if first > stage.budget.num_steps:
         epochs = first * batches.size // batches.num_faces
         msg = f"{folder.path}: has been trained for {epochs} epochs; --epochs cannot be fewer"
         raise RunError(msg)
@@ -223,7 +321,7 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
         sums += terms
         num_steps += 1
         images = (index + 1) * batches.size
-        is_last = index + 1 == stage.num_steps
+        is_last = index + 1 == stage.budget.num_steps
         is_epoch = is_last or images % batches.num_faces < batches.size
         if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
             earlier, counts = counts, _counted(folder, stage, index, _NETWORK_ADVICE)
@@ -235,30 +333,39 @@ def _fit_network(work: _Work, framing: Framing | None, *, save_progress: bool) -
                 skipped = {"skipped_steps": counts.num_skipped}
                 folder.record({"event": "steps", **where, **means, **skipped})
             note = _note(folder.records)
-            work.listener.progress("Training", index + 1, stage.num_steps, note)
+            work.listener.progress("Training", *stage.budget.progress(index), note)
             sums.zero_()
             num_steps = 0
 
         # Measure what would be saved
         if is_epoch:
-            averaged = snapshot(run, stage)
-            figures = measure(run, averaged)
-            _check_finite(folder, figures)
-            epoch = images // batches.num_faces
-            mean, logvar = probe(run, averaged)
-            progress = progress_model(run, averaged, mean, logvar, images)
-            progress.framing = framing
-            if save_progress:
-                save(progress, folder.model, half=run.half)
-            pictures = draw_progress(run, folder, progress, epoch)
-            shown = {**pictures, "histograms": latent_histograms(mean, logvar)}
+            found = _measure_network(work, stage, framing, images)
             where["seconds"] = watch.seconds()
-            folder.record({"event": "epoch", **where, "epoch": epoch, **figures, **shown})
+            folder.record({"event": "epoch", "stage": "vae", **where, **found})
             watch.lap()
             folder.save_state("network", stage.state(), index + 1)
             work.listener.epoch(folder.records[-1])
     work.skipped["network"] = stage.guard.counts().num_skipped
-    return snapshot(run, stage)
+    return snapshot(run, stage), stage.budget.num_steps * batches.size
+
+
+def _measure_network(
+    work: _Work, stage: NetworkStage, framing: Framing | None, images: int
+) -> dict[str, Any]:
+    """Figures and pictures of what would be saved after so many images, which it is meanwhile."""
+    run, folder = work.run, work.folder
+    averaged = snapshot(run, stage)
+    figures = measure(run, averaged)
+    _check_finite(folder, figures)
+    epoch = images // len(run.faces.train)
+    mean, logvar = probe(run, averaged)
+    progress = progress_model(run, averaged, mean, logvar, images)
+    progress.framing = framing
+    if work.save_progress:
+        save(progress, folder.model, half=run.half)
+    pictures = draw_progress(run, folder, progress, f"{epoch:04d}")
+    histograms = latent_histograms(mean, logvar)
+    return {"epoch": epoch, **figures, **pictures, "histograms": histograms}
 
 
 def _network_stage(run: Run) -> NetworkStage:
@@ -271,7 +378,14 @@ def _prior_stage(run: Run, mean: Tensor, logvar: Tensor) -> PriorStage:
     config = run.train.prior_config
     with seeded(run.train.seed):
         prior = FlowPrior(run.model.latent_dim, config.width, config.blocks).to(run.device)
-    return PriorStage(prior, mean, logvar, epochs=run.train.prior_epochs, seed=run.train.seed)
+    epochs, seconds = run.train.prior_epochs, run.train.seconds_for("prior")
+    return PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed, seconds=seconds)
+
+
+def _finish_stage(run: Run, vae: VAE, prior: Prior) -> FinishStage:
+    perceptual = load_perceptual(run.device) if run.train.perceptual else None
+    batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
+    return FinishStage(vae, prior, batches, run.train, perceptual)
 
 
 def _new_vae(run: Run) -> VAE:
@@ -284,13 +398,19 @@ def _new_vae(run: Run) -> VAE:
     return vae.to(run.device)
 
 
-def _fit_prior(work: _Work, vae: VAE) -> Bundle:
-    """Fit the prior to the posteriors of the training faces and their mirror images."""
+def _fit_prior(work: _Work, vae: VAE, num_images: int) -> Bundle:
+    """Fit the prior to the posteriors of the training faces and their mirror images.
+
+    Where that stage is left out, the prior is one Gaussian, which takes no steps. `num_images` are
+    those that the network has seen.
+    """
     run = work.run
     batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
-    num_images = 2 * len(run.faces.train)
-    mean, logvar = posteriors(vae, watched(batches, "Encoding", num_images, work.progress))
+    count = 2 * len(run.faces.train)
+    mean, logvar = posteriors(vae, watched(batches, "Encoding", count, work.progress))
     config = run.train.prior_config
+    if "prior" not in run.train.stages and config.kind == "flow":
+        config = PriorConfig("gaussian")
     if config.kind == "flow":
         key = weights_digest(vae)  # a flow that was fitted to other latents is of no use
         prior: Prior = _fit_flow(work, mean, logvar, key)
@@ -298,7 +418,7 @@ def _fit_prior(work: _Work, vae: VAE) -> Bundle:
         prior = build_prior(config, run.model.latent_dim).to(run.device)
     if isinstance(prior, GaussianPrior):
         prior.fit(mean, logvar)
-    bundle = new_bundle(run, vae, mean, run.train.epochs * len(run.faces.train))
+    bundle = new_bundle(run, vae, mean, num_images)
     bundle.prior, bundle.prior_config = prior.eval(), config
     draw_latents(work.folder, mean, logvar)
     return bundle
@@ -310,28 +430,99 @@ def _fit_flow(work: _Work, mean: Tensor, logvar: Tensor, key: str) -> FlowPrior:
     sums, counts = torch.zeros(1, device=mean.device), stage.guard.counts()
     for index, loss in _steps(work, "prior", stage, first, key):
         sums += loss
-        if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.num_steps:
+        if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.budget.num_steps:
             earlier, counts = counts, _counted(work.folder, stage, index, _PRIOR_ADVICE)
             mean_loss = sums.item() / max(counts.num_sound - earlier.num_sound, 1)
             parts = [f"flow-matching loss {mean_loss:.3f}", *_skipped(counts.num_skipped)]
-            work.listener.progress(
-                "Fitting the prior", index + 1, stage.num_steps, " · ".join(parts)
-            )
+            note = " · ".join(parts)
+            work.listener.progress("Fitting the prior", *stage.budget.progress(index), note)
             sums.zero_()
     work.skipped["prior"] = stage.guard.counts().num_skipped
-    work.folder.save_state("prior", stage.state(), stage.num_steps, key)
+    work.folder.save_state("prior", stage.state(), stage.budget.num_steps, key)
     return stage.prior
 
 
 def _finish(work: _Work, bundle: Bundle) -> None:
+    """Finish the decoder, in place, with held-out figures and pictures at each epoch."""
+    run, folder = work.run, work.folder
+
+    # Build, and go on from where an earlier process stopped
+    fitted = weights_digest(bundle.vae), weights_digest(bundle.prior)
+    key = " ".join([*fitted, str(run.train.finish_weight), *["LPIPS"] * run.train.perceptual])
+    stage = _finish_stage(run, bundle.vae, bundle.prior)
+    batches = stage.batches
+    first = _resume(work, "finish", stage, key)
+    if first > stage.budget.num_steps:
+        epochs = first * batches.size // batches.num_faces
+        msg = (
+            f"{folder.path}: has been finished for {epochs} epochs; --finish-epochs cannot be fewer"
+        )
+        raise RunError(msg)
+    before = folder.recall_finish(first)
+    watch = _Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
+    sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
+    counts = stage.guard.counts()
+
+    # Step
+    for index, terms in _steps(work, "finish", stage, first, key, bundle.prior_config):
+        sums += terms
+        num_steps += 1
+        images = (index + 1) * batches.size
+        is_last = index + 1 == stage.budget.num_steps
+        is_epoch = is_last or images % batches.num_faces < batches.size
+        if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
+            earlier, counts = counts, _counted(folder, stage, index, _FINISH_ADVICE)
+            where = {
+                "step": before["step"] + index + 1,
+                "images": before["images"] + images,
+                "seconds": watch.seconds(),
+            }
+            means = (sums / max(counts.num_sound - earlier.num_sound, 1)).tolist()
+            shown = dict(zip(stage.terms, means, strict=True))
+            cost = _cost(run, num_steps * batches.size, watch.lap())
+            skipped = {"skipped_steps": counts.num_skipped}
+            folder.record({"event": "finish", **where, **shown, **cost, **skipped})
+            note = _finish_note(folder.records)
+            work.listener.progress("Finishing", *stage.budget.progress(index), note)
+            sums.zero_()
+            num_steps = 0
+
+        # Measure what would be saved
+        if is_epoch:
+            found = _measure_finish(work, bundle, images)
+            where["seconds"] = watch.seconds()
+            folder.record({"event": "epoch", "stage": "finish", **where, **found})
+            watch.lap()
+            folder.save_state("finish", stage.state(), index + 1, key)
+            work.listener.epoch(folder.records[-1])
+    work.skipped["finish"] = stage.guard.counts().num_skipped
+
+
+def _measure_finish(work: _Work, bundle: Bundle, images: int) -> dict[str, Any]:
+    """Figures and pictures of the model after so many images of its finish."""
+    run, folder = work.run, work.folder
+    figures = measure(run, bundle.vae)
+    _check_finite(folder, figures)
+    epoch = images // len(run.faces.train)
+    done = {"epochs": epoch, "max_seconds": run.train.max_seconds}
+    how = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
+    bundle.provenance["finish"] = {**done, **how}
+    if work.save_progress:
+        save(bundle, folder.model, half=run.half)
+    pictures = draw_progress(run, folder, bundle, f"finish-{epoch:04d}")
+    return {"epoch": epoch, **figures, **pictures}
+
+
+def _complete(work: _Work, bundle: Bundle) -> None:
     """Learn directions, measure, draw, and at last save the model, which makes the run complete."""
     run, folder = work.run, work.folder
     if run.labels and (examples := examples_of_faces(bundle, run.faces, run.labels)):
         add_attributes(bundle, examples)
+    known = bundle.provenance.get("labels") if bundle.attributes else None
     bundle.provenance |= {
         "complete": True,
         "figures": measure(run, bundle.vae),
-        "labels": run.labels.fingerprint if run.labels else None,
+        "labels": run.labels.fingerprint if run.labels else known,
         "skipped_steps": sum(work.skipped.values()),
         "train_seconds": folder.records[-1]["seconds"] if folder.records else None,
     }
@@ -375,6 +566,20 @@ def _note(records: list[dict[str, Any]]) -> str:
     return " · ".join(filter(None, parts))
 
 
+def _finish_note(records: list[dict[str, Any]]) -> str:
+    """The last figures of the finish in a few words, in parts between " · "."""
+    last = records[-1]
+    measured = next((r for r in reversed(records) if r["event"] == "epoch"), None)
+    parts = [
+        f"made {last['generator_loss']:.2f} against {last['discriminator_loss']:.2f}",
+        *_skipped(last["skipped_steps"]),
+        f"held-out PSNR {measured['psnr']:.2f} dB" if measured else "",
+        f"sharpness {measured['sharpness']:.2f}" if measured else "",
+        f"{last['images_per_second']:,.0f} images/s",
+    ]
+    return " · ".join(filter(None, parts))
+
+
 def _skipped(count: int) -> list[str]:
     """How many steps were skipped, in words; nothing where none were."""
     return [f"{count:,} step{'s' if count > 1 else ''} skipped"] if count else []
@@ -384,21 +589,29 @@ def _skipped(count: int) -> list[str]:
 
 
 def _steps(
-    work: _Work, name: str, stage: Stage, first: int, key: str = ""
+    work: _Work,
+    name: str,
+    stage: Stage,
+    first: int,
+    key: str = "",
+    prior_config: PriorConfig | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Take the steps from `first` on; between two, save the state when it is time or asked for.
 
     Whoever follows takes them too, beginning with the same state.
     """
     device = work.run.device
-    parallel.from_lead((name, first))
+    parallel.from_lead((name, first, prior_config))
     parallel.tensors_from_lead(stage.state() | stage.inputs(), device)
-    accord, saved = parallel.Accord(device), time.monotonic()
-    for index in range(first, stage.num_steps):
-        yield index, stage.step(index)
+    accord, saved, index = parallel.Accord(device), time.monotonic(), first
+    while index < stage.budget.num_steps:
+        terms = stage.step(index)
+        stage.budget.close_after(index)
+        yield index, terms
+        index += 1
         stop = accord(work.stop_signal())
         if stop or time.monotonic() - saved > _SECONDS_A_STATE:
-            work.folder.save_state(name, stage.state(), index + 1, key)
+            work.folder.save_state(name, stage.state(), index, key)
             saved = time.monotonic()
         if stop:
             raise Stopped(stop)
@@ -411,7 +624,8 @@ def _resume(work: _Work, name: str, stage: Stage, key: str = "") -> int:
         return 0
     state, step = saved
     stage.restore(state)
-    if step < stage.num_steps:
+    stage.budget.close_after(step - 1)
+    if step < stage.budget.num_steps:
         work.listener.notice(f"{work.folder.path}: going on with the {name} after step {step}")
     return step
 
@@ -419,7 +633,7 @@ def _resume(work: _Work, name: str, stage: Stage, key: str = "") -> int:
 def _counted(folder: RunFolder, stage: Stage, index: int, advice: str) -> Counts:
     """What has become of the steps up to `index`. Raises `RunError` where most fail, with advice."""
     counts = stage.guard.counts()
-    is_last = index + 1 == stage.num_steps
+    is_last = index + 1 == stage.budget.num_steps
     if counts.is_failing or (is_last and counts.num_skipped > counts.num_sound):
         msg = (
             f"{folder.path}: {counts.num_skipped:,} of {index + 1:,} steps were skipped, since their "

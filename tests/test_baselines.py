@@ -1,6 +1,7 @@
 """Eigenfaces against a plain decomposition, and the autoencoder against the VAE it is compared with."""
 
 import dataclasses
+import json
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ from facevae import baselines
 from facevae.baselines import autoencoder_run, fit_eigenfaces
 from facevae.batches import batches_of
 from facevae.bundle import load
-from facevae.config import TrainConfig
+from facevae.config import STAGES, TrainConfig
 from facevae.data import Faces, load_faces
 from facevae.errors import DataError, Stopped
 from facevae.images import from_pixels
@@ -107,6 +108,14 @@ def test_the_autoencoder_has_the_models_network_training_and_prior(tmp_path, fac
     assert run.model == bundle.config
     assert run.train == dataclasses.replace(TRAIN, kl_weight=0.0)
     assert run.folder.parent == tmp_path
+
+
+def test_the_autoencoder_of_a_finished_model_that_time_ended_is_trained_as_long(tmp_path, faces):
+    bundle = tiny_bundle()
+    timed = dataclasses.replace(TRAIN, stages=STAGES, max_seconds=60.0)
+    bundle.provenance = {"train": json.loads(json.dumps(timed.to_dict())), "epochs": 7}
+    run = autoencoder_run(bundle, faces, tmp_path, CPU)
+    assert run.train == dataclasses.replace(TRAIN, kl_weight=0.0, epochs=7)
 
 
 @pytest.mark.parametrize("said", [None, "text", [1]])

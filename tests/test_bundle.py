@@ -251,6 +251,22 @@ def test_another_format_number_says_to_upgrade(saved):
     assert "upgrade" in text
 
 
+def test_a_model_of_the_format_before_is_a_plain_one(saved):
+    config = json.loads(parts_of(saved)[1]["config"])
+    assert config.pop("residual_blocks") == 0
+    before = load(saved)
+    rewritten(saved, format=2, config=config)
+    assert load(saved).config == before.config
+
+
+def test_a_residual_model_comes_back_as_it_was(tmp_path):
+    bundle = tiny_bundle(dataclasses.replace(CONFIG, residual_blocks=1))
+    save(bundle, tmp_path / "residual.safetensors")
+    again = load(tmp_path / "residual.safetensors")
+    assert again.config == bundle.config
+    assert differing(tensors_of(again), tensors_of(bundle)) == []
+
+
 def test_metadata_that_are_not_json_are_refused(saved):
     tensors, texts = parts_of(saved)
     save_file(tensors, saved, texts | {"config": "{size: 32"})

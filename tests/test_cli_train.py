@@ -249,6 +249,18 @@ def test_a_dry_run_tells_what_it_would_take_and_makes_nothing(place):
     assert set(place.rglob("*")) == before
 
 
+def test_a_dry_run_tells_of_the_stages_that_are_chosen_and_of_their_time(place):
+    options = [*("--stages", "vae,finish"), *("--max-time", "1m30s")]
+    values = json.loads(trained(place, "faces", *TINY, *options, "--dry-run", "--json").stdout)
+    assert values["prior_seconds"] == 0
+    assert values["train_seconds"] + values["finish_seconds"] == pytest.approx(90)
+    assert values["epochs"] > 1
+    assert values["finish_images_per_second"] > 0
+    told = trained(place, "faces", *TINY, *options, "--dry-run").stdout
+    assert "finish: " in told
+    assert "prior: " not in told
+
+
 SCRIPT = """
 import contextlib, io, json, sys
 from facevae.cli import main
@@ -318,6 +330,16 @@ def test_settings_that_cannot_be_meant_are_usage_errors(place):
         ["--dropout", "1"],
         ["--prior", "vamp"],
         ["--prior-epochs", "0"],
+        ["--stages", "vae,gan"],
+        ["--stages", ""],
+        ["--max-time", "8"],
+        ["--max-time", "0s"],
+        ["--max-time", "8m", "--epochs", "2"],
+        ["--max-time", "8m", "--finish-epochs", "2", "--stages", "vae,finish"],
+        ["--finish-epochs", "0"],
+        ["--finish-epochs", "2", "--stages", "vae"],
+        ["--finish-weight", "-1"],
+        ["--perceptual"],  # of a preset without a finish
         ["--seed", "-1"],
         ["--device", "abacus"],
     ]

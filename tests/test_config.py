@@ -10,6 +10,7 @@ from facevae.config import (
     MAX_SEED,
     PRESETS,
     SIZES,
+    STAGES,
     ModelConfig,
     PriorConfig,
     TrainConfig,
@@ -20,6 +21,7 @@ from facevae.errors import UsageError
 RECORDS = [
     ModelConfig(),
     ModelConfig(size=32, latent_dim=7, filters=(8, 16), dropout=0.25),
+    ModelConfig(filters=(8, 16), residual_blocks=2),
     PriorConfig(),
     PriorConfig("flow", 64, 2),
     TrainConfig(),
@@ -41,7 +43,7 @@ def test_records_cannot_be_changed(record):
 
 @pytest.mark.parametrize("values", [None, [], "size", {}, {"size": 128}])
 def test_a_record_of_other_fields_is_refused_with_the_names_it_needs(values):
-    with pytest.raises(UsageError, match="dropout, filters, latent_dim, size"):
+    with pytest.raises(UsageError, match="dropout, filters, latent_dim, residual_blocks, size"):
         ModelConfig.from_dict(values)
 
 
@@ -71,6 +73,14 @@ BAD = [
     (TrainConfig, "prior_width", [0, None]),
     (TrainConfig, "prior_blocks", [0, None]),
     (TrainConfig, "ema_images", [-1, 0.5, None]),
+    (ModelConfig, "residual_blocks", [-1, 17, 1.5, "1", None, True]),
+    (TrainConfig, "stages", [(), ("prior", "vae"), ("vae", "vae"), ("gan",), "vae", None]),
+    (TrainConfig, "max_seconds", [0, -1.0, float("nan"), "8m", True]),
+    (TrainConfig, "warm_up_images", [-1, 0.5, None]),
+    (TrainConfig, "cool_down", [-0.1, 1.1, float("nan"), None]),
+    (TrainConfig, "finish_epochs", [0, None]),
+    (TrainConfig, "finish_weight", [-1, float("inf"), None]),
+    (TrainConfig, "perceptual", [1, "yes", None]),
     (TrainConfig, "seed", [-1, 0.5, MAX_SEED + 1, None]),
 ]
 
@@ -141,3 +151,24 @@ def test_an_unknown_preset_lists_those_there_are():
 def test_the_kl_divergence_cannot_count_less_than_nothing(weight):
     with pytest.raises(UsageError, match="kl_weight"):
         TrainConfig(kl_weight=weight)
+
+
+def test_a_residual_network_has_no_dropout():
+    with pytest.raises(UsageError, match="residual networks have none"):
+        ModelConfig(dropout=0.25, residual_blocks=1)
+
+
+def test_time_is_shared_among_the_stages_that_take_steps():
+    every = TrainConfig(stages=STAGES, max_seconds=100)
+    shares = [every.seconds_for(stage) for stage in STAGES]
+    assert sum(shares) == pytest.approx(100)
+    assert all(share > 0 for share in shares)
+    assert TrainConfig(stages=("finish",), max_seconds=60).seconds_for("finish") == 60
+    without = TrainConfig(stages=STAGES, prior="gaussian", max_seconds=100)
+    assert without.seconds_for("vae") + without.seconds_for("finish") == pytest.approx(100)
+    assert TrainConfig().seconds_for("vae") is None
+
+
+def test_only_the_residual_presets_finish():
+    for name, chosen in PRESETS.items():
+        assert ("finish" in chosen.train.stages) == bool(chosen.model.residual_blocks), name

@@ -9,13 +9,19 @@ PACKAGE = Path(facevae.__file__).parent
 
 # a module may use those of lower layers only; `cli` is a package of its own, at the top
 LAYERS = [
-    ("errors", "console", "losses", "detection", "hub_client"),
+    (
+        *("errors", "console", "losses", "detection", "hub_client"),
+        *("blocks", "budget", "states"),
+    ),
     ("files", "config", "runtime", "metrics", "attributes", "hub_files", "parallel"),
     ("images", "model", "prior", "latent_files", "tables", "swd", "guard"),
     ("pictures", "framing", "labels", "figures", "outputs", "curves", "events", "perceptual"),
     ("data", "faces", "bundle", "page"),
     ("batches", "hub", "latents", "runs", "card", "export"),
-    ("stages", "edits", "learning", "sources", "baselines", "evaluation", "novelty"),
+    (
+        *("stages", "adversary", "edits", "learning", "sources", "baselines", "evaluation"),
+        "novelty",
+    ),
     ("snapshots", "estimate", "package", "api", "report", "gallery"),
     ("training", "publish"),
     ("cli",),

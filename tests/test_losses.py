@@ -140,3 +140,24 @@ def test_flow_matching_is_zero_only_at_the_straight_velocity():
     )
     off_by_two = losses.flow_matching(latents - noise + 2, noise, latents).mean().item()
     assert off_by_two == pytest.approx(4, rel=1e-5)
+
+
+def test_the_logistic_losses_are_those_of_telling_real_from_made():
+    real, made = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0, 1.0])
+    probability = torch.sigmoid
+    expected = -probability(real).log().mean() - (1 - probability(made)).log().mean()
+    torch.testing.assert_close(losses.discriminator_loss(real, made), expected)
+    torch.testing.assert_close(losses.generator_loss(made), -probability(made).log().mean())
+
+
+def test_the_gradient_penalty_is_half_the_squared_slope():
+    images = torch.rand(2, 3, 4, 4, requires_grad=True)
+    logits = 3 * images.flatten(1).sum(1)
+    assert losses.gradient_penalty(logits, images).item() == pytest.approx(0.5 * 9 * 48)
+
+
+def test_features_are_matched_in_units_of_the_real_ones():
+    real = [torch.full((2, 3, 4, 4), 10.0), torch.full((2, 5, 2, 2), -0.1)]
+    made = [real[0] + 5, real[1] - 0.1]
+    assert losses.feature_matching(made, real).item() == pytest.approx((0.5 + 1) / 2)
+    assert losses.feature_matching(real, real).item() == 0

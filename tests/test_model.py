@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from facevae.config import SIZES, ModelConfig
+from facevae.blocks import ResidualBlock, num_groups
+from facevae.config import SIZES, ModelConfig, preset
 from facevae.model import LOGVAR_RANGE, VAE, num_parameters, sample_posterior
+from facevae.prior import build_prior
 
 TINY = ModelConfig(size=32, latent_dim=5, filters=(4, 6))
 
@@ -172,3 +174,59 @@ def test_in_use_a_face_does_not_depend_on_its_neighbours():
         together = vae.decode(vae.encode(images)[0])
         alone = torch.cat([vae.decode(vae.encode(one[None])[0]) for one in images])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+RESIDUAL = ModelConfig(size=32, latent_dim=5, filters=(8, 24), residual_blocks=2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_residual_network_makes_latents_of_images_and_images_of_latents(size):
+    vae = build(ModelConfig(size, 7, (8, 16, 24, 32), residual_blocks=1))
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        mean, logvar = vae.encode(images)
+        decoded = vae.decode(mean)
+    assert mean.shape == logvar.shape == (2, 7)
+    assert decoded.shape == images.shape
+    assert decoded.min() >= 0
+    assert decoded.max() <= 1
+
+
+def test_a_residual_network_has_its_blocks_at_each_level_and_no_batch_norm():
+    for coder in (VAE(RESIDUAL).encoder, VAE(RESIDUAL).decoder):
+        blocks = [m for m in coder.modules() if isinstance(m, ResidualBlock)]
+        widths = sorted(b.layers[2].in_channels for b in blocks)
+        assert widths == [8, 8, 24, 24]
+    assert not [m for m in VAE(RESIDUAL).modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_a_residual_block_begins_as_the_identity():
+    features = torch.randn(2, 24, 5, 5)
+    assert ResidualBlock(24)(features).equal(features)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(8, 1), (16, 1), (24, 1), (56, 1), (64, 4), (192, 12)]
+)
+def test_any_number_of_channels_can_be_normalised(channels, groups):
+    assert num_groups(channels) == groups
+
+
+def test_the_weights_of_a_residual_network_take_part_and_noise_reaches_the_picture():
+    vae = build(RESIDUAL).train()
+    reconstructions, mean, logvar = vae(torch.rand(4, 3, 32, 32), torch.randn(4, 5))
+    (reconstructions.square().mean() + mean.square().mean() + logvar.mean()).backward()
+    assert [name for name, p in vae.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("compact", 13e6, 16e6), ("sharp", 55e6, 65e6)]
+)
+def test_the_residual_presets_are_as_large_as_they_say(name, least, most):
+    with torch.device("meta"):
+        vae = VAE(preset(name).model)
+        prior = build_prior(preset(name).train.prior_config, vae.config.latent_dim)
+    assert least < num_parameters(vae) < most
+    if name == "compact":  # with its prior it goes into the package, at half precision
+        stored = sum(t.numel() for m in (vae, prior) for t in m.state_dict().values())
+        assert 2 * stored + 2 * vae.config.latent_dim**2 < 45e6

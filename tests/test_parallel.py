@@ -21,13 +21,15 @@ from conftest import draw_face
 from tiny import CONFIG, TRAIN, Ear, tensors_of, tiny_run
 from torch import nn
 
-from facevae import parallel, stages
+from facevae import adversary, parallel, stages
+from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load
+from facevae.config import STAGES
 from facevae.data import load_faces
 from facevae.errors import DataError, ProcessError, RunError, Stopped
 from facevae.model import VAE
-from facevae.prior import FlowPrior
+from facevae.prior import FlowPrior, GaussianPrior
 from facevae.stages import NetworkStage, PriorStage
 from facevae.training import follow, train
 
@@ -79,7 +81,8 @@ def faces(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
     """In float32, where only the order of sums differs, and without plots, which take long."""
-    monkeypatch.setattr(stages, "training_precision", lambda _: nullcontext())
+    for module in (stages, adversary):
+        monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
@@ -142,6 +145,26 @@ def test_a_flow_is_fitted_alike():
     wanted = steps()
     for found in together(2, steps):
         assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("batch_size", [16, 11])
+def test_a_decoder_is_finished_alike(faces, batch_size):
+    config = dataclasses.replace(TRAIN, batch_size=batch_size)
+
+    def steps() -> tuple[dict, np.ndarray]:
+        torch.manual_seed(3)
+        batches = Batches(faces, config.batch_size, config.seed, CPU)
+        prior = GaussianPrior(CONFIG.latent_dim)
+        prior.fit(torch.randn(50, CONFIG.latent_dim), torch.zeros(50, CONFIG.latent_dim))
+        stage = FinishStage(VAE(CONFIG), prior, batches, config)
+        terms = [stage.step(index) for index in range(3)]
+        assert stage.inputs().keys() >= {"fitted.vae.encoder.mean.weight", "fitted.prior.mean"}
+        return numbers(stage.state()), torch.stack(terms).numpy()
+
+    wanted, terms = steps()
+    for found, their_terms in together(2, steps):
+        assert_close(found, wanted)
+        np.testing.assert_allclose(their_terms, terms, rtol=1e-3)
 
 
 def test_shares_are_of_all_and_of_nothing_twice(faces):
@@ -265,8 +288,9 @@ def _with_gradient() -> nn.Parameter:
 
 def test_a_run_of_several_goes_on_with_fewer_and_ends_as_one(faces, tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "_AGREED_MILLISECONDS", 0)  # at each step
-    wanted = train(tiny_run(tmp_path / "one", faces), Ear())
-    run = tiny_run(tmp_path / "run", faces)
+    config = dataclasses.replace(TRAIN, stages=STAGES, finish_epochs=1)
+    wanted = train(tiny_run(tmp_path / "one", faces, train=config), Ear())
+    run = tiny_run(tmp_path / "run", faces, train=config)
     original = NetworkStage.step
 
     def stop_at_3(self: NetworkStage, index: int) -> torch.Tensor:
@@ -295,6 +319,19 @@ def test_a_run_of_several_goes_on_with_fewer_and_ends_as_one(faces, tmp_path, mo
     train(run, ear)
     assert "nothing to do" in ear.notices[-1]
     assert together(2, lambda: part(stops=False)) == [ear.notices[-1], "None"]
+
+
+def test_time_is_no_budget_for_several(faces, tmp_path):
+    config = dataclasses.replace(TRAIN, max_seconds=60.0)
+    run = tiny_run(tmp_path / "run", faces, train=config)
+
+    def start() -> None:
+        if parallel.is_lead():
+            train(run, Ear())
+        follow(run)
+
+    first, _ = together(2, start)
+    assert "--max-time is the time of one process; where several train, say --epochs" in str(first)
 
 
 def test_torchrun_trains_and_a_lost_process_ends_it(faces_folder, facevae, tmp_path):

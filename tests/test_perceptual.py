@@ -3,6 +3,7 @@
 import builtins
 import hashlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_features_are_of_pictures_as_they_are_saved():
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    for load in (perceptual.load_inception, perceptual.load_lpips):
+    for load in (perceptual.load_inception, perceptual.load_lpips, perceptual.load_perceptual):
         with pytest.raises(UsageError, match=r"pip install 'facevae\[eval\]'"):
             load(torch.device("cpu"))
 
@@ -118,3 +119,35 @@ def test_a_torchvision_of_another_torch_is_one_line(monkeypatch):
     with pytest.raises(UsageError, match="nms does not exist") as caught:
         perceptual._require()
     assert "\n" not in str(caught.value)
+
+
+def test_what_training_goes_down_is_the_network_of_the_metric_with_frozen_weights(hub, monkeypatch):
+    """With stand-ins for torchvision's weights and for VGG-16."""
+    lpip = pytest.importorskip("torchmetrics.image.lpip")
+    url = URL.format(DIGEST)
+    models = SimpleNamespace(VGG16_Weights=SimpleNamespace(DEFAULT=SimpleNamespace(url=url)))
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    monkeypatch.setattr(perceptual, "_require", lambda: None)
+
+    class Network(torch.nn.Linear):
+        def forward(self, made, real, *, normalize):
+            assert normalize
+            return super().forward((made - real).square().mean((2, 3)))
+
+    class Metric(torch.nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            assert kind == "vgg"
+            self.net = Network(3, 1)
+
+    monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", Metric)
+    with pytest.raises(MissingWeightsError, match=url):
+        perceptual.load_perceptual(torch.device("cpu"))
+    (hub / url.rpartition("/")[2]).write_bytes(WEIGHTS)
+    distance = perceptual.load_perceptual(torch.device("cpu"))
+    made = torch.rand(2, 3, 8, 8, requires_grad=True)
+    found = distance(made, torch.rand(2, 3, 8, 8))
+    assert found.shape == (2,)
+    found.sum().backward()
+    assert made.grad is not None

@@ -168,7 +168,7 @@ def test_a_flow_learns_two_modes_that_a_gaussian_cannot():
     mean = bimodal(4096, seed=0)
     torch.manual_seed(0)
     stage = PriorStage(FlowPrior(2, 64, 2), mean, torch.full_like(mean, -6.0), epochs=100, seed=0)
-    for index in range(stage.num_steps):
+    for index in range(stage.budget.num_steps):
         stage.step(index)
     noise = torch.randn(4096, 2, generator=draw(7))
     with torch.no_grad():

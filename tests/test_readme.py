@@ -6,11 +6,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Command, draw_face
 from PIL import Image, ImageOps
+
+from facevae.config import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -25,7 +28,8 @@ CONSOLE = re.findall(r"^\$ (facevae .*)\n((?:(?!\$|```).*\n)+)", README, re.MULT
 REMOTE = [line for line in COMMANDS if "someone/faces" in line and "--dry-run" not in line]
 FIVE = ["train", "reconstruct", "sample", "morph", "arith"]
 # what makes a training short enough for a test; a later option takes the place of an earlier one
-SHORT = "--size 32 --epochs 1 --prior-epochs 1 --latent-dim 4 --batch-size 8"
+SMALL = "--size 32 --latent-dim 4 --batch-size 8"
+SHORT = {"vae": "--epochs 1", "prior": "--prior-epochs 1", "finish": "--finish-epochs 1"}
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def test_every_command_of_the_readme_runs(place: Path, facevae: Command) -> None
             continue
         _, *arguments = shlex.split(line)
         if arguments[0] == "train":
-            arguments += shlex.split(SHORT)
+            arguments += shlex.split(f"{SMALL} {_short(arguments)}")
         if arguments[0] == "eval":
             arguments += ["--num-samples", "8", "--no-fid", "--baseline-epochs", "1"]
         done = facevae(*arguments, OMP_NUM_THREADS="2")
@@ -65,6 +69,18 @@ def test_every_command_of_the_readme_runs(place: Path, facevae: Command) -> None
         paths = [] if {"--dry-run", "eval", "list"} & set(arguments) else done.stdout.splitlines()
         for path in paths:
             assert (place / path).exists(), f"{line}: printed {path}, which is not there"
+
+
+def _short(arguments: list[str]) -> str:
+    """Options that make the stages short which a training goes through, and its network small."""
+    given = dict(pairwise(arguments))
+    stages = PRESETS[given.get("--preset", "base")].train.stages
+    if "--stages" in given:
+        stages = given["--stages"].split(",")
+    small = f"--preset base --stages {','.join(stages)}"
+    if "--max-time" in given:
+        return f"{small} --max-time 1s"
+    return " ".join([small, *(SHORT[stage] for stage in stages)])
 
 
 @pytest.mark.usefixtures("place")

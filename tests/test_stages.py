@@ -81,9 +81,9 @@ def test_a_state_is_all_there_is_and_does_not_change_when_steps_follow(faces, bu
 
 def test_the_number_of_steps_covers_the_epochs(faces):
     for epochs in (1, 2, 5):
-        assert network(faces, epochs=epochs).num_steps == math.ceil(epochs * 40 / 16)
-    assert network(faces, batch_size=1000).num_steps == TRAIN.epochs
-    assert flow().num_steps == math.ceil(24 * 300 / PriorStage.batch_size)
+        assert network(faces, epochs=epochs).budget.num_steps == math.ceil(epochs * 40 / 16)
+    assert network(faces, batch_size=1000).budget.num_steps == TRAIN.epochs
+    assert flow().budget.num_steps == math.ceil(24 * 300 / PriorStage.batch_size)
 
 
 def test_every_epoch_shows_each_training_face_once_and_no_other(faces):
@@ -172,7 +172,7 @@ def test_mean_and_noise_of_the_first_step_are_those_of_the_seed(faces):
 def test_a_flow_becomes_like_the_latents_where_a_gaussian_cannot(faces):
     del faces
     stage = flow()
-    stage.num_steps = 700
+    stage.budget.num_steps = 700
     losses_seen = [stage.step(i).item() for i in range(700)]
     assert np.mean(losses_seen[-20:]) < np.mean(losses_seen[:20])
     noise = torch.randn(400, CONFIG.latent_dim, generator=torch.Generator().manual_seed(1))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
-from facevae import estimate, losses
+from facevae import budget, estimate, losses
+from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load, load_state
-from facevae.config import ModelConfig
+from facevae.config import STAGES, ModelConfig
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError, Stopped
 from facevae.files import locked
@@ -652,3 +654,152 @@ def test_each_epoch_has_a_number_and_pictures_of_its_own(faces, tmp_path):
     train(tiny_run(tmp_path / "run", faces, train=long), ear)
     assert [figures["epoch"] for figures in ear.epochs] == [1, 2, 3, 4, 5, 6, 7]
     assert len(list((tmp_path / "run" / "pictures").glob("samples-*.png"))) == 7
+
+
+# ---------------------------------------------------------------- stages
+
+FINISHED = dataclasses.replace(TRAIN, stages=STAGES, prior="gaussian", finish_epochs=2)
+RESIDUAL = dataclasses.replace(CONFIG, residual_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def finished(data, faces):
+    """The folder of a run of all stages that was never stopped, its model, and what it told."""
+    ear = Ear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        labels = read_labels(data / "labels.csv")
+        run = tiny_run(data / "finished", faces, model=RESIDUAL, train=FINISHED, labels=labels)
+        bundle = train(run, ear)
+    return data / "finished", bundle, ear
+
+
+def of_decoder(names: list[str]) -> bool:
+    return bool(names) and all(name.startswith("vae.decoder.") for name in names)
+
+
+def test_every_stage_leaves_its_model_and_the_finish_changes_the_decoder_alone(faces, finished):
+    folder, bundle, ear = finished
+    unfinished = load(folder / "state" / "unfinished.safetensors")
+    changed = differing(tensors_of(unfinished), tensors_of(bundle))
+    assert of_decoder([name for name in changed if name not in ("directions", "scorers")])
+    told = [(figures["stage"], figures["epoch"]) for figures in ear.epochs]
+    assert told == [("vae", 1), ("vae", 2), ("finish", 1), ("finish", 2)]
+    assert bundle.provenance["finish"]["epochs"] == 2
+    assert [a.name for a in bundle.attributes] == ["Eyeglasses"]
+    last = records(folder)[-1]
+    assert last["psnr"] == pytest.approx(bundle.provenance["figures"]["psnr"], abs=1e-3)
+    assert (folder / "pictures" / last["samples"]).is_file()
+    steps = [r["step"] for r in records(folder)]
+    assert steps == sorted(steps)
+    assert len(faces.train)
+
+
+def test_a_finish_stopped_at_any_step_ends_as_if_it_never_was(
+    faces, finished, tmp_path, monkeypatch
+):
+    folder, labels = tmp_path / "run", read_labels(finished[0].parent / "labels.csv")
+    step, stops = FinishStage.step, []
+
+    def interrupted(self, index):
+        if index % 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, index)
+
+    monkeypatch.setattr(FinishStage, "step", interrupted)
+    run = tiny_run(folder, faces, model=RESIDUAL, train=FINISHED, labels=labels)
+    while True:
+        try:
+            bundle = train(run, Ear())
+            break
+        except Stopped as stopped:
+            stops.append(stopped)
+        assert len(stops) < 20
+    assert len(stops) > 1
+    assert differing(tensors_of(bundle), tensors_of(finished[1])) == []
+    places = Counter((r["event"], r["step"]) for r in records(folder))
+    assert set(places.values()) == {1}
+    wanted, found = (
+        [r for r in records(f) if r["event"] == "epoch"] for f in (finished[0], folder)
+    )
+    assert same_records(found, wanted)
+
+
+def test_a_run_is_finished_later_and_for_longer_as_if_that_had_been_meant(
+    faces, finished, tmp_path
+):
+    folder, labels = tmp_path / "run", read_labels(finished[0].parent / "labels.csv")
+    without = dataclasses.replace(FINISHED, stages=("vae", "prior"))
+    plain = train(tiny_run(folder, faces, model=RESIDUAL, train=without, labels=labels), Ear())
+    assert "finish" not in plain.provenance
+    # epochs of stages that are left out do not matter, and labels are known already
+    alone = dataclasses.replace(FINISHED, stages=("finish",), epochs=30)
+    later = train(tiny_run(folder, faces, model=RESIDUAL, train=alone), Ear())
+    assert later.provenance["labels"] == finished[1].provenance["labels"]
+    assert differing(tensors_of(later), tensors_of(finished[1])) == []
+    ear = Ear()
+    again = tiny_run(folder, faces, model=RESIDUAL, train=alone, labels=labels)
+    train(again, ear)
+    assert "finished already" in ear.notices[0]
+    longer = dataclasses.replace(alone, finish_epochs=3)
+    more = train(tiny_run(folder, faces, model=RESIDUAL, train=longer, labels=labels), Ear())
+    assert more.provenance["finish"]["epochs"] == 3
+    assert of_decoder([n for n in differing(tensors_of(more), tensors_of(later)) if "vae" in n])
+
+
+def test_without_its_prior_a_run_takes_one_gaussian_until_that_stage_is_gone_through(
+    faces, tmp_path
+):
+    flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=2)
+    alone = dataclasses.replace(flow, stages=("vae",))
+    first = train(tiny_run(tmp_path / "run", faces, train=alone), Ear())
+    assert first.prior_config.kind == "gaussian"
+    prior = dataclasses.replace(flow, stages=("prior",))
+    second = train(tiny_run(tmp_path / "run", faces, train=prior), Ear())
+    whole = train(tiny_run(tmp_path / "whole", faces, train=flow), Ear())
+    assert differing(tensors_of(second), tensors_of(whole)) == []
+
+
+@pytest.mark.parametrize("stages", [("finish",), ("prior",), ("prior", "finish")])
+def test_there_is_nothing_to_go_on_with_in_an_empty_folder(faces, tmp_path, stages):
+    alone = dataclasses.replace(TRAIN, stages=stages)
+    with pytest.raises(RunError, match="--stages vae,prior,finish"):
+        train(tiny_run(tmp_path / "run", faces, train=alone), Ear())
+
+
+def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
+    faces, tmp_path, monkeypatch
+):
+    now = SimpleNamespace(seconds=0.0)
+
+    def monotonic() -> float:
+        now.seconds += 0.01
+        return now.seconds
+
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=monotonic))
+    timed = dataclasses.replace(FINISHED, max_seconds=1.0)
+    folder = tmp_path / "run"
+    bundle = train(tiny_run(folder, faces, model=RESIDUAL, train=timed), Ear())
+    assert bundle.provenance["complete"]
+    assert bundle.provenance["finish"]["max_seconds"] == 1.0
+    steps = records(folder)[-1]["step"]
+    assert 5 < steps < 100
+    ear = Ear()
+    train(tiny_run(folder, faces, model=RESIDUAL, train=timed), ear)
+    assert "finished already" in ear.notices[-1]
+    longer = dataclasses.replace(timed, max_seconds=1.5)
+    more = train(tiny_run(folder, faces, model=RESIDUAL, train=longer), Ear())
+    assert records(folder)[-1]["step"] > steps
+    assert more.provenance["finish"]["max_seconds"] == 1.5
+
+
+def test_the_learning_rate_rises_and_falls_with_what_is_used_of_the_budget(faces, tmp_path):
+    run = tiny_run(tmp_path / "run", faces)
+    config = dataclasses.replace(TRAIN, epochs=10, warm_up_images=64, cool_down=0.5)
+    stage = NetworkStage(copy.deepcopy(tiny_bundle().vae), _batches(run), config)
+    count = stage.budget.num_steps
+    rates = [stage._learning_rate(i) / config.learning_rate for i in range(count)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert rates[4 : count // 2] == [1] * (count // 2 - 4)
+    assert rates[-1] == pytest.approx(2 / count)
+    assert rates[count // 2 :] == sorted(rates[count // 2 :], reverse=True)

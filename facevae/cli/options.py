@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from facevae.config import MAX_SEED
+from facevae.config import MAX_SEED, STAGES, Stage
 from facevae.errors import UsageError
 
 Model = Annotated[
@@ -154,6 +154,26 @@ def finite(option: str, value: float) -> float:
         msg = f"{option} {value}: must be a finite number"
         raise UsageError(msg)
     return value
+
+
+def parse_duration(text: str) -> float:
+    """`90s`, `8m`, `1h30m` → seconds. Raises `UsageError`."""
+    match = re.fullmatch(r"(?:(\d{1,5})h)?(?:(\d{1,5})m)?(?:(\d{1,7})s)?", text.strip().casefold())
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if not total:
+        msg = f"--max-time {text}: write it as 90s, 8m or 1h30m"
+        raise UsageError(msg)
+    return float(total)
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """`vae,prior` → ("vae", "prior"), in the order in which they are gone through."""
+    asked = [part.strip().casefold() for part in text.split(",")]
+    if unknown := [part for part in asked if part not in STAGES]:
+        msg = f"--stages {text}: there is no stage '{unknown[0]}'; choose of {', '.join(STAGES)}"
+        raise UsageError(msg)
+    return tuple(stage for stage in STAGES if stage in asked)
 
 
 def parse_r_loss_factor(text: str) -> float | None:

@@ -72,6 +72,37 @@ def train(
     prior_epochs: Annotated[
         int | None, typer.Option("--prior-epochs", help="Passes over the latents for a flow.")
     ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            "--stages",
+            metavar="vae,prior,finish",
+            help="Which of them to go through (default: the preset's).",
+        ),
+    ] = None,
+    finish_epochs: Annotated[
+        int | None,
+        typer.Option("--finish-epochs", help="Passes over the faces when the decoder is finished."),
+    ] = None,
+    finish_weight: Annotated[
+        float | None,
+        typer.Option("--finish-weight", help="More is more texture, and less likeness."),
+    ] = None,
+    perceptual: Annotated[
+        bool,
+        typer.Option(
+            "--perceptual",
+            help="Finish with LPIPS on VGG-16 too, where its weights are (extra eval).",
+        ),
+    ] = False,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            "--max-time",
+            metavar="8m|90s|1h30m",
+            help="Train for so long instead of so many epochs, all stages together.",
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -123,6 +154,7 @@ def train(
     from facevae.data import load_faces
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
+    from facevae.perceptual import load_perceptual
     from facevae.runs import Run, RunFolder, settings_of
 
     # Check
@@ -138,11 +170,19 @@ def train(
             "learning_rate": learning_rate,
             "prior": prior,
             "prior_epochs": prior_epochs,
+            "stages": options.parse_stages(stages) if stages is not None else None,
+            "finish_epochs": finish_epochs,
+            "finish_weight": finish_weight,
+            "perceptual": perceptual or None,
+            "max_seconds": options.parse_duration(max_time) if max_time is not None else None,
             "seed": seed,
         },
         r_loss_factor=r_loss_factor,
     )
+    _check_budget(chosen, epochs, prior_epochs, finish_epochs)
     target = runtime.select_device(device)
+    if chosen.train.perceptual:
+        load_perceptual(target)  # in time, should it not be there
     table = find_labels(labels) if labels else None
     if tensorboard:
         require_tensorboard()
@@ -186,6 +226,7 @@ def train(
         f"held-out PSNR {figures['psnr']:.2f} dB, KL {figures['kl_nats']:,.0f} nats "
         f"({figures['kl_nats_per_dim']:.2f} a dimension), r_loss_factor "
         f"{figures['r_loss_factor']:,.0f} (σ = {figures['sigma']:.3f})"
+        + (f", sharpness {figures['sharpness']:.2f}" if "finish" in bundle.provenance else "")
     )
     quoted = shlex.quote(str(folder))
     console.say(f"try: facevae sample --model {quoted} -o grid.png")
@@ -197,6 +238,7 @@ def train(
     used = {"name": str(folder), "path": str(path)}
     more = {
         "epochs": bundle.provenance["epochs"],
+        "finish_epochs": bundle.provenance.get("finish", {}).get("epochs"),
         "skipped_steps": bundle.provenance.get("skipped_steps", 0),
         "figures": figures,
     }
@@ -228,6 +270,12 @@ class _Talk:
         self.progress = console.progress
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
+        if figures.get("stage") == "finish":
+            self.console.say(
+                f"finish, epoch {figures['epoch']:.0f}: held-out PSNR {figures['psnr']:.2f} dB, "
+                f"sharpness {figures['sharpness']:.2f}"
+            )
+            return
         self.console.say(
             f"epoch {figures['epoch']:.0f}: held-out PSNR {figures['psnr']:.2f} dB, "
             f"KL {figures['kl_nats']:,.0f} nats, σ {figures['sigma']:.3f}"
@@ -268,6 +316,26 @@ def _configure(
         model=dataclasses.replace(base, **given),
         train=dataclasses.replace(chosen.train, **settings),
     )
+
+
+def _check_budget(
+    chosen: Preset, epochs: int | None, prior_epochs: int | None, finish_epochs: int | None
+) -> None:
+    """Refuse two budgets for one stage, and what is for a stage that is left out."""
+    if chosen.train.perceptual and "finish" not in chosen.train.stages:
+        msg = "--perceptual: the stage finish is left out; add it to --stages"
+        raise UsageError(msg)
+    given = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
+    names = {"vae": "--epochs", "prior": "--prior-epochs", "finish": "--finish-epochs"}
+    for stage, value in given.items():
+        if value is None:
+            continue
+        if chosen.train.max_seconds is not None:
+            msg = f"{names[stage]} and --max-time are two budgets; give one of them"
+            raise UsageError(msg)
+        if stage not in chosen.train.stages:
+            msg = f"{names[stage]} {value}: the stage {stage} is left out; add it to --stages"
+            raise UsageError(msg)
 
 
 def _data_name(data: list[str]) -> str:
@@ -322,6 +390,8 @@ def _describe(console: Console, run: "Run") -> None:
             face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
             msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
             raise DataError(msg)
+    if run.preset == "base" and run.device.type == "cuda":
+        console.say("on a GPU, --preset compact makes much sharper faces")
     if not curves.is_available():
         console.say(_INSTALL_PLOT)
 
@@ -343,11 +413,16 @@ def _estimate(
     time = duration(found.convert_seconds) if found.convert_seconds else "done before"
     speed = f"{found.images_per_second:,.0f} images/s"
     run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
+    train, finish_speed = chosen.train, f"{found.finish_images_per_second:,.0f} images/s"
+    lengths = {
+        "vae": f"training:   {duration(found.train_seconds)} for {found.epochs:g} epochs at {speed}",
+        "prior": f"prior:      {duration(found.prior_seconds)}",
+        "finish": f"finish:     {duration(found.finish_seconds)} for {found.finish_epochs:g} epochs at {finish_speed}",
+    }
     lines = [
         f"pictures:   {found.num_pictures:,}",
         f"converting: {time}; {disk}",
-        f"training:   {duration(found.train_seconds)} for {chosen.train.epochs} epochs at {speed}",
-        f"prior:      {duration(found.prior_seconds)}",
+        *(lengths[stage] for stage in train.stages),
         f"memory:     about {gigabytes:,.1f} GB",
         f"run folder: about {run_megabytes:,.0f} MB in {folder}",
     ]

@@ -1,0 +1,241 @@
+"""The finish of a decoder against a discriminator, with encoder and prior as they are.
+
+A likelihood of pixels blurs what a latent leaves open. Here the decoder goes on until what it
+makes, of faces and of the prior's samples, is not told from faces, while it holds on to the
+pixels; since the encoder does not change, latents, prior and directions stay valid (Esser et al.
+2021 finish their autoencoder at once with such a loss).
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facevae import losses, parallel
+from facevae.batches import Batches
+from facevae.budget import Budget
+from facevae.config import TrainConfig
+from facevae.guard import Guard
+from facevae.model import VAE
+from facevae.perceptual import Perceptual
+from facevae.prior import Prior, sample_latents
+from facevae.runtime import exact, generator, seeded, training_precision
+from facevae.states import average, optimizer_state, part, prefixed, restore_optimizer
+
+# what a generator's numbers are for, so that no two uses share them
+_SAMPLES, _AUGMENTATION = 5, 6
+
+_LEARNING_RATE = 2e-4
+_WARM_UP_STEPS = 100  # until the discriminator counts in full
+_COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
+_EMA_IMAGES = 10_000  # half-life of the averaged decoder
+_PENALTY, _STEPS_A_PENALTY = 1.0, 16  # of R1, taken now and then (Karras et al. 2020, section 3.1)
+# weights of log(mean squared error), of feature matching, and of a perceptual distance
+_PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
+_STEPS_A_DRAW = 16  # for which the prior's samples are drawn at once
+_SMALLEST = 4  # side in pixels of the discriminator's last features
+
+
+class Discriminator(nn.Module):
+    """images (B, 3, size, size) in [0, 1] → logits (B,), and features of each level.
+
+    Convolutions of stride 2 as in DCGAN (Radford et al. 2016), `width` channels at first and at
+    most 8 × as many, without norms: what keeps it in check is R1.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.inward = nn.Conv2d(3, width, kernel_size=3, padding=1)
+        halvings = int(math.log2(size // _SMALLEST))
+        widths = [min(width * 2**i, 8 * width) for i in range(halvings + 1)]
+        self.levels = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1)
+            for before, after in pairwise(widths)
+        )
+        self.outward = nn.Linear(widths[-1] * _SMALLEST**2, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits and features."""
+        hidden = functional.leaky_relu(self.inward(2 * images - 1), 0.2)
+        features = []
+        for level in self.levels:
+            hidden = functional.leaky_relu(level(hidden), 0.2)
+            features.append(hidden)
+        return self.outward(hidden.flatten(1)).squeeze(1).float(), features
+
+
+class Augmentation:
+    """Light changes of colour and place, alike for all that goes through it in a step.
+
+    Zhao et al. 2020: what the discriminator sees is augmented, real or made, so that it does not
+    learn its few faces by heart. Brightness by up to ±.1, contrast and saturation by up to a
+    quarter, an image each; all are moved by up to a sixteenth.
+    """
+
+    def __init__(self, count: int, size: int, draw: torch.Generator) -> None:
+        """For a batch of `count`, of which each process has its share."""
+        uniform = 2 * torch.rand(3, count, 1, 1, 1, generator=draw) - 1
+        uniform = uniform[:, parallel.share(count)]
+        self._brightness, contrast, saturation = uniform * torch.tensor([0.1, 0.25, 0.25]).view(
+            3, 1, 1, 1, 1
+        )
+        self._contrast, self._saturation = 1 + contrast, 1 + saturation
+        self._reach = size // 16
+        moves = torch.randint(2 * self._reach + 1, (2,), generator=draw)
+        self._down, self._right = moves.tolist()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) → (B, 3, H, W), with gradients."""
+        grey = images.mean(1, keepdim=True)
+        images = grey + (images - grey) * self._saturation.to(images)
+        level = images.mean((1, 2, 3), keepdim=True)
+        images = level + (images - level) * self._contrast.to(images)
+        images = images + self._brightness.to(images)
+        height, width = images.shape[2:]
+        padded = functional.pad(images, (self._reach,) * 4)
+        return padded[:, :, self._down : self._down + height, self._right : self._right + width]
+
+
+class FinishStage:
+    """Finishes the decoder; `vae` holds the averaged weights, which are the ones to use.
+
+    Batch norm, where there is some, keeps its statistics: what is trained is what is used.
+    """
+
+    terms = ("generator_loss", "discriminator_loss", "feature_loss", "mse")
+
+    def __init__(
+        self,
+        vae: VAE,
+        prior: Prior,
+        batches: Batches,
+        config: TrainConfig,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        """With `perceptual`, reconstructions are held to what it measures too."""
+        self._perceptual = perceptual
+        self.vae = vae.eval().requires_grad_(requires_grad=False)
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.prior, self.batches, self.config = prior.eval(), batches, config
+        self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
+        with seeded(config.seed):
+            width = max(16, vae.config.filters[0] // 2)
+            self.discriminator = Discriminator(vae.config.size, width).to(batches.device)
+        self.discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
+        self.budget = Budget(num_steps, config.seconds_for("finish"))
+        self.optimizer, self._critic = (
+            torch.optim.Adam(m.parameters(), lr=_LEARNING_RATE, betas=(0.0, 0.99), fused=True)
+            for m in (self.decoder, self.discriminator)
+        )
+        self.guard = Guard(self.decoder, self.optimizer)
+        self._critic_guard = Guard(self.discriminator, self._critic)
+        self._drawn: tuple[int, Tensor] | None = None
+
+    def step(self, index: int) -> Tensor:
+        """One update of both; returns the values of `terms`, (4,), zeros if it was skipped."""
+        # Decode faces and samples of the prior
+        images = self.batches(index)
+        own, count, device = len(images), self.batches.size, images.device
+        with torch.no_grad(), training_precision(device):
+            mean, _ = self.vae.encode(images)
+        with training_precision(device):
+            made = self.decoder(torch.cat([mean, self._samples(index)])).float()
+        draw = generator(self.config.seed, _AUGMENTATION, index)
+        as_shown, elsewhere = (Augmentation(count, self.vae.config.size, draw) for _ in range(2))
+        real = as_shown(images)
+        shown = torch.cat([as_shown(made[:own]), elsewhere(made[own:])])
+        mean_of = partial(_mean, own, count)
+
+        # Tell them from faces
+        self._set_rates(index)
+        self.discriminator.requires_grad_()
+        with training_precision(device):
+            logits, _ = self.discriminator(torch.cat([real, shown.detach()]))
+        critic_loss = losses.discriminator_loss(logits[:own], logits[own:], mean_of)
+        penalty = self._penalty(real, mean_of) if index % _STEPS_A_PENALTY == 0 else 0.0
+        self._critic_guard.step(critic_loss + penalty)
+
+        # Be taken for faces
+        self.discriminator.requires_grad_(requires_grad=False)
+        with training_precision(device):
+            with torch.no_grad():
+                _, real_features = self.discriminator(real)
+            logits, features = self.discriminator(shown)
+        adversarial = losses.generator_loss(logits, mean_of)
+        as_made = [level[:own] for level in features]
+        matching = losses.feature_matching(as_made, real_features, mean_of)
+        mse = mean_of(losses.mean_squared_error(made[:own], images))
+        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        pixels = mse.clamp_min(losses.MIN_MSE).log()
+        loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
+        if self._perceptual:
+            loss = loss + _PERCEPTUAL * mean_of(self._perceptual(made[:own], images))
+        is_sound = self.guard.step(loss)
+        seen = (index + 1) * self.batches.size
+        half_life = min(_EMA_IMAGES, 0.1 * seen)
+        average(self.vae.decoder, self.decoder, 0.5 ** (self.batches.size / half_life))
+        found = torch.stack([adversarial, critic_loss, matching, mse])
+        return found.detach().where(is_sound, 0.0)
+
+    def _samples(self, index: int) -> Tensor:
+        """Latents (B, D) of the prior, drawn for some steps at once, since that is many small ones."""
+        block, within = divmod(index, _STEPS_A_DRAW)
+        if self._drawn is None or self._drawn[0] != block:
+            draw = generator(self.config.seed, _SAMPLES, block)
+            shape = (_STEPS_A_DRAW * self.batches.size, self.vae.config.latent_dim)
+            noise = torch.randn(shape, generator=draw).to(self.batches.device)
+            with exact():
+                self._drawn = block, sample_latents(self.prior, noise)
+        drawn = self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
+        return drawn[parallel.share(self.batches.size)]
+
+    def _penalty(self, real: Tensor, mean_of: losses.Mean) -> Tensor:
+        real = real.detach().requires_grad_()
+        logits, _ = self.discriminator(real)
+        return _PENALTY * _STEPS_A_PENALTY * losses.gradient_penalty(logits, real, mean_of)
+
+    def _set_rates(self, index: int) -> None:
+        rate = _LEARNING_RATE * min(1.0, (1 - self.budget.share(index)) / _COOL_DOWN)
+        for optimizer in (self.optimizer, self._critic):
+            optimizer.param_groups[0]["lr"] = rate
+
+    def state(self) -> dict[str, Tensor]:
+        """Both networks, the averaged decoder, the optimisers' moments, and what guards count."""
+        return (
+            prefixed("decoder.", self.decoder.state_dict())
+            | prefixed("averaged.", self.vae.decoder.state_dict())
+            | optimizer_state(self.optimizer)
+            | prefixed("guard.", self.guard.state())
+            | prefixed("discriminator.", self.discriminator.state_dict())
+            | prefixed("critic.", optimizer_state(self._critic))
+            | prefixed("critic_guard.", self._critic_guard.state())
+            | prefixed("budget.", self.budget.state())
+        )
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.decoder.load_state_dict(part(state, "decoder."))
+        self.vae.decoder.load_state_dict(part(state, "averaged."))
+        restore_optimizer(self.optimizer, state)
+        self.guard.restore(part(state, "guard."))
+        self.discriminator.load_state_dict(part(state, "discriminator."))
+        restore_optimizer(self._critic, part(state, "critic."))
+        self._critic_guard.restore(part(state, "critic_guard."))
+        self.budget.restore(part(state, "budget."))
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The model as it was fitted."""
+        return prefixed("fitted.vae.", self.vae.state_dict()) | prefixed(
+            "fitted.prior.", self.prior.state_dict()
+        )
+
+
+def _mean(own: int, count: int, values: Tensor) -> Tensor:
+    """The mean over a batch of `count`, or twice that, of which these are this process's `own`."""
+    return parallel.mean(values, len(values) // own * count)

@@ -1,0 +1,180 @@
+"""The finish changes the decoder alone, repeatably, towards what the discriminator takes for faces."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIG, TRAIN, differing, tiny_bundle
+from torch import nn
+
+from facevae.adversary import Augmentation, Discriminator, FinishStage
+from facevae.batches import Batches
+from facevae.bundle import load_state, save_state
+from facevae.data import Faces
+from facevae.runtime import generator
+
+CPU = torch.device("cpu")
+RESIDUAL = replace(CONFIG, residual_blocks=1)
+SIZE = CONFIG.size
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """40 faces to train on: noise on fields of colour, which no small decoder makes by itself."""
+    draw = np.random.default_rng(0)
+    coarse = draw.integers(0, 256, (44, 2, 2, 3), np.uint8).repeat(16, axis=1).repeat(16, axis=2)
+    pixels = (coarse // 2 + draw.integers(0, 128, coarse.shape, np.uint8)).astype(np.uint8)
+    return Faces(pixels, [f"{i:02}" for i in range(44)], np.arange(40), np.arange(40, 44), [], "")
+
+
+def finish(faces, model=CONFIG, **changes):
+    config = replace(TRAIN, stages=("finish",), finish_epochs=4, **changes)
+    bundle = tiny_bundle(model)
+    batches = Batches(faces, config.batch_size, config.seed, CPU)
+    return FinishStage(bundle.vae, bundle.prior, batches, config)
+
+
+@pytest.mark.parametrize("model", [CONFIG, RESIDUAL], ids=["plain", "residual"])
+@pytest.mark.parametrize("num_before", [1, 3])
+def test_steps_before_and_after_a_restored_state_are_the_steps_of_one_go(
+    tmp_path, faces, model, num_before
+):
+    whole = finish(faces, model)
+    figures = [whole.step(i) for i in range(5)]
+    before = finish(faces, model)
+    for i in range(num_before):
+        before.step(i)
+    save_state(tmp_path / "state.safetensors", before.state(), {})
+    after = finish(faces, model)
+    after.restore(load_state(tmp_path / "state.safetensors")[0])
+    for i in range(num_before, 5):
+        assert after.step(i).equal(figures[i]), f"step {i}"
+    assert differing(whole.state(), after.state()) == []
+
+
+def test_encoder_prior_and_batch_norm_statistics_stay_as_they_are(faces):
+    stage = finish(faces)
+    before = copy.deepcopy((stage.vae.state_dict(), stage.prior.state_dict()))
+    for i in range(3):
+        stage.step(i)
+    assert differing(before[1], stage.prior.state_dict()) == []
+    changed = differing(before[0], stage.vae.state_dict())
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert not [name for name in changed if "running" in name or "tracked" in name]
+
+
+def test_the_penalty_is_taken_at_steps_that_their_numbers_name(faces, monkeypatch):
+    taken = []
+    penalty = FinishStage._penalty
+    monkeypatch.setattr(
+        FinishStage, "_penalty", lambda *args: taken.append(len(args[1])) or penalty(*args)
+    )
+    stage = finish(faces, batch_size=4)
+    for i in (0, 1, 15, 16, 17):
+        stage.step(i)
+    assert len(taken) == 2
+
+
+def test_samples_of_the_prior_depend_on_seed_and_step_alone(faces):
+    stage = finish(faces)
+    in_order = [stage._samples(i) for i in range(20)]
+    other = finish(faces)
+    for i in (18, 3, 0):
+        assert other._samples(i).equal(in_order[i])
+    assert not in_order[0].equal(in_order[1])
+    assert not finish(faces, seed=6)._samples(0).equal(in_order[0])
+
+
+@pytest.mark.parametrize(("weight", "is_swayed"), [(0.0, False), (1e6, True)])
+def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces, weight, is_swayed):
+    stage = finish(faces, RESIDUAL, finish_weight=weight)
+    stage.budget.num_steps = 10**6  # no cool-down
+    before = copy.deepcopy(stage.decoder)
+    stage.step(100)  # past the warm-up
+    latents = torch.cat([stage.vae.encode(stage.batches(100))[0], stage._samples(100)])
+    with torch.no_grad():
+        was, now = (stage.discriminator(d(latents))[0] for d in (before, stage.decoder))
+    assert bool((now > was).float().mean() > 0.9) == is_swayed
+
+
+def test_a_perceptual_distance_holds_reconstructions_to_what_it_measures(faces):
+    """A stand-in that measures brightness alone, against no other term that could."""
+    seen = []
+
+    def darkness(made, real):
+        seen.append((made.shape, real.shape))
+        return 1e6 * made.mean((1, 2, 3))
+
+    stage = finish(faces, RESIDUAL)
+    stage._perceptual = darkness
+    stage.budget.num_steps = 10**6
+    before = copy.deepcopy(stage.decoder)
+    stage.step(0)
+    assert seen == [((16, 3, 32, 32), (16, 3, 32, 32))]
+    latents = stage.vae.encode(stage.batches(0))[0]
+    with torch.no_grad():
+        assert stage.decoder(latents).mean() < before(latents).mean()
+
+
+def test_a_step_reports_the_error_of_what_is_decoded_from_the_mean(faces):
+    stage = finish(faces)
+    images = stage.batches(0)
+    with torch.no_grad():
+        made = stage.vae.decode(stage.vae.encode(images)[0])
+    mse = stage.step(0)[3]
+    torch.testing.assert_close(mse, (made - images).square().mean(), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_a_discriminator_tells_one_number_of_each_image_and_features_of_each_level(size):
+    network = Discriminator(size, 4)
+    logits, features = network(torch.rand(3, 3, size, size))
+    assert logits.shape == (3,)
+    sides = [size // 2 ** (i + 1) for i in range(len(features))]
+    assert [f.shape[-1] for f in features] == sides
+    assert sides[-1] == 4
+
+
+def test_a_discriminator_learns_to_tell_what_can_be_told():
+    torch.manual_seed(0)
+    network = Discriminator(32, 8)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    plain, noisy = torch.full((16, 3, 32, 32), 0.5), torch.rand(16, 3, 32, 32)
+    for _ in range(20):
+        real, made = network(noisy)[0], network(plain)[0]
+        loss = nn.functional.softplus(-real).mean() + nn.functional.softplus(made).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert real.min() > made.max()
+
+
+def test_augmentation_is_alike_for_all_of_a_step_and_gradients_pass_it():
+    images = torch.rand(4, 3, 32, 32, requires_grad=True)
+    augment = Augmentation(4, 32, generator(1, 2))
+    once, again = augment(images), augment(images)
+    assert once.equal(again)
+    assert once.shape == images.shape
+    assert not once.equal(Augmentation(4, 32, generator(1, 3))(images))
+    once.sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_augmentation_is_light():
+    images = torch.rand(64, 3, 32, 32).clamp(0.3, 0.7)
+    for seed in range(20):
+        augmented = Augmentation(64, 32, generator(seed))(images)
+        inner = augmented[:, :, 4:-4, 4:-4]
+        assert inner.min() > 0
+        assert inner.max() < 1
+        # moved by two pixels at most: somewhere within reach lies the same picture
+        centre = images.mean(1)
+        distances = [
+            (augmented.mean(1).roll((dy, dx), (1, 2)) - centre)[:, 4:-4, 4:-4].std()
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+        ]
+        assert min(distances) < 0.6 * max(distances)
