@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -77,19 +78,16 @@ def check_end(warm, name):
     assert list((warm.root / name).rglob(".*-????????.*")) == []
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_run_killed_at_any_call_of_a_phase_ends_as_one_that_never_was(warm, whole, phase):
-    draw = random.Random(phase)
+def kill_and_check(warm, runs, moment):
+    """Kill runs at so many of those moments in all, each run going on till its end at last."""
     num_kills = num_runs = 0
     while num_kills < NUM_KILLS:
-        name = f"{phase}-{num_runs}"
+        name = f"{runs}-{num_runs}"
         for _ in range(NUM_KILLS):
-            # anywhere, or near the end, where what was done is kept
-            first = draw.choice((1, whole[phase] * 19 // 20))
-            code, _ = warm.train(name, (phase, draw.randint(first, whole[phase])))
+            code, _ = warm.train(name, moment())
             num_kills += code == -9
             if code == 0:
-                break  # of what was left to do, the call that was drawn was no part
+                break  # of what was left to do, that moment was no part
         else:
             code, _ = warm.train(name)
         assert code == 0
@@ -97,14 +95,21 @@ def test_a_run_killed_at_any_call_of_a_phase_ends_as_one_that_never_was(warm, wh
         num_runs += 1
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_run_killed_at_any_call_of_a_phase_ends_as_one_that_never_was(warm, whole, phase):
+    draw = random.Random(phase)
+
+    def moment():
+        # anywhere, or near the end, where what was done is kept
+        first = draw.choice((1, whole[phase] * 19 // 20))
+        return phase, draw.randint(first, whole[phase])
+
+    kill_and_check(warm, phase, moment)
+
+
 def test_a_run_killed_at_any_time_ends_as_one_that_never_was(warm, whole):
     assert whole
-    draw = random.Random(0)
-    num_kills = num_runs = 0
-    while num_kills < NUM_KILLS:
-        name = f"timed-{num_runs}"
-        while (code := warm.train(name, (None, draw.uniform(0, 0.2)))[0]) != 0:
-            assert code == -9
-            num_kills += 1
-        check_end(warm, name)
-        num_runs += 1
+    begun = time.monotonic()
+    assert warm.train("timed")[0] == 0
+    seconds, draw = time.monotonic() - begun, random.Random(0)
+    kill_and_check(warm, "timed", lambda: (None, draw.uniform(0, seconds / 2)))
