@@ -5,6 +5,7 @@ training is killed by SIGKILL at the so-manieth call within a phase, or after a 
 its exit code (or minus the signal that ended it), then the calls that each phase has made.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,15 +18,17 @@ from typing import Any
 
 sys.modules["matplotlib"] = None  # takes longest to import, and does the weights no good
 
-from tiny import CONFIG, Ear, tiny_run  # noqa: E402 - after that
+from tiny import CONFIG, TRAIN, Ear, tiny_run  # noqa: E402 - after that
 
 from facevae import data, pictures, training  # noqa: E402 - after that
+from facevae.config import STAGES  # noqa: E402 - after that
 
 PHASES = (
     (data, "_convert"),
     (training, "_fit_network"),
     (training, "_fit_prior"),
     (training, "_finish"),
+    (training, "_complete"),
 )
 
 
@@ -66,7 +69,8 @@ def run(root: Path, folder: Path) -> None:
     training._SECONDS_A_STATE = 0.0
     training._measure_framing = lambda _work: None  # most of the time, and none of the weights
     faces = data.load_faces([root / "faces"], CONFIG.size, cache=folder / "cache")
-    training.train(tiny_run(folder / "run", faces), Ear())
+    config = dataclasses.replace(TRAIN, stages=STAGES, finish_epochs=1)
+    training.train(tiny_run(folder / "run", faces, train=config), Ear())
 
 
 def fork(root: Path, folder: Path, kill: list[Any] | None) -> tuple[int, str]:
