@@ -62,7 +62,7 @@ class Guard:
         self._optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._kept = torch.where(sound, statistics, self._kept)
+        self._kept.copy_(torch.where(sound, statistics, self._kept))
         self._put_back_statistics()
         self._count(norm, sound)
         return sound

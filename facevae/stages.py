@@ -6,7 +6,7 @@ that was never stopped.
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -20,11 +20,15 @@ from facevae.config import TrainConfig
 from facevae.guard import Guard
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior
-from facevae.runtime import generator, seeded, training_precision
-from facevae.states import average, optimizer_state, part, prefixed, restore_optimizer
+from facevae.runtime import Fast, generator, seeded, training_precision
+from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
 # what a generator's numbers are for, so that no two uses share them
 _POSTERIOR, _FLOW, _DROPOUT = 2, 3, 4
+
+
+Warn = Callable[[str], None]
+"""Told what the user should know."""
 
 
 class Stage(Protocol):
@@ -51,7 +55,9 @@ class NetworkStage:
 
     terms = ("reconstruction_nats", "kl_nats", "mse")
 
-    def __init__(self, vae: VAE, batches: Batches, config: TrainConfig) -> None:
+    def __init__(
+        self, vae: VAE, batches: Batches, config: TrainConfig, warn: Warn = lambda _: None
+    ) -> None:
         """`vae` is trained in place; `averaged` holds the weights to be used."""
         self.vae, self.batches, self.config = vae.train(), batches, config
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -59,34 +65,49 @@ class NetworkStage:
         parallel.synchronise_norms(vae, batches.device)
         num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("vae"))
-        self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = adam(vae, config.learning_rate, (0.9, 0.999))
         self.guard = Guard(vae, self.optimizer)
+        # dropout draws anew at each step, which a recording does not
+        records = parallel.size() == 1 and not vae.config.dropout
+        self._update = (
+            Fast(self._update_from, batches.device, warn) if records else self._update_from
+        )
 
     def step(self, index: int) -> Tensor:
         """One update; returns the values of `terms`, (3,), zeros if it was skipped."""
-        # Reconstruct
         images = self.batches(index)
         draw = generator(self.config.seed, _POSTERIOR, index, device=images.device)
         count, dim = self.batches.size, self.vae.config.latent_dim
         noise = torch.randn(count, dim, generator=draw, device=images.device)
         noise = noise[parallel.share(count)]
-        with training_precision(images.device), self._dropout(index, images.device):
+        rates = torch.tensor([self._learning_rate(index), self._decay(index)])
+        with self._dropout(index, images.device):
+            return self._update(images, noise, rates.to(images.device))
+
+    def _update_from(self, images: Tensor, noise: Tensor, rates: Tensor) -> Tensor:
+        """One update from what changes at each step: of tensors alone, so that it can be recorded.
+
+        Of images (B, 3, H, W), noise (B, D), and learning rate and decay of the average (2,).
+        """
+        # Reconstruct
+        with training_precision(images.device):
             reconstructions, mean, logvar = self.vae(images, noise)
 
         # Weigh
         errors = losses.mean_squared_error(reconstructions, images)
         divergences = losses.kl_divergence(mean, logvar).sum(1)
-        mse, kl = parallel.mean(torch.stack([errors, divergences]), count)
+        mse, kl = parallel.mean(torch.stack([errors, divergences]), self.batches.size)
         if self.config.r_loss_factor is None:
             reconstruction = losses.calibrated_reconstruction(mse, self.vae.config.num_pixels)
         else:
             reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
 
         # Update
-        self.optimizer.param_groups[0]["lr"] = self._learning_rate(index)
+        rate, decay = rates
+        self.optimizer.param_groups[0]["lr"].copy_(rate)
         is_sound = self.guard.step(reconstruction + self.config.kl_weight * kl)
         if self.averaged is not self.vae:
-            average(self.averaged, self.vae, self._decay(index))
+            average(self.averaged, self.vae, decay)
         return torch.stack([reconstruction, kl, mse]).detach().where(is_sound, 0.0)
 
     def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
@@ -111,7 +132,7 @@ class NetworkStage:
     def _decay(self, index: int) -> float:
         """Of the averaged weights; early on their half-life is a tenth of what has been seen."""
         seen = (index + 1) * self.batches.size
-        half_life = min(self.config.ema_images, 0.1 * seen)
+        half_life = min(self.config.ema_images or 1, 0.1 * seen)
         return float(0.5 ** (self.batches.size / half_life))
 
     def state(self) -> dict[str, Tensor]:
@@ -153,16 +174,17 @@ class PriorStage:
         epochs: int,
         seed: int,
         seconds: float | None = None,
+        warn: Warn = lambda _: None,
     ) -> None:
         """`mean` and `logvar` (N, D) stay on `prior`'s device; `epochs` counts passes over them."""
         self.mean, self.logvar, self.seed = mean, logvar, seed
         prior.whitening.fit(mean, logvar)
         self.prior, self.raw = prior.eval(), copy.deepcopy(prior).train()
         self.budget = Budget(math.ceil(epochs * len(mean) / self.batch_size), seconds)
-        self.optimizer = torch.optim.Adam(
-            self.raw.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), fused=True
-        )
+        self.optimizer = adam(self.raw, self.learning_rate, (0.9, 0.99))
         self.guard = Guard(self.raw, self.optimizer)
+        records = parallel.size() == 1
+        self._update = Fast(self._update_from, mean.device, warn) if records else self._update_from
 
     def step(self, index: int) -> Tensor:
         """One update; returns the flow-matching loss, (1,), zero if it was skipped."""
@@ -176,18 +198,28 @@ class PriorStage:
         target = self.prior.whitening.whiten(latents)
         times = torch.randn(count, 1, generator=draw, device=device).sigmoid()
         share = parallel.share(count)
-        noise, target, times = noise[share], target[share], times[share]
-
-        # Match the velocity between them
-        with training_precision(device):
-            velocity = self.raw.velocity((1 - times) * noise + times * target, times)
-        loss = parallel.mean(losses.flow_matching(velocity, noise, target), count)
-
-        # Update, warming up over 100 steps and falling to zero
+        # warming up over 100 steps and falling to zero
         rate = min(1.0, (index + 1) / 100) * (1 - self.budget.share(index))
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate * rate
+        decay = min(self.ema_decay, (index + 1) / (index + 10))
+        rates = torch.tensor([self.learning_rate * rate, decay]).to(device)
+        return self._update(noise[share], target[share], times[share], rates)
+
+    def _update_from(self, noise: Tensor, target: Tensor, times: Tensor, rates: Tensor) -> Tensor:
+        """One update from what changes at each step: of tensors alone, so that it can be recorded.
+
+        Of noise and whitened latents (B, D), times (B, 1), and learning rate and decay of the
+        average (2,).
+        """
+        # Match the velocity between them
+        with training_precision(noise.device):
+            velocity = self.raw.velocity((1 - times) * noise + times * target, times)
+        loss = parallel.mean(losses.flow_matching(velocity, noise, target), self.batch_size)
+
+        # Update
+        rate, decay = rates
+        self.optimizer.param_groups[0]["lr"].copy_(rate)
         is_sound = self.guard.step(loss)
-        average(self.prior, self.raw, min(self.ema_decay, (index + 1) / (index + 10)))
+        average(self.prior, self.raw, decay)
         return loss.detach().where(is_sound, 0.0).reshape(1)
 
     def state(self) -> dict[str, Tensor]:

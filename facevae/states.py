@@ -4,14 +4,22 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @torch.no_grad()
-def average(averaged: nn.Module, current: nn.Module, decay: float) -> None:
+def average(averaged: nn.Module, current: nn.Module, decay: Tensor | float) -> None:
     """Move averaged weights towards the current ones, in place: `decay` of them is kept."""
-    update = get_ema_multi_avg_fn(decay)
-    update(list(averaged.parameters()), list(current.parameters()), None)
+    for own, other in zip(averaged.parameters(), current.parameters(), strict=True):
+        own.lerp_(other, 1 - decay)
+
+
+def adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    """Adam whose steps can be recorded, and whose learning rate, so that it may change, is a tensor."""
+    parameters = [*module.parameters()]
+    device = parameters[0].device
+    rate = torch.tensor(learning_rate, device=device)
+    on_cuda = device.type == "cuda"
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=on_cuda)
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

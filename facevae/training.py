@@ -45,7 +45,7 @@ from facevae.snapshots import (
     progress_model,
     snapshot,
 )
-from facevae.stages import NetworkStage, PriorStage, Stage
+from facevae.stages import NetworkStage, PriorStage, Stage, Warn
 from facevae.states import part
 
 _STEPS_A_RECORD = 20
@@ -304,7 +304,7 @@ def _fit_network(work: _Work, framing: Framing | None) -> tuple[VAE, int]:
     run, folder = work.run, work.folder
 
     # Go on from where an earlier process stopped
-    stage = _network_stage(run)
+    stage = _network_stage(run, work.listener.notice)
     batches = stage.batches
     first = _resume(work, "network", stage)
     if first > stage.budget.num_steps:
@@ -368,18 +368,25 @@ def _measure_network(
     return {"epoch": epoch, **figures, **pictures, "histograms": histograms}
 
 
-def _network_stage(run: Run) -> NetworkStage:
+def _network_stage(run: Run, warn: Warn = lambda _: None) -> NetworkStage:
     batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
-    return NetworkStage(_new_vae(run), batches, run.train)
+    return NetworkStage(_new_vae(run), batches, run.train, warn)
 
 
-def _prior_stage(run: Run, mean: Tensor, logvar: Tensor) -> PriorStage:
+def _prior_stage(run: Run, mean: Tensor, logvar: Tensor, warn: Warn = lambda _: None) -> PriorStage:
     """The fitting of a flow to posteriors, `mean` and `logvar` (N, D)."""
     config = run.train.prior_config
     with seeded(run.train.seed):
         prior = FlowPrior(run.model.latent_dim, config.width, config.blocks).to(run.device)
-    epochs, seconds = run.train.prior_epochs, run.train.seconds_for("prior")
-    return PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed, seconds=seconds)
+    return PriorStage(
+        prior,
+        mean,
+        logvar,
+        epochs=run.train.prior_epochs,
+        seed=run.train.seed,
+        seconds=run.train.seconds_for("prior"),
+        warn=warn,
+    )
 
 
 def _finish_stage(run: Run, vae: VAE, prior: Prior) -> FinishStage:
@@ -425,7 +432,7 @@ def _fit_prior(work: _Work, vae: VAE, num_images: int) -> Bundle:
 
 
 def _fit_flow(work: _Work, mean: Tensor, logvar: Tensor, key: str) -> FlowPrior:
-    stage = _prior_stage(work.run, mean, logvar)
+    stage = _prior_stage(work.run, mean, logvar, work.listener.notice)
     first = _resume(work, "prior", stage, key)
     sums, counts = torch.zeros(1, device=mean.device), stage.guard.counts()
     for index, loss in _steps(work, "prior", stage, first, key):

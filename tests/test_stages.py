@@ -1,14 +1,16 @@
 import copy
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny import CONFIG, TRAIN, differing
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from facevae import losses
+from facevae import losses, stages
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.config import ModelConfig
@@ -17,7 +19,7 @@ from facevae.images import from_pixels
 from facevae.latents import posteriors
 from facevae.model import VAE
 from facevae.prior import FlowPrior
-from facevae.runtime import training_precision
+from facevae.runtime import Fast, training_precision
 from facevae.stages import NetworkStage, PriorStage
 
 CPU = torch.device("cpu")
@@ -201,3 +203,56 @@ def test_the_kl_divergence_counts_by_its_weight(faces):
         stage = network(faces, kl_weight=weight)
         ends[weight] = [stage.step(i)[1].item() for i in range(25)][-1]
     assert ends[1000.0] < ends[1.0] < ends[0.0]
+
+
+# ---------------------------------------------------------------- steps as recordings
+
+
+def recorded(stage):
+    """A stand-in for a CUDA graph: the operations of one step, done again on the same tensors.
+
+    What a step would read from anywhere else stays as it was when it was recorded, as in a graph.
+    """
+    live = [*stage.state().values(), stage.guard._kept, stage.optimizer.param_groups[0]["lr"]]
+    recordings = []
+
+    def record(step, inputs):
+        before = [tensor.clone() for tensor in live]
+        traced = make_fx(lambda *given: step(*given))(*inputs)  # which takes the step, as recording a graph does not
+        with torch.no_grad():
+            for tensor, value in zip(live, before, strict=True):
+                tensor.copy_(value)
+        recordings.append(traced)
+        return torch.no_grad()(traced)
+
+    stage._update = Fast(stage._update_from, CPU, pytest.fail, record)
+    return recordings
+
+
+@pytest.mark.parametrize("build", [network, flow])
+def test_a_recorded_step_does_what_the_step_does(faces, build, monkeypatch):
+    monkeypatch.setattr(stages, "training_precision", lambda _: nullcontext())
+    plain, replayed = build(faces), build(faces)
+    for i in range(2):  # so that the optimiser has its moments
+        assert plain.step(i).equal(replayed.step(i))
+    recordings = recorded(replayed)
+    for i in range(2, 10):
+        torch.testing.assert_close(replayed.step(i), plain.step(i), rtol=1e-4, atol=1e-5)
+    assert len(recordings) == 1
+    for (name, found), wanted in zip(replayed.state().items(), plain.state().values(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_recorded_step_leaves_out_what_is_not_sound(faces):
+    stage = network(faces)
+    stage.step(0)
+    recorded(stage)
+    for i in range(1, 6):
+        stage.step(i)
+    before = {name: tensor.clone() for name, tensor in stage.state().items()}
+    images, noise = torch.full((16, 3, 32, 32), float("nan")), torch.zeros(16, CONFIG.latent_dim)
+    assert stage._update(images, noise, torch.tensor([1e-3, 1.0])).tolist() == [0, 0, 0]
+    after = stage.state()
+    changed = [k for k in before if not before[k].equal(after[k]) and "tracked" not in k]
+    assert changed == ["guard.figures"]
+    assert stage.guard.counts().num_skipped == 1
