@@ -100,12 +100,13 @@ IDLE = tuple(
 )
 
 
-def assert_close(found: dict, wanted: dict, atol: float = 3e-3) -> None:
+def assert_close(found: dict, wanted: dict) -> None:
+    """Up to what rounding does, which may send single activations to the other side of a kink."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        if name.endswith(IDLE):
-            continue
-        np.testing.assert_allclose(found[name], value, atol=atol, rtol=1e-3, err_msg=name)
+        if not name.endswith(IDLE):
+            error, size = (np.sqrt(np.square(x).mean()) for x in (found[name] - value, value))
+            assert error < 0.02 * size + 1e-3, name
 
 
 # ---------------------------------------------------------------- the same steps as one process
