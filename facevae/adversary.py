@@ -34,8 +34,9 @@ _WARM_UP_STEPS = 100  # until the discriminator counts in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
 _PENALTY, _STEPS_A_PENALTY = 1.0, 16  # of R1, taken now and then (Karras et al. 2020, section 3.1)
-# weights of log(mean squared error), of feature matching, and of a perceptual distance
-_PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
+# weights of log(mean squared error), of feature matching, of the discriminator at a
+# `finish_weight` of 1, and of a perceptual distance
+_PIXELS, _FEATURES, _ADVERSARIAL, _PERCEPTUAL = 5.0, 2.0, 4.0, 5.0
 _STEPS_A_DRAW = 16  # for which the prior's samples are drawn at once
 _SMALLEST = 4  # side in pixels of the discriminator's last features
 
@@ -166,7 +167,7 @@ class FinishStage:
         adversarial = losses.generator_loss(logits)
         matching = losses.feature_matching([level[:count] for level in features], real_features)
         mse = losses.mean_squared_error(made[:count], images).mean()
-        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        weight = _ADVERSARIAL * self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
         pixels = mse.clamp_min(losses.MIN_MSE).log()
         loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
         if self._perceptual:
