@@ -34,9 +34,9 @@ _WARM_UP_STEPS = 100  # until the discriminator counts in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
 _PENALTY, _STEPS_A_PENALTY = 1.0, 16  # of R1, taken now and then (Karras et al. 2020, section 3.1)
-# weights of log(mean squared error), of feature matching, of the discriminator at a
-# `finish_weight` of 1, and of a perceptual distance
-_PIXELS, _FEATURES, _ADVERSARIAL, _PERCEPTUAL = 5.0, 2.0, 4.0, 5.0
+# weights of log(mean squared error), of feature matching, and of a perceptual distance
+_PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
+_COARSE = 32  # side in pixels at which samples stay what they were
 _STEPS_A_DRAW = 16  # for which the prior's samples are drawn at once
 _SMALLEST = 4  # side in pixels of the discriminator's last features
 
@@ -120,6 +120,7 @@ class FinishStage:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
+        self._before = copy.deepcopy(vae.decoder)
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         with seeded(config.seed):
             width = max(16, vae.config.filters[0] // 2)
@@ -143,7 +144,8 @@ class FinishStage:
         with torch.no_grad(), training_precision(device):
             mean, _ = self.vae.encode(images)
         with training_precision(device):
-            made = self.decoder(torch.cat([mean, self._samples(index)])).float()
+            samples = self._samples(index)
+            made = self.decoder(torch.cat([mean, samples])).float()
         draw = generator(self.config.seed, _AUGMENTATION, index)
         as_shown, elsewhere = (Augmentation(count, self.vae.config.size, draw) for _ in range(2))
         real = as_shown(images)
@@ -167,8 +169,10 @@ class FinishStage:
         adversarial = losses.generator_loss(logits)
         matching = losses.feature_matching([level[:count] for level in features], real_features)
         mse = losses.mean_squared_error(made[:count], images).mean()
-        weight = _ADVERSARIAL * self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
-        pixels = mse.clamp_min(losses.MIN_MSE).log()
+        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        # in the units in which the logarithm's gradient counts an error
+        strayed = self._strayed(samples, made[count:]) / mse.detach().clamp_min(losses.MIN_MSE)
+        pixels = mse.clamp_min(losses.MIN_MSE).log() + strayed
         loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
         if self._perceptual:
             loss = loss + _PERCEPTUAL * self._perceptual(made[:count], images)
@@ -189,6 +193,17 @@ class FinishStage:
             with exact():
                 self._drawn = block, sample_latents(self.prior, noise)
         return self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
+
+    def _strayed(self, samples: Tensor, made: Tensor) -> Tensor:
+        """How far samples, as they are made now, are coarsely from what they were: a scalar.
+
+        Nothing else holds them: where the prior is poor, texture alone makes scribbles of a face.
+        """
+        scale = max(1, made.shape[-1] // _COARSE)
+        with torch.no_grad(), training_precision(made.device):
+            before = self._before(samples).float()
+        now, was = (functional.avg_pool2d(images, scale) for images in (made, before))
+        return losses.mean_squared_error(now, was).mean()
 
     def _penalty(self, real: Tensor) -> Tensor:
         real = real.detach().requires_grad_()

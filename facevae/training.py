@@ -182,7 +182,7 @@ def _forgets(run: Run, earlier: Bundle) -> bool:
 def _is_fitted(run: Run, earlier: Bundle) -> bool:
     """Whether that is all that the stages before the finish were asked for."""
     is_trained = _covers(run, earlier.provenance, run.train.epochs)
-    has_prior = earlier.prior_config == run.train.prior_config
+    has_prior = earlier.prior_config.kind == run.train.prior
     return (is_trained or "vae" not in run.train.stages) and (
         has_prior or "prior" not in run.train.stages
     )
@@ -339,7 +339,8 @@ def _fit_prior(work: _Work, vae: VAE, num_images: int) -> Bundle:
     if isinstance(prior, GaussianPrior):
         prior.fit(mean, logvar)
     elif isinstance(prior, FlowPrior):
-        key = weights_digest(vae)  # a flow that was fitted to other latents is of no use
+        # a flow that was fitted to other latents, or that means something else, is of no use
+        key = f"{weights_digest(vae)} residual"
         epochs = run.train.prior_epochs
         seconds = run.train.seconds_for("prior")
         stage = PriorStage(prior, mean, logvar, epochs=epochs, seed=run.train.seed, seconds=seconds)
