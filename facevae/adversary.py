@@ -37,6 +37,7 @@ _EMA_IMAGES = 10_000  # half-life of the averaged decoder
 _PENALTY, _STEPS_A_PENALTY = 1.0, 16  # of R1, taken now and then (Karras et al. 2020, section 3.1)
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
+_COARSE = 32  # side in pixels at which samples stay what they were
 _STEPS_A_DRAW = 16  # for which the prior's samples are drawn at once
 _SMALLEST = 4  # side in pixels of the discriminator's last features
 
@@ -122,6 +123,7 @@ class FinishStage:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
+        self._before = copy.deepcopy(vae.decoder)
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         with seeded(config.seed):
             width = max(16, vae.config.filters[0] // 2)
@@ -145,7 +147,8 @@ class FinishStage:
         with torch.no_grad(), training_precision(device):
             mean, _ = self.vae.encode(images)
         with training_precision(device):
-            made = self.decoder(torch.cat([mean, self._samples(index)])).float()
+            samples = self._samples(index)
+            made = self.decoder(torch.cat([mean, samples])).float()
         draw = generator(self.config.seed, _AUGMENTATION, index)
         as_shown, elsewhere = (Augmentation(count, self.vae.config.size, draw) for _ in range(2))
         real = as_shown(images)
@@ -172,7 +175,10 @@ class FinishStage:
         matching = losses.feature_matching(as_made, real_features, mean_of)
         mse = mean_of(losses.mean_squared_error(made[:own], images))
         weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        strayed = self._strayed(samples, made[own:], mean_of)
+        # in the units in which the logarithm's gradient counts an error
         pixels = mse.clamp_min(losses.MIN_MSE).log()
+        pixels = pixels + strayed / mse.detach().clamp_min(losses.MIN_MSE)
         loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
         if self._perceptual:
             loss = loss + _PERCEPTUAL * mean_of(self._perceptual(made[:own], images))
@@ -194,6 +200,17 @@ class FinishStage:
                 self._drawn = block, sample_latents(self.prior, noise)
         drawn = self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
         return drawn[parallel.share(self.batches.size)]
+
+    def _strayed(self, samples: Tensor, made: Tensor, mean_of: losses.Mean) -> Tensor:
+        """How far samples, as they are made now, are coarsely from what they were: a scalar.
+
+        Nothing else holds them: where the prior is poor, texture alone makes scribbles of a face.
+        """
+        scale = max(1, made.shape[-1] // _COARSE)
+        with torch.no_grad(), training_precision(made.device):
+            before = self._before(samples).float()
+        now, was = (functional.avg_pool2d(images, scale) for images in (made, before))
+        return mean_of(losses.mean_squared_error(now, was))
 
     def _penalty(self, real: Tensor, mean_of: losses.Mean) -> Tensor:
         real = real.detach().requires_grad_()
@@ -231,9 +248,8 @@ class FinishStage:
 
     def inputs(self) -> dict[str, Tensor]:
         """The model as it was fitted."""
-        return prefixed("fitted.vae.", self.vae.state_dict()) | prefixed(
-            "fitted.prior.", self.prior.state_dict()
-        )
+        vae = self.vae.state_dict() | prefixed("decoder.", self._before.state_dict())
+        return prefixed("fitted.vae.", vae) | prefixed("fitted.prior.", self.prior.state_dict())
 
 
 def _mean(own: int, count: int, values: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ from facevae.model import VAE
 from facevae.prior import Prior, build_prior
 
 FORMAT = 3  # raised when a reader of the old format could not read the new one
-_PLAIN_FORMAT = 2  # which differs in that all its networks are plain, and that it does not say so
+_PLAIN_FORMAT = (
+    2  # which differs in that its networks and flows are plain, and that it does not say so
+)
 _PICKLES = (
     b"PK",
     b"\x80\x02",
@@ -244,8 +246,10 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
     if missing := [key for key in _KEYS if key not in metadata]:
         msg = f"{path}: no {', '.join(missing)} in its metadata"
         raise ModelError(msg)
-    if metadata["format"] == _PLAIN_FORMAT and isinstance(metadata["config"], dict):
-        metadata["config"]["residual_blocks"] = 0
+    if metadata["format"] == _PLAIN_FORMAT:
+        for key, plain in (("config", {"residual_blocks": 0}), ("prior", {"residual": False})):
+            if isinstance(metadata[key], dict):
+                metadata[key] |= plain
     return metadata
 
 

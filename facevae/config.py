@@ -97,11 +97,15 @@ class ModelConfig(_Record):
 
 @dataclass(frozen=True)
 class PriorConfig(_Record):
-    """What the latents are distributed like: `width` and `blocks` are a flow's, else 0."""
+    """What the latents are distributed like: `width` and `blocks` are a flow's, else 0.
+
+    A flow is `residual` where its network gives only what sets latents off from one Gaussian.
+    """
 
     kind: Prior = "normal"
     width: int = 0
     blocks: int = 0
+    residual: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no prior can be built from."""
@@ -111,6 +115,8 @@ class PriorConfig(_Record):
         low, width, blocks = (1, 8192, 64) if self.kind == "flow" else (0, 0, 0)
         _require(_is_count(self.width, low, width), f"prior width {self.width}: out of range")
         _require(_is_count(self.blocks, low, blocks), f"prior blocks {self.blocks}: out of range")
+        is_sound = isinstance(self.residual, bool) and self.residual <= (self.kind == "flow")
+        _require(is_sound, f"prior residual {self.residual}: only a flow can be")
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,7 @@ class TrainConfig(_Record):
         """The prior that this training ends with."""
         if self.prior != "flow":
             return PriorConfig(self.prior)
-        return PriorConfig("flow", self.prior_width, self.prior_blocks)
+        return PriorConfig("flow", self.prior_width, self.prior_blocks, residual=True)
 
 
 @dataclass(frozen=True)

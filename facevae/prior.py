@@ -77,13 +77,17 @@ class _Block(nn.Module):
 class FlowPrior(nn.Module):
     """Flow matching on whitened latents: a residual MLP gives the velocity at a point and time.
 
-    Lipman et al. 2023 (straight paths), with times drawn as in Esser et al. 2024, section 3.1.
+    Lipman et al. 2023 (straight paths), with times drawn as in Esser et al. 2024, section 3.1. A
+    `residual` one adds to the velocity that would be right if whitened latents were N(0, I), so
+    that it begins as one Gaussian, and learns what is not (as Karras et al. 2022, section 5,
+    precondition a denoiser).
     """
 
     frequencies: Tensor
 
-    def __init__(self, latent_dim: int, width: int, blocks: int) -> None:
+    def __init__(self, latent_dim: int, width: int, blocks: int, *, residual: bool = False) -> None:
         super().__init__()
+        self.residual = residual
         self.whitening = GaussianPrior(latent_dim)
         time_width = 128
         # from 1 to 1000, evenly in the logarithm; plain numbers, for the reason in `GaussianPrior`
@@ -104,7 +108,7 @@ class FlowPrior(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, embedded)
         out: Tensor = self.outward(self.norm(hidden))
-        return out
+        return out + _gaussian_velocity(points, times) if self.residual else out
 
     def forward(self, noise: Tensor) -> Tensor:
         """noise (B, D) → latents (B, D), by Heun's method from time 0 to 1."""
@@ -119,6 +123,11 @@ class FlowPrior(nn.Module):
         return latents
 
 
+def _gaussian_velocity(points: Tensor, times: Tensor) -> Tensor:
+    """E[latents − noise | (1 − t)·noise + t·latents], (B, D), where both are N(0, I)."""
+    return (2 * times - 1) / (times.square() + (1 - times).square()) * points
+
+
 Prior = NormalPrior | GaussianPrior | FlowPrior
 
 
@@ -128,7 +137,7 @@ def build_prior(config: PriorConfig, latent_dim: int) -> Prior:
         return NormalPrior()
     if config.kind == "gaussian":
         return GaussianPrior(latent_dim)
-    return FlowPrior(latent_dim, config.width, config.blocks)
+    return FlowPrior(latent_dim, config.width, config.blocks, residual=config.residual)
 
 
 def sample_latents(prior: Prior, noise: Tensor, temperature: float = 1.0) -> Tensor:

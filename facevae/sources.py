@@ -92,13 +92,15 @@ class Source:
             "--preset",
             name,
         ]
-        if seconds := train.get("max_seconds"):
+        seconds = train.get("max_seconds")
+        if isinstance(seconds, int | float):
             words += ["--max-time", f"{seconds:g}s"]
             usual |= {key: found.get(key) for key in ("prior_epochs", "finish_epochs")}
         else:
             words += ["--epochs", str(known.get("epochs", usual["epochs"]))]
         for key, option in _OPTIONS.items():
-            value = tuple(found[key]) if key == "stages" and key in found else found.get(key)
+            value = found.get(key)
+            value = tuple(value) if isinstance(value, list) else value
             if key in found and value != usual[key]:
                 words += [option, str(setting_text(key, found[key]))]
         if found.get("perceptual"):

@@ -240,7 +240,7 @@ def _forgets(run: Run, earlier: Bundle) -> bool:
 def _is_fitted(run: Run, earlier: Bundle) -> bool:
     """Whether that is all that the stages before the finish were asked for."""
     is_trained = _covers(run, earlier.provenance, run.train.epochs)
-    has_prior = earlier.prior_config == run.train.prior_config
+    has_prior = earlier.prior_config.kind == run.train.prior
     return (is_trained or "vae" not in run.train.stages) and (
         has_prior or "prior" not in run.train.stages
     )
@@ -375,9 +375,9 @@ def _network_stage(run: Run, warn: Warn = lambda _: None) -> NetworkStage:
 
 def _prior_stage(run: Run, mean: Tensor, logvar: Tensor, warn: Warn = lambda _: None) -> PriorStage:
     """The fitting of a flow to posteriors, `mean` and `logvar` (N, D)."""
-    config = run.train.prior_config
     with seeded(run.train.seed):
-        prior = FlowPrior(run.model.latent_dim, config.width, config.blocks).to(run.device)
+        prior = build_prior(run.train.prior_config, run.model.latent_dim).to(run.device)
+    assert isinstance(prior, FlowPrior)  # noqa: S101 - no other is fitted by steps
     return PriorStage(
         prior,
         mean,
@@ -419,7 +419,8 @@ def _fit_prior(work: _Work, vae: VAE, num_images: int) -> Bundle:
     if "prior" not in run.train.stages and config.kind == "flow":
         config = PriorConfig("gaussian")
     if config.kind == "flow":
-        key = weights_digest(vae)  # a flow that was fitted to other latents is of no use
+        # a flow that was fitted to other latents, or that means something else, is of no use
+        key = f"{weights_digest(vae)} residual"
         prior: Prior = _fit_flow(work, mean, logvar, key)
     else:
         prior = build_prior(config, run.model.latent_dim).to(run.device)

@@ -100,6 +100,21 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces, we
     assert bool((now > was).float().mean() > 0.9) == is_swayed
 
 
+def test_samples_stay_coarsely_what_they_were(faces):
+    stage = finish(faces, replace(RESIDUAL, size=64), batch_size=4)
+    latents = stage._samples(0)
+    with torch.no_grad():
+        made = stage.decoder(latents)
+    texture = 0.1 * (-1.0) ** torch.arange(64)  # of single pixels
+    same, with_texture, darker = (
+        stage._strayed(latents, images, torch.mean).item()
+        for images in (made, made + texture, made - 0.1)
+    )
+    assert same < 1e-4
+    assert with_texture < 1e-4
+    assert darker == pytest.approx(0.01, rel=0.05)
+
+
 def test_a_perceptual_distance_holds_reconstructions_to_what_it_measures(faces):
     """A stand-in that measures brightness alone, against no other term that could."""
     seen = []

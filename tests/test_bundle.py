@@ -253,10 +253,13 @@ def test_another_format_number_says_to_upgrade(saved):
 
 def test_a_model_of_the_format_before_is_a_plain_one(saved):
     config = json.loads(parts_of(saved)[1]["config"])
+    prior = json.loads(parts_of(saved)[1]["prior"])
     assert config.pop("residual_blocks") == 0
+    assert prior.pop("residual") is False
     before = load(saved)
-    rewritten(saved, format=2, config=config)
-    assert load(saved).config == before.config
+    rewritten(saved, format=2, config=config, prior=prior)
+    again = load(saved)
+    assert (again.config, again.prior_config) == (before.config, before.prior_config)
 
 
 def test_a_residual_model_comes_back_as_it_was(tmp_path):
@@ -296,7 +299,9 @@ UNSOUND = {
     "filters that are no list": {"config": sound(filters=8)},
     "filters of nothing": {"config": sound(filters=[])},
     "no dictionary": {"config": [1, 2]},
-    "a prior that is not known": {"prior": {"kind": "vamp", "width": 0, "blocks": 0}},
+    "a prior that is not known": {
+        "prior": {"kind": "vamp", "width": 0, "blocks": 0, "residual": False}
+    },
     "a prior that is null": {"prior": None},
     "attributes that are a number": {"attributes": 4},
     "attributes of nothing": {"attributes": [{}] * 4},
@@ -361,7 +366,7 @@ def test_a_damaged_state_is_refused_by_name(tmp_path):
 def test_a_config_that_claims_huge_sizes_allocates_nothing(saved):
     resource = pytest.importorskip("resource")
     huge = ModelConfig(256, 8192, (4096,) * 4)
-    flow = {"kind": "flow", "width": 8192, "blocks": 64}
+    flow = {"kind": "flow", "width": 8192, "blocks": 64, "residual": False}
     rewritten(saved, config=huge.to_dict(), prior=flow)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "tensor" in refusal(saved)

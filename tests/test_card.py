@@ -56,6 +56,12 @@ def test_the_card_says_what_the_model_file_does(bundle):
     assert "Unfinished" not in card
 
 
+def test_a_finish_is_told(bundle):
+    bundle.provenance["finish"] = {"epochs": 41}
+    card = write_card(bundle, "someone/faces", licence_of(bundle))
+    assert "| epochs of the decoder's finish | 41 |" in card
+
+
 def test_what_a_model_lacks_is_said_or_left_out():
     bundle = dataclasses.replace(
         tiny_bundle(kind="normal"), attributes=[], directions=None, provenance={}

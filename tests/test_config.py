@@ -64,6 +64,7 @@ BAD = [
     (PriorConfig, "kind", ["", "Normal", "vamp", None, ["flow"]]),
     (PriorConfig, "width", [-1, 8193, 1.5, None]),
     (PriorConfig, "blocks", [-1, 65, 1.5, None]),
+    (PriorConfig, "residual", [True, 1, None]),
     (TrainConfig, "epochs", [0, -1, 1.5, "3", True, None, MAX_SEED + 1]),
     (TrainConfig, "batch_size", [0, -1, 1.5, None]),
     (TrainConfig, "learning_rate", [0, -1e-3, float("nan"), float("inf"), "fast", None]),
@@ -131,7 +132,7 @@ def test_only_a_flow_has_a_network(kind):
 
 def test_the_prior_of_a_training_has_the_sizes_it_asks_for():
     train = TrainConfig(prior_width=48, prior_blocks=3)
-    assert train.prior_config == PriorConfig("flow", 48, 3)
+    assert train.prior_config == PriorConfig("flow", 48, 3, residual=True)
 
 
 def test_the_paper_preset_is_the_paper():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from facevae.curves import draw_curves, draw_histograms, is_available, save
+from facevae.curves import draw_curves, draw_figures, draw_histograms, is_available, save
 
 plt = pytest.importorskip("matplotlib.pyplot")
 MAGENTA = (255, 0, 255)
@@ -73,3 +73,12 @@ def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path):
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "latents.png"]
+
+
+def test_the_losses_of_a_finish_have_panels_of_their_own():
+    place = {"step": 1, "images": 10, "seconds": 1.0}
+    records = [{"event": "finish", **place, "generator_loss": 0.7, "mse": 0.1}]
+    figure = draw_figures(records)
+    drawn = {ax.get_ylabel(): [line.get_label() for line in ax.lines] for ax in figure.axes}
+    assert drawn["finish: loss of what is made"] == ["finish"]
+    assert drawn["mean squared error"] == ["finish"]

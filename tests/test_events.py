@@ -167,6 +167,14 @@ def test_records_without_histograms_or_pictures_are_written_all_the_same(tmp_pat
     assert read_back(tmp_path / "events").Tags()["images"] == []
 
 
+def test_the_finish_has_a_group_of_its_own(tmp_path):
+    events = Events(tmp_path / "events", tmp_path)
+    place = {"step": 3, "images": 30, "seconds": 1.0}
+    events.begin({}, [{"event": "finish", **place, "generator_loss": 0.5}])
+    events.close()
+    assert points(tmp_path / "events", "finish/generator_loss") == [(30, 0.5)]
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FacevaeError, match="without --tensorboard"):

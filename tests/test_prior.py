@@ -247,3 +247,26 @@ def test_a_flow_holds_a_gaussian_and_all_hold_the_normal():
 def test_a_prior_that_a_model_does_not_hold_is_refused(prior, kind):
     with pytest.raises(UsageError, match=f"--prior {kind}: .*holds a {kind_of(prior)} prior"):
         other_prior(prior, kind)
+
+
+def test_a_residual_flow_begins_as_one_gaussian_and_a_plain_one_does_too():
+    for residual in (True, False):
+        flow = FlowPrior(3, 8, 1, residual=residual)
+        flow.whitening.fit(
+            torch.randn(50, 3) * torch.tensor([1.0, 2.0, 0.1]) + 1, torch.zeros(50, 3)
+        )
+        noise = torch.randn(20, 3)
+        with torch.no_grad():
+            torch.testing.assert_close(flow(noise), flow.whitening(noise), rtol=1e-3, atol=1e-3)
+
+
+def test_where_latents_are_one_gaussian_a_residual_flow_has_nothing_to_learn():
+    """Its velocity is the best there is: no multiple of it comes nearer to latents − noise."""
+    draw = torch.Generator().manual_seed(0)
+    noise, latents = torch.randn(2, 4000, 3, generator=draw)
+    times = torch.rand(4000, 1, generator=draw)
+    points = (1 - times) * noise + times * latents
+    with torch.no_grad():
+        velocity = FlowPrior(3, 8, 1, residual=True).velocity(points, times)
+    losses = [(scale * velocity - (latents - noise)).square().mean() for scale in (0.9, 1, 1.1)]
+    assert min(losses) == losses[1]

@@ -122,6 +122,38 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(place, tmp_path, left):
     assert set(sections(reader)) == expected
 
 
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_the_finish_is_told_and_drawn(place, tmp_path, is_complete):
+    folder = tmp_path / "run"
+    shutil.copytree(place / "run", folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    made = {"generator_loss": 0.7, "discriminator_loss": 1.4, "feature_loss": 0.2, "mse": 0.01}
+    lines.append(json.dumps({**last, "event": "finish", **made}))
+    lines.append(json.dumps({**last, "stage": "finish", "epoch": 3}))
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    bundle = load(folder / "model.safetensors")
+    bundle.provenance |= {"finish": {"epochs": 3}, "complete": is_complete}
+    save(bundle, folder / "model.safetensors")
+    reader = reported(folder, tmp_path / "page.html", tmp_path)
+    expected = "finished, 2 epochs and 3 of the finish"
+    assert (expected if is_complete else "not finished, 3 epochs, in the finish") in reader.words
+    assert "epochs of the finish" in reader.words
+
+
+def test_a_command_by_time_and_stages_is_put_together(tmp_path):
+    bundle = tiny_bundle(dataclasses.replace(CONFIG, residual_blocks=1))
+    chosen = {"max_seconds": 90.0, "stages": ["vae", "finish"], "finish_weight": 3.0}
+    settings = TRAIN.to_dict() | chosen
+    bundle.provenance |= {"preset": "compact", "train": settings}
+    save(bundle, tmp_path / "m.safetensors")
+    command = open_source(str(tmp_path / "m.safetensors"), CPU).equivalent_command()
+    for part in ("--max-time 90s", "--stages vae,finish", "--finish-weight 3.0"):
+        assert part in command
+    for option in ("--epochs", "--prior-epochs", "--finish-epochs"):
+        assert f"{option} " not in command
+
+
 def test_a_run_without_its_pictures_has_its_curves(place, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(place / "run", folder)
@@ -173,7 +205,8 @@ def test_provenance_of_any_kind_is_no_reason_to_fail(tmp_path):
         "figures": ["<b>"],
         "sources": "<b>",
         "preset": ["<i>"],
-        "train": {"seed": None},
+        "train": {"seed": None, "stages": 3, "max_seconds": "long"},
+        "finish": {"epochs": "<u>"},
         "terms": 7,
         "epochs": "<u>",
         "fingerprint": {"a": 1},

@@ -218,9 +218,8 @@ def recorded(stage):
 
     def record(step, inputs):
         before = [tensor.clone() for tensor in live]
-        traced = make_fx(lambda *given: step(*given))(
-            *inputs
-        )  # which takes the step, as recording a graph does not
+        # which takes the step, as recording a graph does not
+        traced = make_fx(lambda *given: step(*given))(*inputs)  # noqa: PLW0108 - no method
         with torch.no_grad():
             for tensor, value in zip(live, before, strict=True):
                 tensor.copy_(value)
