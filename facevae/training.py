@@ -2,94 +2,37 @@
 
 import dataclasses
 import gc
-import math
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from facevae import curves, parallel
-from facevae.adversary import FinishStage
-from facevae.batches import Batches, batches_of, evenly, watched
+from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
-from facevae.config import PriorConfig
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
 from facevae.files import locked
+from facevae.fitting import finish, fit_network, fit_prior, stage_of
 from facevae.framing import Framing
-from facevae.guard import Counts
 from facevae.images import grid, save_picture, to_pixels
-from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.latents import decode, latents_of_seeds
 from facevae.learning import add_attributes, examples_of_faces
-from facevae.model import VAE, remove_variance
-from facevae.perceptual import load_perceptual
-from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior
-from facevae.runs import Run, RunFolder, weights_digest
-from facevae.runtime import environment, is_out_of_memory, memory_bytes, seeded, stop_requests
+from facevae.runs import Run, RunFolder
+from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import (
-    draw_latents,
     draw_plane,
-    draw_progress,
-    implied,
-    latent_histograms,
     measure,
-    new_bundle,
-    probe,
-    progress_model,
-    snapshot,
 )
-from facevae.stages import NetworkStage, PriorStage, Stage, Warn
-from facevae.states import part
+from facevae.steps import (
+    Listener,
+    Work,
+)
 
-_STEPS_A_RECORD = 20
-_SECONDS_A_STATE = 300.0
 _NUM_FRAMED = 128  # faces by which the framing is measured
-_NETWORK_ADVICE = "start anew in another folder with a lower --learning-rate"
 _ALL_STAGES = "add the stages before with --stages vae,prior,finish"
-_FINISH_ADVICE = "go on without it: --stages vae,prior"
-_PRIOR_ADVICE = "start anew in another folder with --prior gaussian, which takes no steps"
-
-
-class Listener(Protocol):
-    """What a run tells while it goes on."""
-
-    def progress(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` parts of `task`; `note` has figures in a few words."""
-
-    def epoch(self, figures: Mapping[str, Any]) -> None:
-        """An epoch's record, as in `metrics.jsonl`."""
-
-    def notice(self, text: str) -> None:
-        """Something that the user should know."""
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A run, where it is kept, who is told, and whether it was asked to stop."""
-
-    run: Run
-    folder: RunFolder
-    listener: Listener
-    stop_signal: Callable[[], int]
-    skipped: dict[str, int] = field(default_factory=dict)  # steps, by stage
-    save_progress: bool = True  # a finished model stays in place until the longer run's takes it
-
-    def check_stop(self) -> None:
-        """Raise `Stopped` if that was asked for; whoever calls this has nothing to save."""
-        if stop := self.stop_signal():
-            raise Stopped(stop)
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        """Tell how far something is that has nothing to save, and stop if that was asked for."""
-        self.listener.progress(task, done, total)
-        self.check_stop()
 
 
 def train(run: Run, listener: Listener) -> Bundle:
@@ -113,7 +56,7 @@ def follow(run: Run) -> None:
         while stage_and_step := parallel.from_lead():
             name, index, prior_config = stage_and_step
             state = parallel.tensors_from_lead({}, run.device)
-            stage = _stage_of(run, name, state, prior_config)
+            stage = stage_of(run, name, state, prior_config)
             stage.restore(state)
             accord = parallel.Accord(run.device)
             while index < stage.budget.num_steps:
@@ -121,21 +64,6 @@ def follow(run: Run) -> None:
                 index += 1
                 if stop := accord(stop_signal()):
                     raise Stopped(stop)
-
-
-def _stage_of(
-    run: Run, name: str, inputs: Mapping[str, Tensor], prior_config: PriorConfig | None
-) -> Stage:
-    """The stage that the first process has begun, with what it is fitted to."""
-    if name == "network":
-        return _network_stage(run)
-    if name == "prior":
-        return _prior_stage(run, inputs["posterior.mean"], inputs["posterior.logvar"])
-    assert prior_config is not None  # noqa: S101 - a finish has one
-    vae, prior = VAE(run.model), build_prior(prior_config, run.model.latent_dim)
-    vae.load_state_dict(part(inputs, "fitted.vae."))
-    prior.load_state_dict(part(inputs, "fitted.prior."))
-    return _finish_stage(run, vae.to(run.device), prior.to(run.device))
 
 
 def _lead(run: Run, listener: Listener) -> Bundle:
@@ -147,7 +75,7 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         if parallel.size() > 1 and run.train.max_seconds is not None:
             msg = "--max-time is the time of one process; where several train, say --epochs"
             raise UsageError(msg)
-        work = _Work(run, folder, listener, stop_signal)
+        work = Work(run, folder, listener, stop_signal)
         folder.claim(run.identity(), run.about())
         earlier = _complete_model(work)
         if earlier and _is_enough(run, earlier):
@@ -165,7 +93,7 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         bundle = _fit(work)
         if "finish" in run.train.stages:
             with _memory_advice(run, lambda: "lower --batch-size"):
-                _finish(work, bundle)
+                finish(work, bundle)
         _complete(work, bundle)
         return bundle
 
@@ -192,7 +120,7 @@ def _batch_advice(run: Run) -> str:
     return f"--batch-size {fitting} should fit" if fitting else "lower --batch-size or --size"
 
 
-def _measure_framing(work: _Work) -> Framing | None:
+def _measure_framing(work: Work) -> Framing | None:
     faces = work.run.faces
     framing = measure_framing(faces.pixels[evenly(faces.train, _NUM_FRAMED)])
     if framing is None:
@@ -203,13 +131,13 @@ def _measure_framing(work: _Work) -> Framing | None:
     return framing
 
 
-def _complete_model(work: _Work) -> Bundle | None:
+def _complete_model(work: Work) -> Bundle | None:
     """The model of this run where it has come to its end."""
     bundle = _model_in(work, work.folder.model)
     return bundle if bundle and bundle.provenance.get("complete") else None
 
 
-def _model_in(work: _Work, path: Path) -> Bundle | None:
+def _model_in(work: Work, path: Path) -> Bundle | None:
     if not path.exists():
         return None
     try:
@@ -255,10 +183,7 @@ def _covers(run: Run, done: Any, epochs: int, **same: object) -> bool:
     return bool(done.get("epochs", 0) >= epochs)
 
 
-# ---------------------------------------------------------------- the stages
-
-
-def _fit(work: _Work) -> Bundle:
+def _fit(work: Work) -> Bundle:
     """The model before its finish: as an earlier process left it, or fitted now."""
     run, folder = work.run, work.folder
     earlier = _model_in(work, folder.unfinished) or _complete_model(work)
@@ -269,7 +194,7 @@ def _fit(work: _Work) -> Bundle:
     if "vae" in run.train.stages:
         framing = _measure_framing(work)
         with _memory_advice(run, lambda: _batch_advice(run)):
-            vae, num_images = _fit_network(work, framing)
+            vae, num_images = fit_network(work, framing)
     elif earlier is None:
         msg = f"{folder.path}: holds nothing to go on from; {_ALL_STAGES}"
         raise RunError(msg)
@@ -277,7 +202,7 @@ def _fit(work: _Work) -> Bundle:
         framing, num_images = earlier.framing, earlier.provenance["images_seen"]
         vae = earlier.vae.to(run.device)
     with _memory_advice(run, lambda: "--prior gaussian needs less"):
-        bundle = _fit_prior(work, vae, num_images)
+        bundle = fit_prior(work, vae, num_images)
     bundle.framing = framing
     if earlier and "vae" not in run.train.stages:  # the latents are the same
         bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
@@ -286,7 +211,7 @@ def _fit(work: _Work) -> Bundle:
     return _keep_unfinished(work, bundle)
 
 
-def _keep_unfinished(work: _Work, bundle: Bundle) -> Bundle:
+def _keep_unfinished(work: Work, bundle: Bundle) -> Bundle:
     """Where a finish follows, keep the model before it, to use meanwhile and to begin it again."""
     if "finish" in work.run.train.stages:
         bundle.provenance.pop("complete", None)
@@ -296,232 +221,7 @@ def _keep_unfinished(work: _Work, bundle: Bundle) -> Bundle:
     return bundle
 
 
-def _fit_network(work: _Work, framing: Framing | None) -> tuple[VAE, int]:
-    """Fit encoder and decoder, with held-out figures and pictures at each epoch.
-
-    Returns the weights to be used, and how many images they have seen.
-    """
-    run, folder = work.run, work.folder
-
-    # Go on from where an earlier process stopped
-    stage = _network_stage(run, work.listener.notice)
-    batches = stage.batches
-    first = _resume(work, "network", stage)
-    if first > stage.budget.num_steps:
-        epochs = first * batches.size // batches.num_faces
-        msg = f"{folder.path}: has been trained for {epochs} epochs; --epochs cannot be fewer"
-        raise RunError(msg)
-    folder.recall(first)
-    watch = _Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
-    sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
-    counts = stage.guard.counts()
-
-    # Step
-    for index, terms in _steps(work, "network", stage, first):
-        sums += terms
-        num_steps += 1
-        images = (index + 1) * batches.size
-        is_last = index + 1 == stage.budget.num_steps
-        is_epoch = is_last or images % batches.num_faces < batches.size
-        if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
-            earlier, counts = counts, _counted(folder, stage, index, _NETWORK_ADVICE)
-            where = {"step": index + 1, "images": images, "seconds": watch.seconds()}
-            if num_sound := counts.num_sound - earlier.num_sound:
-                means = _means(run, stage, sums / num_sound)
-                _check_finite(folder, means)
-                means |= _cost(run, num_steps * batches.size, watch.lap())
-                skipped = {"skipped_steps": counts.num_skipped}
-                folder.record({"event": "steps", **where, **means, **skipped})
-            note = _note(folder.records)
-            work.listener.progress("Training", *stage.budget.progress(index), note)
-            sums.zero_()
-            num_steps = 0
-
-        # Measure what would be saved
-        if is_epoch:
-            found = _measure_network(work, stage, framing, images)
-            where["seconds"] = watch.seconds()
-            folder.record({"event": "epoch", "stage": "vae", **where, **found})
-            watch.lap()
-            folder.save_state("network", stage.state(), index + 1)
-            work.listener.epoch(folder.records[-1])
-    work.skipped["network"] = stage.guard.counts().num_skipped
-    return snapshot(run, stage), stage.budget.num_steps * batches.size
-
-
-def _measure_network(
-    work: _Work, stage: NetworkStage, framing: Framing | None, images: int
-) -> dict[str, Any]:
-    """Figures and pictures of what would be saved after so many images, which it is meanwhile."""
-    run, folder = work.run, work.folder
-    averaged = snapshot(run, stage)
-    figures = measure(run, averaged)
-    _check_finite(folder, figures)
-    epoch = images // len(run.faces.train)
-    mean, logvar = probe(run, averaged)
-    progress = progress_model(run, averaged, mean, logvar, images)
-    progress.framing = framing
-    if work.save_progress:
-        save(progress, folder.model, half=run.half)
-    pictures = draw_progress(run, folder, progress, f"{epoch:04d}")
-    histograms = latent_histograms(mean, logvar)
-    return {"epoch": epoch, **figures, **pictures, "histograms": histograms}
-
-
-def _network_stage(run: Run, warn: Warn = lambda _: None) -> NetworkStage:
-    batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
-    return NetworkStage(_new_vae(run), batches, run.train, warn)
-
-
-def _prior_stage(run: Run, mean: Tensor, logvar: Tensor, warn: Warn = lambda _: None) -> PriorStage:
-    """The fitting of a flow to posteriors, `mean` and `logvar` (N, D)."""
-    with seeded(run.train.seed):
-        prior = build_prior(run.train.prior_config, run.model.latent_dim).to(run.device)
-    assert isinstance(prior, FlowPrior)  # noqa: S101 - no other is fitted by steps
-    return PriorStage(
-        prior,
-        mean,
-        logvar,
-        epochs=run.train.prior_epochs,
-        seed=run.train.seed,
-        seconds=run.train.seconds_for("prior"),
-        warn=warn,
-    )
-
-
-def _finish_stage(run: Run, vae: VAE, prior: Prior) -> FinishStage:
-    perceptual = load_perceptual(run.device) if run.train.perceptual else None
-    batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
-    return FinishStage(vae, prior, batches, run.train, perceptual)
-
-
-def _new_vae(run: Run) -> VAE:
-    with seeded(run.train.seed):
-        vae = VAE(run.model)
-    if run.init:
-        vae.load_state_dict(run.init.vae.state_dict())
-    if not run.train.kl_weight:
-        remove_variance(vae)
-    return vae.to(run.device)
-
-
-def _fit_prior(work: _Work, vae: VAE, num_images: int) -> Bundle:
-    """Fit the prior to the posteriors of the training faces and their mirror images.
-
-    Where that stage is left out, the prior is one Gaussian, which takes no steps. `num_images` are
-    those that the network has seen.
-    """
-    run = work.run
-    batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
-    count = 2 * len(run.faces.train)
-    mean, logvar = posteriors(vae, watched(batches, "Encoding", count, work.progress))
-    config = run.train.prior_config
-    if "prior" not in run.train.stages and config.kind == "flow":
-        config = PriorConfig("gaussian")
-    if config.kind == "flow":
-        # a flow that was fitted to other latents, or that means something else, is of no use
-        key = f"{weights_digest(vae)} residual"
-        prior: Prior = _fit_flow(work, mean, logvar, key)
-    else:
-        prior = build_prior(config, run.model.latent_dim).to(run.device)
-    if isinstance(prior, GaussianPrior):
-        prior.fit(mean, logvar)
-    bundle = new_bundle(run, vae, mean, num_images)
-    bundle.prior, bundle.prior_config = prior.eval(), config
-    draw_latents(work.folder, mean, logvar)
-    return bundle
-
-
-def _fit_flow(work: _Work, mean: Tensor, logvar: Tensor, key: str) -> FlowPrior:
-    stage = _prior_stage(work.run, mean, logvar, work.listener.notice)
-    first = _resume(work, "prior", stage, key)
-    sums, counts = torch.zeros(1, device=mean.device), stage.guard.counts()
-    for index, loss in _steps(work, "prior", stage, first, key):
-        sums += loss
-        if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.budget.num_steps:
-            earlier, counts = counts, _counted(work.folder, stage, index, _PRIOR_ADVICE)
-            mean_loss = sums.item() / max(counts.num_sound - earlier.num_sound, 1)
-            parts = [f"flow-matching loss {mean_loss:.3f}", *_skipped(counts.num_skipped)]
-            note = " · ".join(parts)
-            work.listener.progress("Fitting the prior", *stage.budget.progress(index), note)
-            sums.zero_()
-    work.skipped["prior"] = stage.guard.counts().num_skipped
-    work.folder.save_state("prior", stage.state(), stage.budget.num_steps, key)
-    return stage.prior
-
-
-def _finish(work: _Work, bundle: Bundle) -> None:
-    """Finish the decoder, in place, with held-out figures and pictures at each epoch."""
-    run, folder = work.run, work.folder
-
-    # Build, and go on from where an earlier process stopped
-    fitted = weights_digest(bundle.vae), weights_digest(bundle.prior)
-    key = " ".join([*fitted, str(run.train.finish_weight), *["LPIPS"] * run.train.perceptual])
-    stage = _finish_stage(run, bundle.vae, bundle.prior)
-    batches = stage.batches
-    first = _resume(work, "finish", stage, key)
-    if first > stage.budget.num_steps:
-        epochs = first * batches.size // batches.num_faces
-        msg = (
-            f"{folder.path}: has been finished for {epochs} epochs; --finish-epochs cannot be fewer"
-        )
-        raise RunError(msg)
-    before = folder.recall_finish(first)
-    watch = _Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
-    sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
-    counts = stage.guard.counts()
-
-    # Step
-    for index, terms in _steps(work, "finish", stage, first, key, bundle.prior_config):
-        sums += terms
-        num_steps += 1
-        images = (index + 1) * batches.size
-        is_last = index + 1 == stage.budget.num_steps
-        is_epoch = is_last or images % batches.num_faces < batches.size
-        if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
-            earlier, counts = counts, _counted(folder, stage, index, _FINISH_ADVICE)
-            where = {
-                "step": before["step"] + index + 1,
-                "images": before["images"] + images,
-                "seconds": watch.seconds(),
-            }
-            means = (sums / max(counts.num_sound - earlier.num_sound, 1)).tolist()
-            shown = dict(zip(stage.terms, means, strict=True))
-            cost = _cost(run, num_steps * batches.size, watch.lap())
-            skipped = {"skipped_steps": counts.num_skipped}
-            folder.record({"event": "finish", **where, **shown, **cost, **skipped})
-            note = _finish_note(folder.records)
-            work.listener.progress("Finishing", *stage.budget.progress(index), note)
-            sums.zero_()
-            num_steps = 0
-
-        # Measure what would be saved
-        if is_epoch:
-            found = _measure_finish(work, bundle, images)
-            where["seconds"] = watch.seconds()
-            folder.record({"event": "epoch", "stage": "finish", **where, **found})
-            watch.lap()
-            folder.save_state("finish", stage.state(), index + 1, key)
-            work.listener.epoch(folder.records[-1])
-    work.skipped["finish"] = stage.guard.counts().num_skipped
-
-
-def _measure_finish(work: _Work, bundle: Bundle, images: int) -> dict[str, Any]:
-    """Figures and pictures of the model after so many images of its finish."""
-    run, folder = work.run, work.folder
-    figures = measure(run, bundle.vae)
-    _check_finite(folder, figures)
-    epoch = images // len(run.faces.train)
-    done = {"epochs": epoch, "max_seconds": run.train.max_seconds}
-    how = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
-    bundle.provenance["finish"] = {**done, **how}
-    if work.save_progress:
-        save(bundle, folder.model, half=run.half)
-    pictures = draw_progress(run, folder, bundle, f"finish-{epoch:04d}")
-    return {"epoch": epoch, **figures, **pictures}
-
-
-def _complete(work: _Work, bundle: Bundle) -> None:
+def _complete(work: Work, bundle: Bundle) -> None:
     """Learn directions, measure, draw, and at last save the model, which makes the run complete."""
     run, folder = work.run, work.folder
     if run.labels and (examples := examples_of_faces(bundle, run.faces, run.labels)):
@@ -542,136 +242,3 @@ def _complete(work: _Work, bundle: Bundle) -> None:
         drawn = curves.draw_curves(folder.records, folder.pictures)
         curves.save(drawn, folder.pictures / "curves.png")
     save(bundle, folder.model, half=run.half)
-
-
-def _means(run: Run, stage: NetworkStage, terms: Tensor) -> dict[str, float]:
-    """The stage's mean terms by their names, and what they amount to."""
-    means = dict(zip(stage.terms, terms.tolist(), strict=True))
-    return means | implied(run, means["mse"], means["kl_nats"])
-
-
-def _cost(run: Run, images: int, seconds: float) -> dict[str, float]:
-    """What training on so many images in so many seconds takes."""
-    held = {f"{of}_bytes": count for of, count in memory_bytes(run.device).items()}
-    return {"images_per_second": images / seconds, **held}
-
-
-def _note(records: list[dict[str, Any]]) -> str:
-    """The last figures in a few words, in parts between " · "."""
-    last = next((r for r in reversed(records) if r["event"] == "steps"), None)
-    if last is None:
-        return ""
-    terms = f"reconstruction {last['reconstruction_nats']:,.0f} + KL {last['kl_nats']:,.0f} nats"
-    measured = next((r for r in reversed(records) if r["event"] == "epoch"), None)
-    parts = [
-        terms,
-        *_skipped(last.get("skipped_steps", 0)),
-        f"held-out PSNR {measured['psnr']:.2f} dB" if measured else "",
-        f"{last['images_per_second']:,.0f} images/s",
-        f"memory {last['process_bytes'] / 1e9:.1f} GB" if "process_bytes" in last else "",
-        f"GPU {last['gpu_bytes'] / 1e9:.1f} GB" if "gpu_bytes" in last else "",
-    ]
-    return " · ".join(filter(None, parts))
-
-
-def _finish_note(records: list[dict[str, Any]]) -> str:
-    """The last figures of the finish in a few words, in parts between " · "."""
-    last = records[-1]
-    measured = next((r for r in reversed(records) if r["event"] == "epoch"), None)
-    parts = [
-        f"made {last['generator_loss']:.2f} against {last['discriminator_loss']:.2f}",
-        *_skipped(last["skipped_steps"]),
-        f"held-out PSNR {measured['psnr']:.2f} dB" if measured else "",
-        f"sharpness {measured['sharpness']:.2f}" if measured else "",
-        f"{last['images_per_second']:,.0f} images/s",
-    ]
-    return " · ".join(filter(None, parts))
-
-
-def _skipped(count: int) -> list[str]:
-    """How many steps were skipped, in words; nothing where none were."""
-    return [f"{count:,} step{'s' if count > 1 else ''} skipped"] if count else []
-
-
-# ---------------------------------------------------------------- steps and states
-
-
-def _steps(
-    work: _Work,
-    name: str,
-    stage: Stage,
-    first: int,
-    key: str = "",
-    prior_config: PriorConfig | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Take the steps from `first` on; between two, save the state when it is time or asked for.
-
-    Whoever follows takes them too, beginning with the same state.
-    """
-    device = work.run.device
-    parallel.from_lead((name, first, prior_config))
-    parallel.tensors_from_lead(stage.state() | stage.inputs(), device)
-    accord, saved, index = parallel.Accord(device), time.monotonic(), first
-    while index < stage.budget.num_steps:
-        terms = stage.step(index)
-        stage.budget.close_after(index)
-        yield index, terms
-        index += 1
-        stop = accord(work.stop_signal())
-        if stop or time.monotonic() - saved > _SECONDS_A_STATE:
-            work.folder.save_state(name, stage.state(), index, key)
-            saved = time.monotonic()
-        if stop:
-            raise Stopped(stop)
-
-
-def _resume(work: _Work, name: str, stage: Stage, key: str = "") -> int:
-    """Restore the stage's saved state, if there is one; returns the next step to take."""
-    saved = work.folder.load_state(name, key, warn=work.listener.notice)
-    if saved is None:
-        return 0
-    state, step = saved
-    stage.restore(state)
-    stage.budget.close_after(step - 1)
-    if step < stage.budget.num_steps:
-        work.listener.notice(f"{work.folder.path}: going on with the {name} after step {step}")
-    return step
-
-
-def _counted(folder: RunFolder, stage: Stage, index: int, advice: str) -> Counts:
-    """What has become of the steps up to `index`. Raises `RunError` where most fail, with advice."""
-    counts = stage.guard.counts()
-    is_last = index + 1 == stage.budget.num_steps
-    if counts.is_failing or (is_last and counts.num_skipped > counts.num_sound):
-        msg = (
-            f"{folder.path}: {counts.num_skipped:,} of {index + 1:,} steps were skipped, since their "
-            f"gradients were not finite or far too large; the state before is kept; {advice}"
-        )
-        raise RunError(msg)
-    return counts
-
-
-class _Watch:
-    """Seconds of work, over all the processes that a run took."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._begun = before, time.monotonic()
-        self._lap = self._begun
-
-    def lap(self) -> float:
-        """Seconds since the lap before."""
-        before, self._lap = self._lap, time.monotonic()
-        return max(self._lap - before, 1e-6)
-
-    def seconds(self) -> float:
-        return round(self._before + time.monotonic() - self._begun, 3)
-
-
-def _check_finite(folder: RunFolder, figures: Mapping[str, float]) -> None:
-    bad = [name for name, value in figures.items() if not math.isfinite(value)]
-    if bad:
-        msg = (
-            f"{folder.path}: {', '.join(bad)} is no longer finite; the state before is kept; "
-            "start anew in another folder with a lower --learning-rate"
-        )
-        raise RunError(msg)

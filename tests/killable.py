@@ -20,14 +20,14 @@ sys.modules["matplotlib"] = None  # takes longest to import, and does the weight
 
 from tiny import CONFIG, TRAIN, Ear, tiny_run  # noqa: E402 - after that
 
-from facevae import data, pictures, training  # noqa: E402 - after that
+from facevae import data, pictures, steps, training  # noqa: E402 - after that
 from facevae.config import STAGES  # noqa: E402 - after that
 
 PHASES = (
     (data, "_convert"),
-    (training, "_fit_network"),
-    (training, "_fit_prior"),
-    (training, "_finish"),
+    (training, "fit_network"),
+    (training, "fit_prior"),
+    (training, "finish"),
     (training, "_complete"),
 )
 
@@ -66,7 +66,7 @@ class Watch:
 def run(root: Path, folder: Path) -> None:
     """As the command does, with a state after every step."""
     pictures._AT_ONCE = 4
-    training._SECONDS_A_STATE = 0.0
+    steps._SECONDS_A_STATE = 0.0
     training._measure_framing = lambda _work: None  # most of the time, and none of the weights
     faces = data.load_faces([root / "faces"], CONFIG.size, cache=folder / "cache")
     config = dataclasses.replace(TRAIN, stages=STAGES, finish_epochs=1)

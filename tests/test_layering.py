@@ -22,8 +22,9 @@ LAYERS = [
         *("stages", "adversary", "edits", "learning", "sources", "baselines", "evaluation"),
         "novelty",
     ),
-    ("snapshots", "estimate", "package", "api", "report", "gallery"),
-    ("training", "publish"),
+    ("snapshots", "estimate", "steps", "package", "api", "report", "gallery"),
+    ("fitting", "publish"),
+    ("training",),
     ("cli",),
     ("__main__", "__init__"),
 ]

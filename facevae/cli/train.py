@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from facevae.bundle import Bundle
     from facevae.data import Faces
     from facevae.runs import Run
-    from facevae.training import Listener
+    from facevae.steps import Listener
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 _INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
