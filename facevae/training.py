@@ -17,7 +17,7 @@ from facevae import curves
 from facevae.adversary import FinishStage
 from facevae.batches import Batches, batches_of, evenly, watched
 from facevae.bundle import Bundle, load, save
-from facevae.config import PriorConfig
+from facevae.config import STAGES, PriorConfig
 from facevae.errors import ModelError, RunError
 from facevae.faces import measure_framing
 from facevae.files import locked
@@ -29,7 +29,7 @@ from facevae.learning import add_attributes, examples_of_faces
 from facevae.model import VAE, remove_variance
 from facevae.perceptual import load_perceptual
 from facevae.prior import FlowPrior, GaussianPrior, build_prior
-from facevae.runs import Run, RunFolder, weights_digest
+from facevae.runs import Run, RunFolder, left_out, weights_digest
 from facevae.runtime import environment, memory_bytes, seeded, stop_requests
 from facevae.snapshots import (
     draw_latents,
@@ -109,7 +109,7 @@ def train(run: Run, listener: Listener) -> Bundle:
         closing(RunFolder(run.folder, tensorboard=run.tensorboard)) as folder,
     ):
         work = _Work(run, folder, listener, stop_signal)
-        folder.claim(run.identity(), run.about())
+        folder.claim(run.identity(), run.about(), left_out(run.train))
         earlier = _complete_model(work)
         if earlier and _is_enough(run, earlier):
             folder.write_events()
@@ -429,6 +429,12 @@ def _measure_finish(work: _Work, bundle: Bundle, images: int) -> dict[str, Any]:
     done = {"epochs": epoch, "max_seconds": run.train.max_seconds}
     how = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
     bundle.provenance["finish"] = {**done, **how}
+    settings, train = bundle.provenance["train"], run.train
+    settings["stages"] = [
+        s for s in STAGES if s in (*settings.get("stages", ("vae", "prior")), *train.stages)
+    ]
+    settings |= {"finish_epochs": train.finish_epochs, "finish_weight": train.finish_weight}
+    settings["perceptual"] = train.perceptual
     if work.save_progress:
         save(bundle, folder.model, half=run.half)
     pictures = draw_progress(run, folder, bundle, f"finish-{epoch:04d}")

@@ -299,7 +299,9 @@ UNSOUND = {
     "filters that are no list": {"config": sound(filters=8)},
     "filters of nothing": {"config": sound(filters=[])},
     "no dictionary": {"config": [1, 2]},
-    "a prior that is not known": {"prior": {"kind": "vamp", "width": 0, "blocks": 0, "residual": False}},
+    "a prior that is not known": {
+        "prior": {"kind": "vamp", "width": 0, "blocks": 0, "residual": False}
+    },
     "a prior that is null": {"prior": None},
     "attributes that are a number": {"attributes": 4},
     "attributes of nothing": {"attributes": [{}] * 4},
