@@ -9,7 +9,7 @@ from torch import Tensor
 from facevae.adversary import FinishStage
 from facevae.batches import Batches, batches_of, watched
 from facevae.bundle import Bundle, save
-from facevae.config import PriorConfig
+from facevae.config import STAGES, PriorConfig
 from facevae.errors import RunError
 from facevae.framing import Framing
 from facevae.latents import posteriors
@@ -306,6 +306,12 @@ def _measure_finish(work: Work, bundle: Bundle, images: int) -> dict[str, Any]:
     done = {"epochs": epoch, "max_seconds": run.train.max_seconds}
     how = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
     bundle.provenance["finish"] = {**done, **how}
+    settings, train = bundle.provenance["train"], run.train
+    settings["stages"] = [
+        s for s in STAGES if s in (*settings.get("stages", ("vae", "prior")), *train.stages)
+    ]
+    settings |= {"finish_epochs": train.finish_epochs, "finish_weight": train.finish_weight}
+    settings["perceptual"] = train.perceptual
     if work.save_progress:
         save(bundle, folder.model, half=run.half)
     pictures = draw_progress(run, folder, bundle, f"finish-{epoch:04d}")

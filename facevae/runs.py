@@ -1,7 +1,7 @@
 """A run: what it is made of, and its folder with the states from which it goes on."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from facevae.labels import Labels
 
 # what may be asked of a run later on: more of it, or another finish
 _LATER = ("epochs", "max_seconds", "stages", "finish_epochs", "finish_weight", "perceptual")
+_OF_PRIOR = ("prior", "prior_epochs", "prior_width", "prior_blocks")
 _PLACE = ("event", "step", "images", "seconds")  # what every record says
 
 
@@ -75,6 +76,11 @@ def settings_of(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
     return {"model": model.to_dict(), "train": settings}
 
 
+def left_out(train: TrainConfig) -> tuple[str, ...]:
+    """Settings of stages that are not gone through, which may be anything."""
+    return () if "prior" in train.stages else _OF_PRIOR
+
+
 class RunFolder:
     """`model.safetensors`, `config.json`, `metrics.jsonl`, `pictures/` and `state/`."""
 
@@ -89,11 +95,11 @@ class RunFolder:
         self.records: list[dict[str, Any]] = []
         self._events = Events(path / "tensorboard", self.pictures) if tensorboard else None
 
-    def check(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, identity: Mapping[str, Any], ignored: Sequence[str] = ()) -> dict[str, Any]:
         """What `config.json` says, empty where there is none.
 
         Raises `RunError` where the folder is another run's, with what differs from `identity`,
-        which may be a part of a run's.
+        which may be a part of a run's; settings that are `ignored` may differ.
         """
         if not self.config.exists():
             if self.model.exists():
@@ -105,6 +111,7 @@ class RunFolder:
         known = found.get("identity")
         wanted = json.loads(json.dumps(identity))  # as it is read back: no tuples
         known = _completed(known, wanted) if isinstance(known, dict) else {}
+        wanted = _with_known(wanted, known, ignored)
         if differing := _differences({key: known.get(key) for key in wanted}, wanted):
             msg = (
                 f"{self.path}: holds another run ({'; '.join(differing)}); "
@@ -113,13 +120,19 @@ class RunFolder:
             raise RunError(msg)
         return found
 
-    def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def claim(
+        self,
+        identity: Mapping[str, Any],
+        about: Mapping[str, Any],
+        ignored: Sequence[str] = (),
+    ) -> None:
         """Make the folder this run's, or see that it is already, as `check` does.
 
         `identity` is what two runs must have in common to be the same one; `about`, of which
         `epochs` never falls, is written beside it for people.
         """
-        found = self.check(identity)
+        found = self.check(identity, ignored)
+        identity = _with_known(identity, found.get("identity", {}), ignored)
         for folder in (self.path, self.pictures, self._state("").parent):
             clear_half_written(folder)
         epochs = max(about.get("epochs", 0), found.get("epochs", 0))
@@ -221,6 +234,16 @@ def _completed(known: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, An
             later = {key: defaults[key] for key in now if key in defaults and key not in before}
             completed[group] = {**before, **later}
     return completed
+
+
+def _with_known(
+    wanted: Mapping[str, Any], known: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """What is wanted, with those settings of the training as they are known."""
+    train, before = wanted.get("train"), known.get("train")
+    if not isinstance(train, dict) or not isinstance(before, dict):
+        return dict(wanted)
+    return {**wanted, "train": {**train, **{n: before[n] for n in names if n in before}}}
 
 
 def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from facevae.framing import Framing
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds
 from facevae.learning import add_attributes, examples_of_faces
-from facevae.runs import Run, RunFolder
+from facevae.runs import Run, RunFolder, left_out
 from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import (
     draw_plane,
@@ -76,7 +76,7 @@ def _lead(run: Run, listener: Listener) -> Bundle:
             msg = "--max-time is the time of one process; where several train, say --epochs"
             raise UsageError(msg)
         work = Work(run, folder, listener, stop_signal)
-        folder.claim(run.identity(), run.about())
+        folder.claim(run.identity(), run.about(), left_out(run.train))
         earlier = _complete_model(work)
         if earlier and _is_enough(run, earlier):
             folder.write_events()

@@ -5,11 +5,11 @@ import pytest
 import torch
 from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
 
-from facevae.config import ModelConfig
+from facevae.config import ModelConfig, TrainConfig
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError
 from facevae.model import VAE
-from facevae.runs import RunFolder, read_metrics, weights_digest
+from facevae.runs import RunFolder, left_out, read_metrics, weights_digest
 
 IDENTITY = {"model": {"size": 32, "filters": (8, 8)}, "train": {"seed": 0}, "data": "abc"}
 RECORDS = [
@@ -198,3 +198,18 @@ def test_a_run_from_before_there_was_a_setting_had_its_default(tmp_path, faces_f
     other = tiny_run(another.folder, faces, train=dataclasses.replace(run.train, kl_weight=0.0))
     with pytest.raises(RunError, match=r"kl_weight was 1.0, now 0.0"):
         folder.check(other.identity())
+
+
+def test_settings_of_a_stage_that_is_left_out_may_be_anything_and_stay_as_they_were(tmp_path):
+    folder = RunFolder(tmp_path)
+    known = {"train": {"seed": 0, "prior_epochs": 7}}
+    folder.claim(known, {})
+    asked = {"train": {"seed": 0, "prior_epochs": 100}}
+    with pytest.raises(RunError, match="prior_epochs was 7, now 100"):
+        folder.claim(asked, {})
+    names = left_out(TrainConfig(stages=("finish",)))
+    folder.claim(asked, {}, names)
+    assert json.loads(folder.config.read_text())["identity"] == known
+    with pytest.raises(RunError, match="seed was 0, now 1"):
+        folder.claim({"train": {"seed": 1, "prior_epochs": 7}}, {}, names)
+    assert left_out(TrainConfig()) == ()

@@ -735,6 +735,7 @@ def test_a_run_is_finished_later_and_for_longer_as_if_that_had_been_meant(
     # epochs of stages that are left out do not matter, and labels are known already
     alone = dataclasses.replace(FINISHED, stages=("finish",), epochs=30)
     later = train(tiny_run(folder, faces, model=RESIDUAL, train=alone), Ear())
+    assert tuple(later.provenance["train"]["stages"]) == STAGES
     assert later.provenance["labels"] == finished[1].provenance["labels"]
     assert differing(tensors_of(later), tensors_of(finished[1])) == []
     ear = Ear()

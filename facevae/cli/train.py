@@ -155,7 +155,7 @@ def train(
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
     from facevae.perceptual import load_perceptual
-    from facevae.runs import Run, RunFolder, settings_of
+    from facevae.runs import Run, RunFolder, left_out, settings_of
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -191,7 +191,8 @@ def train(
         _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
         return
 
-    RunFolder(folder).check(settings_of(chosen.model, chosen.train))
+    settings = settings_of(chosen.model, chosen.train)
+    RunFolder(folder).check(settings, left_out(chosen.train))
 
     # Prepare
     runtime.keep_freed_memory()

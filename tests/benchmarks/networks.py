@@ -55,6 +55,7 @@ VARIANTS = {
     "16 channels at full size": replace(BASE, last="thin"),
     "twice the blocks, fewer channels": replace(BASE, blocks=2, filters=(32, 64, 96, 192)),
     "twice the outer channels": replace(BASE, filters=(64, 128, 192, 256)),
+    "the paper's plain network": replace(BASE, blocks=0),
 }
 
 
@@ -95,7 +96,9 @@ def doubled(before: int, after: int, how: str) -> list[nn.Module]:
 
 
 def build(size: int, variant: Variant) -> VAE:
-    """A VAE with the variant's layers in place of its own."""
+    """A VAE with the variant's layers in place of its own; without blocks, the paper's."""
+    if not variant.blocks:
+        return VAE(ModelConfig(size, LATENT_DIM))
     vae = VAE(ModelConfig(size, LATENT_DIM, variant.filters, residual_blocks=1))
     inward: list[nn.Module] = []
     for before, after in zip((3, *variant.filters), variant.filters, strict=False):
