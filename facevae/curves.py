@@ -144,7 +144,8 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     top = max((r["kl_nats"] for r in steps), default=1)
     axes.set_ylim(0, top * 1.75)
     axes.margins(x=0.08)  # room for the pictures at both ends
-    epochs = [r for r in records if r["event"] == "epoch"]
+    # a finish leaves the divergence as it is
+    epochs = [r for r in records if r["event"] == "epoch" and r.get("stage") != "finish"]
     # by their own names alone, lest the records of somebody else's run lead out of its folder
     there = [r for r in epochs if (pictures / Path(str(r.get("samples"))).name).is_file()]
     if not there or not steps:

@@ -22,14 +22,8 @@ from facevae.latents import decode, latents_of_seeds
 from facevae.learning import add_attributes, examples_of_faces
 from facevae.runs import Run, RunFolder, left_out
 from facevae.runtime import environment, is_out_of_memory, stop_requests
-from facevae.snapshots import (
-    draw_plane,
-    measure,
-)
-from facevae.steps import (
-    Listener,
-    Work,
-)
+from facevae.snapshots import draw_plane, measure
+from facevae.steps import Listener, Work
 
 _NUM_FRAMED = 128  # faces by which the framing is measured
 _ALL_STAGES = "add the stages before with --stages vae,prior,finish"

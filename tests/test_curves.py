@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from facevae.curves import draw_curves, draw_figures, draw_histograms, is_available, save
+from facevae.curves import draw_curves, draw_figures, draw_histograms, draw_kl, is_available, save
 
 plt = pytest.importorskip("matplotlib.pyplot")
 MAGENTA = (255, 0, 255)
@@ -38,6 +38,16 @@ def test_samples_are_pinned_along_the_curve(tmp_path):
     Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / "samples-0002.png")
     save(draw_curves(some_records(), tmp_path), plain)
     assert share_of(plain, MAGENTA) > 1.3 * share_of(pinned, MAGENTA)
+
+
+def test_samples_of_a_finish_are_not_pinned_to_a_divergence_that_it_does_not_change(tmp_path):
+    records = some_records()
+    for step in range(5):
+        finish = {"event": "epoch", "stage": "finish", "step": 40 + step, "psnr": 14.0}
+        records.append({**finish, "images": 10_000 * (step + 1), "samples": "finish.png"})
+    Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / "finish.png")
+    save(draw_kl(records, tmp_path), tmp_path / "kl.png")
+    assert share_of(tmp_path / "kl.png", MAGENTA) == 0
 
 
 @pytest.mark.parametrize("num_epochs", [0, 1])
