@@ -34,11 +34,11 @@ _LEARNING_RATE = 2e-4
 _WARM_UP_STEPS = 100  # until the discriminator counts in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
-_PENALTY, _STEPS_A_PENALTY = 1.0, 16  # of R1, taken now and then (Karras et al. 2020, section 3.1)
+CYCLE = 16  # steps, of which the first draws the prior's samples for all, and takes the penalty
+_PENALTY = 1.0  # of R1, taken now and then (Karras et al. 2020, section 3.1)
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
 _COARSE = 32  # side in pixels at which samples stay what they were
-_STEPS_A_DRAW = 16  # for which the prior's samples are drawn at once
 _SMALLEST = 4  # side in pixels of the discriminator's last features
 
 
@@ -93,10 +93,10 @@ class Augmentation:
     def __call__(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) → (B, 3, H, W), with gradients."""
         grey = images.mean(1, keepdim=True)
-        images = grey + (images - grey) * self._saturation.to(images)
+        images = grey + (images - grey) * self._saturation.to(images, non_blocking=True)
         level = images.mean((1, 2, 3), keepdim=True)
-        images = level + (images - level) * self._contrast.to(images)
-        images = images + self._brightness.to(images)
+        images = level + (images - level) * self._contrast.to(images, non_blocking=True)
+        images = images + self._brightness.to(images, non_blocking=True)
         height, width = images.shape[2:]
         padded = functional.pad(images, (self._reach,) * 4)
         return padded[:, :, self._down : self._down + height, self._right : self._right + width]
@@ -146,8 +146,8 @@ class FinishStage:
         own, count, device = len(images), self.batches.size, images.device
         with torch.no_grad(), training_precision(device):
             mean, _ = self.vae.encode(images)
+        samples = self._samples(index)
         with training_precision(device):
-            samples = self._samples(index)
             made = self.decoder(torch.cat([mean, samples])).float()
         draw = generator(self.config.seed, _AUGMENTATION, index)
         as_shown, elsewhere = (Augmentation(count, self.vae.config.size, draw) for _ in range(2))
@@ -161,8 +161,8 @@ class FinishStage:
         with training_precision(device):
             logits, _ = self.discriminator(torch.cat([real, shown.detach()]))
         critic_loss = losses.discriminator_loss(logits[:own], logits[own:], mean_of)
-        penalty = self._penalty(real, mean_of) if index % _STEPS_A_PENALTY == 0 else 0.0
-        self._critic_guard.step(critic_loss + penalty)
+        penalty = self._penalty(real, mean_of) if index % CYCLE == 0 else 0.0
+        critic_is_sound = self._critic_guard.step(critic_loss + penalty)
 
         # Be taken for faces
         self.discriminator.requires_grad_(requires_grad=False)
@@ -182,7 +182,8 @@ class FinishStage:
         loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
         if self._perceptual:
             loss = loss + _PERCEPTUAL * mean_of(self._perceptual(made[:own], images))
-        is_sound = self.guard.step(loss)
+        # where the one is left out, so is the other
+        is_sound = self.guard.step(loss * torch.where(critic_is_sound, 1.0, math.nan))
         seen = (index + 1) * self.batches.size
         half_life = min(_EMA_IMAGES, 0.1 * seen)
         average(self.vae.decoder, self.decoder, 0.5 ** (self.batches.size / half_life))
@@ -191,11 +192,11 @@ class FinishStage:
 
     def _samples(self, index: int) -> Tensor:
         """Latents (B, D) of the prior, drawn for some steps at once, since that is many small ones."""
-        block, within = divmod(index, _STEPS_A_DRAW)
+        block, within = divmod(index, CYCLE)
         if self._drawn is None or self._drawn[0] != block:
             draw = generator(self.config.seed, _SAMPLES, block)
-            shape = (_STEPS_A_DRAW * self.batches.size, self.vae.config.latent_dim)
-            noise = torch.randn(shape, generator=draw).to(self.batches.device)
+            shape = (CYCLE * self.batches.size, self.vae.config.latent_dim)
+            noise = torch.randn(shape, generator=draw).to(self.batches.device, non_blocking=True)
             with exact():
                 self._drawn = block, sample_latents(self.prior, noise)
         drawn = self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
@@ -215,7 +216,7 @@ class FinishStage:
     def _penalty(self, real: Tensor, mean_of: losses.Mean) -> Tensor:
         real = real.detach().requires_grad_()
         logits, _ = self.discriminator(real)
-        return _PENALTY * _STEPS_A_PENALTY * losses.gradient_penalty(logits, real, mean_of)
+        return _PENALTY * CYCLE * losses.gradient_penalty(logits, real, mean_of)
 
     def _set_rates(self, index: int) -> None:
         rate = _LEARNING_RATE * min(1.0, (1 - self.budget.share(index)) / _COOL_DOWN)

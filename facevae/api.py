@@ -8,7 +8,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from facevae.runtime import select_device
 Picture = Image.Image | Tensor
 Latents = Tensor | npt.NDArray[np.floating[Any]]
 _IMAGE_DIMENSIONS = 3  # of an image (3, H, W)
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def load(name: str | Path = "default", *, device: str = "auto") -> "Model":
@@ -159,11 +159,17 @@ class Model:
 
         1 is what sets the average face with the attribute off from the average face without it, or
         one standard deviation of an attribute that has numbers. `keep` names attributes that are
-        held still (default: gender, age, smile and glasses; `["none"]`: none).
+        held still (default: gender, age, smile and glasses; `["none"]`: none; `["all"]`: all
+        that can be).
         """
-        is_sound = isinstance(amounts, Mapping) and all(map(_is_finite, amounts.values()))
+        is_sound = isinstance(amounts, Mapping) and all(
+            isinstance(name, str) and _is_finite(amount) for name, amount in amounts.items()
+        )
         if not is_sound:
             msg = f"edit(…, {amounts!r}): needs names with finite numbers, like {{'smile': 1.5}}"
+            raise UsageError(msg)
+        if isinstance(keep, str):
+            msg = f"edit(…, keep={keep!r}): needs a list of names"
             raise UsageError(msg)
         if not amounts:
             return self._latents(latents).cpu()
@@ -208,4 +214,5 @@ class Model:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    # a whole number may be too large to be a float at all
+    return isinstance(value, int | float | np.number) and bool(-_LARGEST < value < _LARGEST)

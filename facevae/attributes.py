@@ -25,6 +25,7 @@ SHRINKAGE = 0.1  # of the covariance towards its diagonal
 PENALTY = 300.0
 ENOUGH = 100  # faces with and without an attribute, from which on logistic regression is used
 _NEWTON_STEPS, _SETTLED = 12, 1e-6
+_MOST_NAMED = 5  # of attributes that might be meant
 _OPPOSED = -0.3  # a cosine that the two sides of one to three photos hardly reach by chance
 _LEAST_SHOWN = 1e-4  # of the latents' spread; what is below is the encoder's rounding
 _TINY = 1e-12  # keeps from nought what is divided by
@@ -317,8 +318,10 @@ def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -
     aliases = [word for word in _ALIASES if _exact_match(word, names)]
     known = dict.fromkeys(aliases) | {name: names[i] for name, i in plain.items()}
     close = difflib.get_close_matches(plain_name(wanted), known, n=3, cutoff=0.6)
-    nearest = {_exact_match(name, names): known[name] or name for name in reversed(close)}
-    if options := [names[i] for i in partial] or [*reversed(nearest.values())]:
+    nearest: dict[tuple[int, int] | None, str] = {}
+    for name in close:  # each attribute once
+        nearest.setdefault(_exact_match(name, names), known[name] or name)
+    if options := [names[i] for i in partial[:_MOST_NAMED]] or [*nearest.values()]:
         msg = f"{option} {wanted}: did you mean {' or '.join(options)}? `facevae attributes list` has them all"
     else:
         msg = f"{option} {wanted}: this model knows {', '.join(names)}"

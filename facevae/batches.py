@@ -47,10 +47,11 @@ class Batches:
         stream = torch.cat([self._order(epoch) for epoch in range(first, last + 1)])
         begin, share = positions[0] - first * self.num_faces, parallel.share(self.size)
         rows = stream[begin : begin + self.size][share]
-        pixels = self._pixels[rows.to(self._pixels.device)].to(self.device, non_blocking=True)
+        rows = rows.to(self._pixels.device, non_blocking=True)
+        pixels = self._pixels[rows].to(self.device, non_blocking=True)
         draw = generator(self.seed, _MIRROR, step)
         mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
-        return mirror(from_pixels(pixels), mirrored[share].to(self.device))
+        return mirror(from_pixels(pixels), mirrored[share].to(self.device, non_blocking=True))
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

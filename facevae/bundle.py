@@ -29,9 +29,8 @@ from facevae.model import VAE
 from facevae.prior import Prior, build_prior
 
 FORMAT = 3  # raised when a reader of the old format could not read the new one
-_PLAIN_FORMAT = (
-    2  # which differs in that its networks and flows are plain, and that it does not say so
-)
+# differs in that its networks and flows are plain, and that it does not say so
+_PLAIN_FORMAT = 2
 _PICKLES = (
     b"PK",
     b"\x80\x02",

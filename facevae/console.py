@@ -40,9 +40,11 @@ class Console:
     # there is one terminal, so there is one set of bars, which any console can take down
     _progress: ClassVar[Progress | None] = None
     _tasks: ClassVar[dict[str, TaskID]] = {}
+    is_quiet: ClassVar[bool] = False  # as the last one was
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet or not is_heard(), as_json
+        Console.is_quiet = quiet
         self._rich = RichConsole(stderr=True, highlight=False)
         self._last_line = 0.0
         self._begun: dict[str, tuple[float, int]] = {}  # when a task was first told, and how far

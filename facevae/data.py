@@ -48,8 +48,12 @@ HELD_OUT_ONE_IN = 12
 _LAYOUT = 2  # of a cache folder; a change of how pixels are made or stored makes another key
 _READ, _SKIPPED = 1, 2  # and 0 before it is tried
 _ROW = np.dtype([("status", "u1"), ("digest", "S16")])
-# what the system says of a file, or of a disk or share with it, that is not there any more
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENOTCONN, errno.ESTALE)
+# what the system says of a file, or of a disk or share with it, that is not there any more, or that
+# cannot be read just now
+_GONE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENOTCONN, errno.ESTALE),
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT),
+)
 _Mapped = np.memmap[Any, np.dtype[Any]]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -242,8 +246,8 @@ def _check_there(picture: Picture, error: Exception) -> None:
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError) and cause.errno in _GONE:
         msg = (
-            f"{picture.name}: is gone since the conversion began ({cause.strerror}); put it back, or "
-            "run the command again to go on without it"
+            f"{picture.name}: cannot be read any more ({cause.strerror}); put that right, or take it "
+            "away, and run the command again"
         )
         raise DataError(msg) from error
 

@@ -86,7 +86,9 @@ def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list
     if words == ["none"]:
         return []
     if words == ["all"]:
-        return _separable(bundle, edited, [i for i in range(len(names)) if i not in edited])
+        first = kept_by_default(bundle.attributes, edited)
+        rest = [i for i in range(len(names)) if i not in (*first, *edited)]
+        return _separable(bundle, edited, [*first, *rest])
     kept = dict.fromkeys(match_attribute(name, names, "--keep")[0] for name in keep)
     if both := [names[i] for i in kept if i in edited]:
         msg = f"--keep {both[0]}: is to be edited too; name it once"

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from facevae.adversary import FinishStage
+from facevae.adversary import CYCLE, FinishStage
 from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
@@ -20,7 +20,14 @@ from facevae.images import load_square
 from facevae.model import VAE
 from facevae.pictures import Picture, Source, find_data, list_pictures, opened
 from facevae.prior import FlowPrior, build_prior
-from facevae.runtime import free_bytes, is_out_of_memory, keep_freed_memory, peak_bytes, start_peak
+from facevae.runtime import (
+    WARM_UP,
+    free_bytes,
+    is_out_of_memory,
+    keep_freed_memory,
+    peak_bytes,
+    start_peak,
+)
 from facevae.stages import NetworkStage, PriorStage, Stage
 
 _NUM_PICTURES = 64
@@ -181,7 +188,7 @@ class _Costs:
             return 0.0, 0.0, 0.0
         stage = FinishStage(self._vae, self._prior, self._batches, self._train)
         self.finish_bytes = sum(t.nbytes for t in stage.state().values())
-        a_step = _seconds_a_step(stage, self._device)
+        a_step = _seconds_a_step(stage, self._device, CYCLE)
         return self._length("finish", a_step, self._train.finish_epochs)
 
     def _length(
@@ -203,15 +210,18 @@ def _some(pictures: Sequence[Picture]) -> list[int]:
     return list(range(0, len(pictures), max(1, len(pictures) // _NUM_PICTURES)))[:_NUM_PICTURES]
 
 
-def _seconds_a_step(stage: Stage, device: torch.device) -> float:
-    def finish() -> None:
+def _seconds_a_step(stage: Stage, device: torch.device, cycle: int = 1) -> float:
+    """The mean over many steps, of which every `cycle`-th may cost more."""
+
+    def seconds(steps: Iterable[int]) -> float:
+        begun = time.perf_counter()
+        for index in steps:
+            stage.step(index)
         if device.type == "cuda":
             torch.ones(1, device=device).cpu()  # waits for what was queued before it
+        return time.perf_counter() - begun
 
-    stage.step(0)
-    finish()
-    begun = time.perf_counter()
-    for index in range(1, 1 + _NUM_STEPS):
-        stage.step(index)
-    finish()
-    return (time.perf_counter() - begun) / _NUM_STEPS
+    warm_up = 1 if device.type == "cpu" else WARM_UP + 2  # a recording is not what steps cost
+    seconds(range(1, 1 + warm_up))
+    often = seconds(range(1 + warm_up, 1 + warm_up + _NUM_STEPS)) / _NUM_STEPS
+    return often if cycle == 1 else (seconds([cycle]) + (cycle - 1) * often) / cycle

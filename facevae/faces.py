@@ -35,6 +35,7 @@ from facevae.framing import (
 from facevae.images import Pixels, load_square, open_picture
 from facevae.pictures import Opener
 
+OR_AS_IT_IS = ", or take the picture as it is with --no-align"
 _LONGEST, _SHORTEST = 640, 160  # sides in pixels at which faces are looked for
 _MIN_SCORE, _MAX_OVERLAP = 0.6, 0.3
 _UPRIGHT = 0.91  # a score that no face gets that lies on its side or upside down
@@ -178,7 +179,7 @@ def find_faces(picture: Image.Image) -> list[Face]:
 def choose_face(faces: Sequence[Face], name: str, number: int = 1) -> Face:
     """Face `number`, 1 being the largest. Raises `ImageError` where there are not so many."""
     if not faces:
-        msg = f"{name}: no face found; crop closer, or take the picture as it is with --no-align"
+        msg = f"{name}: no face found; crop closer{OR_AS_IT_IS}"
         raise ImageError(msg)
     if number > len(faces):
         found = "1 face" if len(faces) == 1 else f"{len(faces)} faces"

@@ -104,9 +104,9 @@ def read_json(path: Path) -> Any:
 
 
 def expanded(name: Path | str) -> Path:
-    """The path, `~` and `~user` being home folders unless there is a file of that very name.
+    """The path, `~` and `~user` being home folders; where there is no such user, a file's name.
 
-    Raises `UsageError` where there is no such user.
+    Raises `UsageError` where there is no such file either.
     """
     try:
         return Path(name).expanduser()

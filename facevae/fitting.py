@@ -276,11 +276,12 @@ def finish(work: Work, bundle: Bundle) -> None:
                 "images": before["images"] + images,
                 "seconds": watch.seconds(),
             }
-            means = (sums / max(counts.num_sound - earlier.num_sound, 1)).tolist()
-            shown = dict(zip(stage.terms, means, strict=True))
-            cost = cost_of(run, num_steps * batches.size, watch.lap())
-            skipped = {"skipped_steps": counts.num_skipped}
-            folder.record({"event": "finish", **where, **shown, **cost, **skipped})
+            if num_sound := counts.num_sound - earlier.num_sound:
+                shown = dict(zip(stage.terms, (sums / num_sound).tolist(), strict=True))
+                check_finite(folder, shown)
+                cost = cost_of(run, num_steps * batches.size, watch.lap())
+                skipped = {"skipped_steps": counts.num_skipped}
+                folder.record({"event": "finish", **where, **shown, **cost, **skipped})
             note = _finish_note(folder.records)
             work.listener.progress("Finishing", *stage.budget.progress(index), note)
             sums.zero_()
@@ -295,15 +296,12 @@ def finish(work: Work, bundle: Bundle) -> None:
             folder.save_state("finish", stage.state(), index + 1, key)
             work.listener.epoch(folder.records[-1])
     work.skipped["finish"] = stage.guard.counts().num_skipped
+    _tell_finish(run, bundle, stage.budget.num_steps * batches.size)
 
 
-def _measure_finish(work: Work, bundle: Bundle, images: int) -> dict[str, Any]:
-    """Figures and pictures of the model after so many images of its finish."""
-    run, folder = work.run, work.folder
-    figures = measure(run, bundle.vae)
-    check_finite(folder, figures)
-    epoch = images // len(run.faces.train)
-    done = {"epochs": epoch, "max_seconds": run.train.max_seconds}
+def _tell_finish(run: Run, bundle: Bundle, images: int) -> None:
+    """Keep with the model how it was finished."""
+    done = {"epochs": images // len(run.faces.train), "max_seconds": run.train.max_seconds}
     how = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
     bundle.provenance["finish"] = {**done, **how}
     settings, train = bundle.provenance["train"], run.train
@@ -312,6 +310,15 @@ def _measure_finish(work: Work, bundle: Bundle, images: int) -> dict[str, Any]:
     ]
     settings |= {"finish_epochs": train.finish_epochs, "finish_weight": train.finish_weight}
     settings["perceptual"] = train.perceptual
+
+
+def _measure_finish(work: Work, bundle: Bundle, images: int) -> dict[str, Any]:
+    """Figures and pictures of the model after so many images of its finish."""
+    run, folder = work.run, work.folder
+    figures = measure(run, bundle.vae)
+    check_finite(folder, figures)
+    epoch = images // len(run.faces.train)
+    _tell_finish(run, bundle, images)
     if work.save_progress:
         save(bundle, folder.model, half=run.half)
     pictures = draw_progress(run, folder, bundle, f"finish-{epoch:04d}")
@@ -320,7 +327,9 @@ def _measure_finish(work: Work, bundle: Bundle, images: int) -> dict[str, Any]:
 
 def _finish_note(records: list[dict[str, Any]]) -> str:
     """The last figures of the finish in a few words, in parts between " · "."""
-    last = records[-1]
+    last = next((r for r in reversed(records) if r["event"] == "finish"), None)
+    if last is None:
+        return ""
     measured = next((r for r in reversed(records) if r["event"] == "epoch"), None)
     parts = [
         f"made {last['generator_loss']:.2f} against {last['discriminator_loss']:.2f}",

@@ -118,11 +118,12 @@ class Placed:
             shape=(region.shape[1], region.shape[0]),
         )
         weight = warp(_soft_mask(len(pixels))).astype(np.float32)[..., None] / 255
+        if _is_grey(region):
+            pixels = _grey(pixels)
+            instead_of = None if instead_of is None else _grey(instead_of)
         if instead_of is None:
             change = warp(pixels).astype(np.float32) - region
         else:
-            if _is_grey(region):
-                pixels, instead_of = _grey(pixels), _grey(instead_of)
             kept = warp(_kept_detail(pixels, instead_of)).astype(np.float32)[..., None] / 255
             detail = region - warp(instead_of).astype(np.float32)
             change = warp(pixels) + kept * detail - region

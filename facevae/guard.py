@@ -45,13 +45,15 @@ class Guard:
         """`optimizer` is a fused one, of `module`'s parameters."""
         assert optimizer.defaults["fused"]  # noqa: S101 - no other kind leaves steps out by itself
         self._parameters, self._optimizer = list(module.parameters()), optimizer
-        self._statistics = [b for b in module.buffers() if b.is_floating_point()]
+        running = (".running_mean", ".running_var")
+        self._statistics = [b for name, b in module.named_buffers() if name.endswith(running)]
         self._kept = self._current_statistics()
         self._figures = torch.zeros(4, device=self._parameters[0].device)
         self._norm, self._num_sound, self._num_skipped, self._share = self._figures.unbind()
 
     def step(self, loss: Tensor) -> Tensor:
         """Go down `loss`'s gradient by one step; returns whether it was sound, on the device."""
+        self._optimizer.zero_grad()  # of a recording that failed, say
         loss.backward()
         parallel.average_gradients(self._parameters)
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])

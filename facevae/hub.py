@@ -78,7 +78,7 @@ def locate(name: str = DEFAULT, *, quiet: bool = False) -> Located:
         except ModelError as error:
             if not path.parent.is_dir():
                 raise
-            msg = f"{name}: nothing of that name in {path.parent}/; nor from the Hub: "
+            msg = f"{name}: no file of that name in {path.parent}/, and from the Hub: "
             raise ModelError(msg + str(error).removeprefix(f"{name}: ")) from error
     msg = f"{name}: no such model; name a file, a folder, user/repo[@revision]{_listed(DEFAULT)}"
     raise ModelError(msg)

@@ -82,8 +82,8 @@ def open_picture(
     """
     with _readable(name or str(source)), Image.open(source) as image:
         if image.format in _PROGRAMS:
-            msg = f"{image.format} is a program, not pixels"
-            raise ValueError(msg)
+            msg = f"{name or source}: {image.format} is a program, not pixels; save it as PNG"
+            raise ImageError(msg)
         if enough is not None:
             image.draft("RGB", (enough, enough))
         with _one_at_a_time if math.prod(image.size) > _LARGE else nullcontext():
@@ -109,7 +109,7 @@ def _readable(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         msg = f"{name}: too many pixels to be a photograph; scale it down first"
         raise ImageError(msg) from error
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly every kind there is on damaged files
         reason = f"damaged picture ({error})"

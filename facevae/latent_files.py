@@ -29,7 +29,8 @@ _NAMED = re.compile(
     r"(?P<path>.+\.(?:npz|safetensors))(?:#(?P<which>.*))?", re.IGNORECASE | re.DOTALL
 )
 _FLOATS = ("F16", "BF16", "F32", "F64")
-_MOST_UNPACKED = 16  # times a file's size, that its names may take
+# what names may take: so many times a file's size, or so many bytes, which are never too many
+_MOST_UNPACKED, _NEVER_TOO_MANY = 16, 32 << 20
 _PARTS = 1 << 20  # bytes skipped at a time
 
 
@@ -203,7 +204,7 @@ class _Npz:
             if dtype.kind != "U" or len(shape) > 1:
                 msg = f"{name} hold {dtype} {shape}, not texts"
                 raise ValueError(msg)
-            if count * dtype.itemsize > _MOST_UNPACKED * self._num_bytes:
+            if count * dtype.itemsize > max(_MOST_UNPACKED * self._num_bytes, _NEVER_TOO_MANY):
                 msg = f"{name} unpack to {count * dtype.itemsize:,} bytes, too many for this file"
                 raise ValueError(msg)
             data = _exactly(file, count * dtype.itemsize)

@@ -6,6 +6,7 @@ import platform
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -36,6 +37,8 @@ def select_device(name: str = "auto") -> torch.device:
     if not (present | {"mps": has_mps}).get(device.type, False):
         msg = f"--device {name}: not on this machine; it has {', '.join(_present_devices(count))}"
         raise UsageError(msg)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # some of what libraries do is on the current one
     return device
 
 
@@ -67,7 +70,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 Step = Callable[..., torch.Tensor]
-_WARM_UP = 3  # calls in which libraries choose their kernels, which a recording keeps
+WARM_UP = 3  # calls in which libraries choose their kernels, which a recording keeps
 
 
 class Fast:
@@ -96,8 +99,10 @@ class Fast:
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the step returns, (…), which the next call leaves as it is."""
         self._num_calls += 1
-        if self._record and self._num_calls <= _WARM_UP:
-            with self._aside():
+        if self._record and self._num_calls <= WARM_UP:
+            with self._aside(), warnings.catch_warnings():
+                # that the optimiser could be recorded and is not yet
+                warnings.filterwarnings("ignore", message=".*capturable")
                 return self._step(*inputs)
         if self._record:
             try:
@@ -124,10 +129,11 @@ def _side_stream(device: torch.device) -> Iterator[None]:
 
 def _cuda_graph(step: Step, inputs: tuple[torch.Tensor, ...]) -> Step:
     """The step as a CUDA graph; recording takes no step."""
-    held = [tensor.clone() for tensor in inputs]
+    held, device = [tensor.clone() for tensor in inputs], inputs[0].device
     graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize(inputs[0].device)
-    with torch.cuda.graph(graph):
+    torch.cuda.synchronize(device)
+    # the stream is the device's own, which may not be the current one
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         result = step(*held)
 
     def replay(*inputs: torch.Tensor) -> torch.Tensor:
@@ -169,8 +175,11 @@ def keep_freed_memory() -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a CUDA device in bytes; 0 for any other."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    """Free memory of a CUDA device in bytes, with what PyTorch holds unused; 0 for any other."""
+    if device.type != "cuda":
+        return 0
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -61,6 +61,8 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
     if stage.averaged is stage.vae:
         return vae
     norms = [m for m in vae.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return vae
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over the batches that follow

@@ -65,10 +65,10 @@ class NetworkStage:
         parallel.synchronise_norms(vae, batches.device)
         num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("vae"))
-        self.optimizer = adam(vae, config.learning_rate, (0.9, 0.999))
-        self.guard = Guard(vae, self.optimizer)
         # dropout draws anew at each step, which a recording does not
         records = parallel.size() == 1 and not vae.config.dropout
+        self.optimizer = adam(vae, config.learning_rate, (0.9, 0.999), records=records)
+        self.guard = Guard(vae, self.optimizer)
         self._update = (
             Fast(self._update_from, batches.device, warn) if records else self._update_from
         )
@@ -82,7 +82,7 @@ class NetworkStage:
         noise = noise[parallel.share(count)]
         rates = torch.tensor([self._learning_rate(index), self._decay(index)])
         with self._dropout(index, images.device):
-            return self._update(images, noise, rates.to(images.device))
+            return self._update(images, noise, rates.to(images.device, non_blocking=True))
 
     def _update_from(self, images: Tensor, noise: Tensor, rates: Tensor) -> Tensor:
         """One update from what changes at each step: of tensors alone, so that it can be recorded.
@@ -181,9 +181,9 @@ class PriorStage:
         prior.whitening.fit(mean, logvar)
         self.prior, self.raw = prior.eval(), copy.deepcopy(prior).train()
         self.budget = Budget(math.ceil(epochs * len(mean) / self.batch_size), seconds)
-        self.optimizer = adam(self.raw, self.learning_rate, (0.9, 0.99))
-        self.guard = Guard(self.raw, self.optimizer)
         records = parallel.size() == 1
+        self.optimizer = adam(self.raw, self.learning_rate, (0.9, 0.99), records=records)
+        self.guard = Guard(self.raw, self.optimizer)
         self._update = Fast(self._update_from, mean.device, warn) if records else self._update_from
 
     def step(self, index: int) -> Tensor:
@@ -201,7 +201,7 @@ class PriorStage:
         # warming up over 100 steps and falling to zero
         rate = min(1.0, (index + 1) / 100) * (1 - self.budget.share(index))
         decay = min(self.ema_decay, (index + 1) / (index + 10))
-        rates = torch.tensor([self.learning_rate * rate, decay]).to(device)
+        rates = torch.tensor([self.learning_rate * rate, decay]).to(device, non_blocking=True)
         return self._update(noise[share], target[share], times[share], rates)
 
     def _update_from(self, noise: Tensor, target: Tensor, times: Tensor, rates: Tensor) -> Tensor:

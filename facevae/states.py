@@ -13,13 +13,15 @@ def average(averaged: nn.Module, current: nn.Module, decay: Tensor | float) -> N
         own.lerp_(other, 1 - decay)
 
 
-def adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    """Adam whose steps can be recorded, and whose learning rate, so that it may change, is a tensor."""
+def adam(
+    module: nn.Module, learning_rate: float, betas: tuple[float, float], *, records: bool
+) -> torch.optim.Adam:
+    """Adam whose steps a CUDA graph may record; its learning rate is a tensor, so that it may change."""
     parameters = [*module.parameters()]
     device = parameters[0].device
     rate = torch.tensor(learning_rate, device=device)
-    on_cuda = device.type == "cuda"
-    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=on_cuda)
+    records = records and device.type == "cuda"
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=records)
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

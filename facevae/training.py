@@ -11,6 +11,7 @@ from typing import Any
 from facevae import curves, parallel
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
+from facevae.config import STAGES
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
@@ -52,12 +53,14 @@ def follow(run: Run) -> None:
             state = parallel.tensors_from_lead({}, run.device)
             stage = stage_of(run, name, state, prior_config)
             stage.restore(state)
+            del state
             accord = parallel.Accord(run.device)
-            while index < stage.budget.num_steps:
-                stage.step(index)
-                index += 1
-                if stop := accord(stop_signal()):
-                    raise Stopped(stop)
+            with _memory_advice(run, lambda: "lower --batch-size"):
+                while index < stage.budget.num_steps:
+                    stage.step(index)
+                    index += 1
+                    if stop := accord(stop_signal()):
+                        raise Stopped(stop)
 
 
 def _lead(run: Run, listener: Listener) -> Bundle:
@@ -110,6 +113,8 @@ def _memory_advice(run: Run, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _batch_advice(run: Run) -> str:
+    if parallel.size() > 1:  # whose steps are taken together
+        return "lower --batch-size or --size"
     fitting = fitting_batch_size(run.model, run.train, len(run.faces.train), run.device)
     return f"--batch-size {fitting} should fit" if fitting else "lower --batch-size or --size"
 
@@ -180,10 +185,9 @@ def _covers(run: Run, done: Any, epochs: int, **same: object) -> bool:
 def _fit(work: Work) -> Bundle:
     """The model before its finish: as an earlier process left it, or fitted now."""
     run, folder = work.run, work.folder
-    earlier = _model_in(work, folder.unfinished) or _complete_model(work)
-    if earlier and "finish" in earlier.provenance:
-        earlier = None  # and what it was before is lost
+    earlier = _latest_unfinished(work)
     if earlier and "finish" in run.train.stages and _is_fitted(run, earlier):
+        work.skipped["before"] = earlier.provenance.get("skipped_steps", 0)
         return _keep_unfinished(work, earlier.to(run.device))
     if "vae" in run.train.stages:
         framing = _measure_framing(work)
@@ -198,33 +202,57 @@ def _fit(work: Work) -> Bundle:
     with _memory_advice(run, lambda: "--prior gaussian needs less"):
         bundle = fit_prior(work, vae, num_images)
     bundle.framing = framing
-    if earlier and "vae" not in run.train.stages:  # the latents are the same
-        bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
-        bundle.scorers = earlier.scorers
-        bundle.provenance["labels"] = earlier.provenance.get("labels")
-    return _keep_unfinished(work, bundle)
+    if earlier and "vae" not in run.train.stages:
+        _take_over(work, bundle, earlier)
+    _keep_unfinished(work, bundle)
+    if "finish" in run.train.stages and work.save_progress:
+        save(bundle, folder.model, half=run.half)  # to use meanwhile
+    return bundle
+
+
+def _latest_unfinished(work: Work) -> Bundle | None:
+    """The model that has not been through a finish, if there is one; of two the longer trained."""
+    there = (_complete_model(work), _model_in(work, work.folder.unfinished))
+    found = [bundle for bundle in there if bundle and "finish" not in bundle.provenance]
+    return max(found, key=lambda bundle: bundle.provenance["images_seen"], default=None)
+
+
+def _take_over(work: Work, bundle: Bundle, earlier: Bundle) -> None:
+    """What was learned and is known of a network that stays as it was, to which a prior was fitted."""
+    bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
+    bundle.scorers = earlier.scorers
+    known, train = earlier.provenance, bundle.provenance["train"]
+    before = known["train"]
+    bundle.provenance |= {key: known.get(key) for key in ("labels", "max_seconds")}
+    train["epochs"] = before.get("epochs", train["epochs"])
+    train["stages"] = [s for s in STAGES if s in (*before.get("stages", ()), *train["stages"])]
+    work.skipped["before"] = known.get("skipped_steps", 0)
 
 
 def _keep_unfinished(work: Work, bundle: Bundle) -> Bundle:
-    """Where a finish follows, keep the model before it, to use meanwhile and to begin it again."""
-    if "finish" in work.run.train.stages:
+    """Learn directions, and where a finish follows, keep the model before it to begin it again.
+
+    A finish leaves the encoder as it is, and so the directions.
+    """
+    run = work.run
+    if run.labels and bundle.provenance.get("labels") != run.labels.fingerprint:
+        if examples := examples_of_faces(bundle, run.faces, run.labels):
+            add_attributes(bundle, examples)
+        bundle.provenance["labels"] = run.labels.fingerprint
+    if "finish" in run.train.stages:
         bundle.provenance.pop("complete", None)
-        if work.save_progress:
-            save(bundle, work.folder.model, half=work.run.half)
+        bundle.provenance["skipped_steps"] = sum(work.skipped.values())
         save(bundle, work.folder.unfinished)
     return bundle
 
 
 def _complete(work: Work, bundle: Bundle) -> None:
-    """Learn directions, measure, draw, and at last save the model, which makes the run complete."""
+    """Measure, draw, and at last save the model, which makes the run complete."""
     run, folder = work.run, work.folder
-    if run.labels and (examples := examples_of_faces(bundle, run.faces, run.labels)):
-        add_attributes(bundle, examples)
-    known = bundle.provenance.get("labels") if bundle.attributes else None
     bundle.provenance |= {
         "complete": True,
         "figures": measure(run, bundle.vae),
-        "labels": run.labels.fingerprint if run.labels else known,
+        "labels": bundle.provenance.get("labels"),
         "skipped_steps": sum(work.skipped.values()),
         "train_seconds": folder.records[-1]["seconds"] if folder.records else None,
     }

@@ -191,7 +191,7 @@ def test_what_cannot_be_meant_is_said_in_one_line(model, wrong):
 # ---------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("amount", [float("nan"), float("inf"), "1.5", None])
+@pytest.mark.parametrize("amount", [float("nan"), float("inf"), 10**400, "1.5", None])
 def test_edits_are_by_finite_numbers(model, amount):
     with pytest.raises(UsageError, match="needs names with finite numbers"):
         model.edit(model.sample(1), {"smile": amount})
@@ -200,6 +200,10 @@ def test_edits_are_by_finite_numbers(model, amount):
 def test_edits_have_names_and_numbers(model):
     with pytest.raises(UsageError, match="needs names with finite numbers"):
         model.edit(model.sample(1), "smile")
+    with pytest.raises(UsageError, match="needs names with finite numbers"):
+        model.edit(model.sample(1), {1: 1.0})
+    with pytest.raises(UsageError, match=r"keep='gender'\): needs a list of names"):
+        model.edit(model.sample(1), {"smile": 1.0}, keep="gender")
     assert model.edit(model.sample(1), {"smile": np.float32(1)}).shape == (1, CONFIG.latent_dim)
 
 

@@ -96,7 +96,7 @@ def test_a_sweep_of_the_first_of_two_leaves_the_other_as_it_is_asked(run):
         (None, ["Male", "Eyeglasses"]),
         ("none", []),
         ("", []),
-        ("all", ["Eyeglasses", "Male", "No_Beard"]),
+        ("all", ["Male", "Eyeglasses", "No_Beard"]),
         ("beard", ["No_Beard"]),
         (" woman , glasses,", ["Male", "Eyeglasses"]),
     ],

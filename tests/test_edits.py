@@ -241,3 +241,11 @@ def test_the_packages_model_moves_what_it_is_asked_to_and_little_else():
         assert torch.cat([end.distance for end in ends]).max() < 1, name
         assert abs(moved[0] - 1) < 0.15, name
         assert moved[1:].abs().max() < 0.1, name
+
+
+def test_all_that_is_held_by_default_is_held_first_where_all_is_to_be():
+    packaged, _ = load_model()
+    for name in ("gender", "beard", "lipstick", "glasses"):
+        held = plan_edit(packaged, [name], ["all"]).kept
+        assert set(plan_edit(packaged, [name]).kept) <= set(held), name
+        assert len(held) > 10, name

@@ -383,12 +383,15 @@ def test_a_grey_photo_stays_grey(found: Placed) -> None:
     grey = Image.fromarray(np.asarray(found.picture)).convert("L").convert("RGB")
     rng = np.random.default_rng(2)
     before, after = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    pasted = Placed(grey, found.square).paste(after, before)
-    assert (pasted == pasted[..., :1]).all()
-    assert not np.array_equal(pasted, np.asarray(grey))
+    for instead_of in (before, None):
+        pasted = Placed(grey, found.square).paste(after, instead_of)
+        assert (pasted == pasted[..., :1]).all()
+        assert not np.array_equal(pasted, np.asarray(grey))
 
 
-def test_a_pasted_face_can_be_cut_out_again(found: Placed) -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_pasted_face_can_be_cut_out_again(found: Placed, turns: int) -> None:
+    found = dataclasses.replace(found, turns=turns)
     flat = np.full((64, 64, 3), 100, np.uint8)
     photo = found.paste(flat)
     assert photo.shape == found.photo.shape

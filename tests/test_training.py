@@ -804,3 +804,77 @@ def test_the_learning_rate_rises_and_falls_with_what_is_used_of_the_budget(faces
     assert rates[4 : count // 2] == [1] * (count // 2 - 4)
     assert rates[-1] == pytest.approx(2 / count)
     assert rates[count // 2 :] == sorted(rates[count // 2 :], reverse=True)
+
+
+# ---------------------------------------------------------------- stages in any order
+
+
+SHORT = dataclasses.replace(
+    TRAIN, stages=STAGES, prior="gaussian", prior_epochs=3, finish_epochs=1, epochs=1
+)
+
+
+def stages_after(faces, folder, *trainings, labels=None) -> tuple:
+    """The model after these trainings in one folder, and what the last of them told."""
+    for changes in trainings:
+        ear = Ear()
+        config = dataclasses.replace(SHORT, **changes)
+        bundle = train(tiny_run(folder, faces, train=config, labels=labels), ear)
+        labels = None
+    return bundle, ear
+
+
+def test_a_finish_is_of_the_longest_training(faces, tmp_path):
+    longer = {"stages": ("vae", "prior"), "epochs": 3}
+    found, _ = stages_after(faces, tmp_path / "a", {}, longer, {"stages": ("finish",), "epochs": 3})
+    wanted, _ = stages_after(faces, tmp_path / "b", {"epochs": 3})
+    assert found.provenance["epochs"] == 3
+    assert differing(tensors_of(found), tensors_of(wanted)) == []
+
+
+def test_a_finish_is_of_the_last_prior(faces, tmp_path):
+    flow, finish = {"prior": "flow"}, {"stages": ("finish",), "prior": "flow"}
+    stages = ({"stages": ("vae",), **flow}, finish, {"stages": ("prior",), **flow}, finish)
+    found, _ = stages_after(faces, tmp_path / "a", *stages)
+    assert found.prior_config.kind == "flow"
+    assert found.provenance["train"]["stages"] == [*STAGES]
+    wanted, _ = stages_after(faces, tmp_path / "b", flow)
+    assert differing(tensors_of(found), tensors_of(wanted)) == []
+
+
+def test_a_run_that_was_killed_before_its_last_save_knows_that_it_was_finished(faces, tmp_path):
+    wanted, _ = stages_after(faces, tmp_path / "run", {})
+    (tmp_path / "run" / "model.safetensors").unlink()
+    found, _ = stages_after(faces, tmp_path / "run", {})
+    known = {"finish", "skipped_steps", "epochs", "figures"}
+    assert {k: found.provenance[k] for k in known} == {k: wanted.provenance[k] for k in known}
+    _, ear = stages_after(faces, tmp_path / "run", {})
+    assert "nothing to do" in ear.notices[-1]
+
+
+def test_a_longer_finish_keeps_what_was_learned_from_labels(faces, whole, tmp_path):
+    labels = read_labels(whole[0].parent / "labels.csv")
+    longer = {"stages": ("finish",), "finish_epochs": 2}
+    found, _ = stages_after(faces, tmp_path / "run", {}, longer, labels=labels)
+    assert [a.name for a in found.attributes] == ["Eyeglasses"]
+    assert found.provenance["labels"] == labels.fingerprint
+    assert found.directions is not None
+
+
+def test_a_prior_that_is_fitted_later_leaves_what_is_known_of_the_network(faces, tmp_path):
+    later = {"stages": ("prior",), "max_seconds": 5.0, "prior": "flow"}
+    before = {"stages": ("vae",), "epochs": 2, "prior": "flow"}
+    found, _ = stages_after(faces, tmp_path / "run", before, later)
+    assert found.provenance["epochs"] == found.provenance["train"]["epochs"] == 2
+    assert found.provenance["max_seconds"] is None
+    assert found.provenance["train"]["stages"] == ["vae", "prior"]
+
+
+def test_a_discriminator_whose_steps_are_not_sound_is_counted(faces, tmp_path, monkeypatch):
+    def broken(self, real, _):
+        return float("nan") * self.discriminator(real)[0].sum()
+
+    monkeypatch.setattr(FinishStage, "_penalty", broken)
+    found, _ = stages_after(faces, tmp_path / "run", {"finish_epochs": 8})
+    assert found.provenance["skipped_steps"] > 0
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()

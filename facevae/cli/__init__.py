@@ -105,7 +105,9 @@ def main() -> None:
         app(prog_name=app.info.name)
     except Stopped as stopped:
         Console.close()
-        Console().say("stopped; what was converted is kept, and the same command goes on from here")
+        Console(quiet=Console.is_quiet).say(
+            "stopped; what was converted is kept, and the same command goes on from here"
+        )
         sys.exit(stopped.exit_code)
     except BrokenPipeError:
         # whoever read our output has had enough

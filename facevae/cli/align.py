@@ -35,7 +35,7 @@ def align(
 
       facevae align holiday/ -o faces/ --framing default --size 128
     """
-    from facevae.faces import load_faces_of
+    from facevae.faces import OR_AS_IT_IS, load_faces_of
     from facevae.images import SUFFIXES, save_picture
     from facevae.outputs import choose_output, folder_paths
     from facevae.pictures import Picture, find_files
@@ -43,13 +43,14 @@ def align(
     console = Console(quiet=quiet, as_json=json)
     files = find_files(photos, SUFFIXES)
     names = [str(path) for path in files]
-    paths = folder_paths(choose_output(f"{output}/", ""), names, names)
+    target = choose_output(f"{output}/", "")
+    paths = folder_paths(target, names, names)
     wanted = _framing(framing, quiet=quiet)
     written, skipped = [], []
     photos_of = [(str(path), Picture(path).open) for path in files]
     for i, found in enumerate(load_faces_of(photos_of, size, wanted, face_number)):
         if isinstance(found, ImageError):
-            skipped.append(str(found))
+            skipped.append(str(found).removesuffix(OR_AS_IT_IS))
         else:
             save_picture(paths[i], found)
             written.append(str(paths[i]))
@@ -61,8 +62,8 @@ def align(
             f"none of the {len(files)} photos has a face that can be used; the first: {skipped[0]}"
         )
         raise ImageError(msg)
-    console.say(f"{len(written):,} faces in {output}, {len(skipped):,} photos left out")
-    console.result([output], {"outputs": written, "skipped": skipped})
+    console.say(f"{len(written):,} faces in {target.path}, {len(skipped):,} photos left out")
+    console.result([target.path], {"outputs": written, "skipped": skipped})
 
 
 def _framing(name: str, *, quiet: bool) -> "Framing":

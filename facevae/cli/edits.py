@@ -191,9 +191,8 @@ def arith(
     if paste and not _is_photo(face):
         msg = f"{face}: --paste puts an edit back into a photo, and this is none"
         raise UsageError(msg)
-    others = [*minus, *plus]
     stem = "-".join([_stem(face), *map(_plain, attrs), *(["sweep"] if sweeps else [])])
-    target, moving = _sequence_output(output, f"{stem}.png", animate, [face, *others])
+    target, moving = _sequence_output(output, f"{stem}.png", animate, [face, *minus, *plus])
     bundle, used = open_model(console, model, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
 
@@ -206,9 +205,8 @@ def arith(
         original, latent = read(face)
     added, removed = ([read(name)[1] for name in part] for part in (plus, minus))
     summed = sum_of_faces(bundle, latent, added, removed)
-    edited = summed.repeat(len(alphas), 1)
-    if edit:
-        edited = edit.apply(edited, torch.tensor(alphas))
+    repeated = summed.repeat(len(alphas), 1)
+    edited = edit.apply(repeated, torch.tensor(alphas)) if edit else repeated
     images = decode(bundle.vae, edited)
     frames = to_pixels(images)
     if paste:
@@ -216,7 +214,9 @@ def arith(
         frames = np.stack([placed.paste(frame, unedited) for frame in frames])
     more = {"attributes": attrs, "alphas": alphas}
     if edit and paste:
-        more |= _report_pasted(console, bundle, edit, placed, frames)
+        (start,) = to_pixels(decode(bundle.vae, summed[None]))
+        photos = [placed.paste(start, unedited), *frames]
+        more |= _report_pasted(console, bundle, edit, placed, photos)
     elif edit:
         more |= _report(console, bundle, edit, decode(bundle.vae, summed[None])[0], images)
     if compare:
@@ -239,17 +239,21 @@ def _place(console: Console, bundle: "Bundle", photo: str, number: int, *, align
 
 
 def _report_pasted(
-    console: Console, bundle: "Bundle", edit: "Edit", placed: "Placed", photos: "Pixels"
+    console: Console,
+    bundle: "Bundle",
+    edit: "Edit",
+    placed: "Placed",
+    photos: "Sequence[Pixels]",
 ) -> dict[str, object]:
-    """`_report` of whole photos (N, H, W, 3) into which the edit was pasted."""
+    """`_report` of whole photos (H, W, 3) into which the edit was pasted, after one without it."""
     import numpy as np
+    import torch
 
     from facevae.images import from_pixels
 
     size = bundle.config.size
-    after = np.stack([placed.again(photo, size) for photo in photos])
-    before = from_pixels(placed.cut(size))
-    return _report(console, bundle, edit, before, from_pixels(after), seen="the photo")
+    before, *after = from_pixels(np.stack([placed.again(photo, size) for photo in photos]))
+    return _report(console, bundle, edit, before, torch.stack(after), seen="the photo")
 
 
 def _report(

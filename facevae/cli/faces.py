@@ -106,7 +106,7 @@ def reconstruct(
         save_picture(target.path, paired_grid(upper, lower))
         written = [target.path]
     if not written:
-        msg = f"none of the {len(files)} pictures can be read"
+        msg = f"none of the {len(files)} pictures can be used; the first: {skipped[0]}"
         raise ImageError(msg)
     keep.save(bundle, used["name"])
     finish(console, used, [*written, *keep.paths], {"skipped": skipped})

@@ -85,11 +85,12 @@ Paste = Annotated[bool, typer.Option("--paste", help="Put the face back into the
 
 
 def parse_alpha(text: str | float) -> float:
-    """A number, such as `-1.5`; raises what typer tells as a mistake of that option's value."""
+    """A number, such as `-1.5`. Raises `UsageError`."""
     with suppress(ValueError):
         return float(text)
-    msg = f"{text} is no number; a strip of several alphas is --sweep FROM:TO:COUNT"
-    raise typer.BadParameter(msg)
+    more = "; a strip of several is --sweep FROM:TO:COUNT" if ":" in str(text) else ""
+    msg = f"--alpha {text}: must be a number{more}"
+    raise UsageError(msg)
 
 
 FramesPerSecond = Annotated[
