@@ -83,7 +83,7 @@ def held_out_loss(prior: FlowPrior, latents: Tensor) -> float:
         noise = torch.randn(white.shape, generator=draw)
         times = torch.randn(len(white), 1, generator=draw).sigmoid()
         found = prior.velocity((1 - times) * noise + times * white, times)
-        return losses.flow_matching(found, noise, white).item()
+        return losses.flow_matching(found, noise, white).mean().item()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
