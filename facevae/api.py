@@ -130,10 +130,13 @@ class Model:
         """The same as a float tensor (N, 3, size, size) in [0, 1]."""
         return decode(self.bundle.vae, self._latents(latents))
 
-    def sample(self, n: int, *, seed: int = 0, temperature: float = 1.0) -> Tensor:
+    def sample(
+        self, n: int, *, seed: int = 0, temperature: float = 1.0, guidance: float | None = None
+    ) -> Tensor:
         """Latents (n, D) of new faces: row i is the face of seed `seed` + i, on any device.
 
-        Less `temperature` is cleaner, and more alike.
+        Less `temperature` is cleaner, and more alike; more `guidance` than the model's own is
+        cleaner, and more pronounced.
         """
         if n < 0 or seed < 0 or seed + n - 1 > MAX_SEED:
             msg = f"sample({n}, seed={seed}): a count and seeds are whole numbers from 0"
@@ -142,7 +145,7 @@ class Model:
             msg = f"sample(temperature={temperature}): must be a finite number from 0"
             raise UsageError(msg)
         seeds = list(range(seed, seed + n))
-        return latents_of_seeds(self.bundle, seeds, temperature).cpu()
+        return latents_of_seeds(self.bundle, seeds, temperature, guidance).cpu()
 
     def morph(self, a: Latents, b: Latents, *, steps: int = 10, path: PathKind = "slerp") -> Tensor:
         """Latents (steps, D) on the way from face `a` to face `b`, which are its ends."""

@@ -28,9 +28,13 @@ from facevae.framing import Framing
 from facevae.model import VAE
 from facevae.prior import Prior, build_prior
 
-FORMAT = 3  # raised when a reader of the old format could not read the new one
-# differs in that its networks and flows are plain, and that it does not say so
-_PLAIN_FORMAT = 2
+FORMAT = 4  # raised when a reader of the old format could not read the new one
+# what a format that is still read does not say, since all of its models were so
+_UNSAID: dict[int, dict[str, dict[str, object]]] = {
+    2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0}},
+    3: {"prior": {"guidance": 1.0}},
+    FORMAT: {},
+}
 _PICKLES = (
     b"PK",
     b"\x80\x02",
@@ -236,19 +240,19 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         msg = f"{path}: its metadata are not JSON ({error})"
         raise ModelError(msg) from error
-    if metadata["format"] not in (_PLAIN_FORMAT, FORMAT):
+    known = metadata["format"]
+    if not isinstance(known, int) or known not in _UNSAID:
         msg = (
-            f"{path}: bundle format {metadata['format']}, this facevae reads {_PLAIN_FORMAT} to "
+            f"{path}: bundle format {known}, this facevae reads {min(_UNSAID)} to "
             f"{FORMAT}; upgrade facevae"
         )
         raise ModelError(msg)
     if missing := [key for key in _KEYS if key not in metadata]:
         msg = f"{path}: no {', '.join(missing)} in its metadata"
         raise ModelError(msg)
-    if metadata["format"] == _PLAIN_FORMAT:
-        for key, plain in (("config", {"residual_blocks": 0}), ("prior", {"residual": False})):
-            if isinstance(metadata[key], dict):
-                metadata[key] |= plain
+    for key, unsaid in _UNSAID[known].items():
+        if isinstance(metadata[key], dict):
+            metadata[key] |= unsaid
     return metadata
 
 

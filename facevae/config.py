@@ -13,6 +13,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)  # in their order
 _TIME: dict[Stage, float] = {"vae": 0.55, "prior": 0.15, "finish": 0.3}  # shares of --max-time
 SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
+MAX_GUIDANCE = 10.0
 MAX_SEED = 2**63 - 1
 
 
@@ -99,13 +100,15 @@ class ModelConfig(_Record):
 class PriorConfig(_Record):
     """What the latents are distributed like: `width` and `blocks` are a flow's, else 0.
 
-    A flow is `residual` where its network gives only what sets latents off from one Gaussian.
+    A flow is `residual` where its network gives only what sets latents off from one Gaussian, and
+    `guidance` is how far its samples go from that Gaussian to what was learned: 1 is as far.
     """
 
     kind: Prior = "normal"
     width: int = 0
     blocks: int = 0
     residual: bool = False
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what no prior can be built from."""
@@ -117,6 +120,12 @@ class PriorConfig(_Record):
         _require(_is_count(self.blocks, low, blocks), f"prior blocks {self.blocks}: out of range")
         is_sound = isinstance(self.residual, bool) and self.residual <= (self.kind == "flow")
         _require(is_sound, f"prior residual {self.residual}: only a flow can be")
+        _require(
+            _is_real(self.guidance)
+            and 0 <= self.guidance <= MAX_GUIDANCE
+            and (self.guidance == 1 or self.kind == "flow"),
+            f"prior guidance {self.guidance}: must be 0 to {MAX_GUIDANCE:g}, and 1 but for a flow",
+        )
 
 
 @dataclass(frozen=True)

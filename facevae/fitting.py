@@ -1,6 +1,7 @@
 """The stages of a run: what each is fitted to, what it records on the way, and what comes of it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from facevae.framing import Framing
 from facevae.latents import posteriors
 from facevae.model import VAE, remove_variance
 from facevae.perceptual import load_perceptual
-from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior
+from facevae.prior import FlowPrior, GaussianPrior, Prior, best_guidance, build_prior
 from facevae.runs import Run, weights_digest
 from facevae.runtime import seeded
 from facevae.snapshots import (
@@ -212,7 +213,10 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
     if config.kind == "flow":
         # a flow that was fitted to other latents, or that means something else, is of no use
         key = f"{weights_digest(vae)} residual"
-        prior: Prior = _fit_flow(work, mean, logvar, key)
+        flow = _fit_flow(work, mean, logvar, key)
+        flow.guidance = best_guidance(flow)
+        config = replace(config, guidance=flow.guidance)
+        prior: Prior = flow
     else:
         prior = build_prior(config, run.model.latent_dim).to(run.device)
     if isinstance(prior, GaussianPrior):

@@ -54,11 +54,16 @@ def decode(vae: VAE, latents: Tensor, chunk: int = 64) -> Tensor:
     return images
 
 
-def latents_of_seeds(bundle: Bundle, seeds: list[int], temperature: float = 1.0) -> Tensor:
-    """The latents (N, D) that these seeds name: row i depends on seed i alone."""
+def latents_of_seeds(
+    bundle: Bundle, seeds: list[int], temperature: float = 1.0, guidance: float | None = None
+) -> Tensor:
+    """The latents (N, D) that these seeds name: row i depends on seed i alone.
+
+    `guidance` None is the prior's own. Raises `UsageError` where that cannot be guided.
+    """
     noise = face_noise(seeds, bundle.config.latent_dim).to(bundle.device)
     with exact():
-        return sample_latents(bundle.prior, noise, temperature)
+        return sample_latents(bundle.prior, noise, temperature, guidance)
 
 
 def encode_pixels(bundle: Bundle, pixels: Pixels) -> Tensor:

@@ -89,6 +89,9 @@ def test_sampling_gives_the_faces_of_the_command(model):
     expected = latents_of_seeds(model.bundle, [5, 6, 7], 0.8)
     latents = model.sample(3, seed=5, temperature=0.8)
     assert latents.equal(expected)
+    guided = latents_of_seeds(model.bundle, [5, 6, 7], guidance=2.0)
+    assert model.sample(3, seed=5, guidance=2.0).equal(guided)
+    assert not guided.allclose(model.sample(3, seed=5))
     assert latents.dtype == torch.float32
     assert model.sample(0).shape == (0, CONFIG.latent_dim)
 

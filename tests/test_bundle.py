@@ -251,12 +251,16 @@ def test_another_format_number_says_to_upgrade(saved):
     assert "upgrade" in text
 
 
-def test_a_model_of_the_format_before_is_a_plain_one(saved):
+def test_a_model_of_a_format_before_is_what_all_of_them_were(saved):
     config = json.loads(parts_of(saved)[1]["config"])
     prior = json.loads(parts_of(saved)[1]["prior"])
+    before = load(saved)
+    assert prior.pop("guidance") == 1
+    rewritten(saved, format=3, config=config, prior=prior)
+    again = load(saved)
+    assert (again.config, again.prior_config) == (before.config, before.prior_config)
     assert config.pop("residual_blocks") == 0
     assert prior.pop("residual") is False
-    before = load(saved)
     rewritten(saved, format=2, config=config, prior=prior)
     again = load(saved)
     assert (again.config, again.prior_config) == (before.config, before.prior_config)
@@ -366,7 +370,8 @@ def test_a_damaged_state_is_refused_by_name(tmp_path):
 def test_a_config_that_claims_huge_sizes_allocates_nothing(saved):
     resource = pytest.importorskip("resource")
     huge = ModelConfig(256, 8192, (4096,) * 4)
-    flow = {"kind": "flow", "width": 8192, "blocks": 64, "residual": False}
+    flow = {"kind": "flow", "width": 8192, "blocks": 64}
+    flow |= {"residual": False, "guidance": 1.0}
     rewritten(saved, config=huge.to_dict(), prior=flow)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "tensor" in refusal(saved)

@@ -261,15 +261,18 @@ def test_a_grid_is_near_a_square_or_as_wide_as_asked(run):
     assert (cells("square.png")[5] == 255).all()
 
 
-def test_temperature_and_prior_change_the_faces_and_temperature_nought_makes_them_one(run):
+def test_temperature_guidance_and_prior_change_the_faces_and_temperature_nought_makes_them_one(run):
     base = ("sample", "-n", 3, "--columns", 3, "-o")
     run(*base, "plain.png")
     run(*base, "cool.png", "--temperature", 0.5)
     run(*base, "cold.png", "--temperature", 0)
+    run(*base, "guided.png", "--guidance", 3)
+    run(*base, "unguided.png", "--guidance", 1)
     run(*base, "normal.png", "--prior", "normal")
     run(*base, "own.png", "--prior", "flow")
     assert Path("own.png").read_bytes() == Path("plain.png").read_bytes()
-    for other in ("cool.png", "cold.png", "normal.png"):
+    assert Path("unguided.png").read_bytes() == Path("plain.png").read_bytes()
+    for other in ("cool.png", "cold.png", "guided.png", "normal.png"):
         assert not alike(pixels_of("plain.png"), pixels_of(other))
     first, *others = cells("cold.png")
     assert all(alike(first, other) for other in others)
@@ -288,6 +291,10 @@ def test_temperature_and_prior_change_the_faces_and_temperature_nought_makes_the
         ("--seed", str(2**63 - 1), "-n", "2"),
         ("--temperature", "-1"),
         ("--temperature", "nan"),
+        ("--guidance", "-1"),
+        ("--guidance", "11"),
+        ("--guidance", "nan"),
+        ("--prior", "gaussian", "--guidance", "2"),
         ("--prior", "vamp"),
         ("-n", "100000"),
     ],

@@ -24,6 +24,7 @@ RECORDS = [
     ModelConfig(filters=(8, 16), residual_blocks=2),
     PriorConfig(),
     PriorConfig("flow", 64, 2),
+    PriorConfig("flow", 64, 2, residual=True, guidance=1.75),
     TrainConfig(),
     TrainConfig(epochs=3, r_loss_factor=1000.0, prior="gaussian", seed=MAX_SEED),
 ]
@@ -65,6 +66,7 @@ BAD = [
     (PriorConfig, "width", [-1, 8193, 1.5, None]),
     (PriorConfig, "blocks", [-1, 65, 1.5, None]),
     (PriorConfig, "residual", [True, 1, None]),
+    (PriorConfig, "guidance", [1.5, 0, -1, float("nan"), None]),
     (TrainConfig, "epochs", [0, -1, 1.5, "3", True, None, MAX_SEED + 1]),
     (TrainConfig, "batch_size", [0, -1, 1.5, None]),
     (TrainConfig, "learning_rate", [0, -1e-3, float("nan"), float("inf"), "fast", None]),

@@ -6,14 +6,17 @@ import torch
 from facevae.config import PriorConfig
 from facevae.errors import UsageError
 from facevae.prior import (
+    GUIDANCES,
     FlowPrior,
     GaussianPrior,
     NormalPrior,
+    best_guidance,
     build_prior,
     kind_of,
     other_prior,
     sample_latents,
 )
+from facevae.prior import _gaussian_velocity as gaussian_velocity
 from facevae.runtime import face_noise
 from facevae.stages import PriorStage
 
@@ -208,6 +211,50 @@ def test_temperature_scales_the_noise_down_to_the_mean():
     half = sample_latents(prior, noise, temperature=0.5)
     whole = sample_latents(prior, noise)
     torch.testing.assert_close(half, (whole + prior.mean) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_goes_from_the_gaussian_over_what_was_learned_and_further():
+    flow = stirred_flow(6)
+    noise = torch.randn(20, 6, generator=draw(0))
+    with torch.no_grad():
+        gaussian, learned = flow.whitening(noise), flow(noise)
+        torch.testing.assert_close(
+            sample_latents(flow, noise, guidance=0.0), gaussian, rtol=1e-2, atol=1e-2
+        )
+        assert sample_latents(flow, noise, guidance=1.0).equal(learned)
+        half, twice = (sample_latents(flow, noise, guidance=g) for g in (0.5, 2.0))
+    assert flow.guidance == 1
+    near, far = ((x - gaussian).norm() for x in (half, twice))
+    assert near < (learned - gaussian).norm() < far
+
+
+def test_the_best_guidance_gives_samples_the_spread_of_the_latents():
+    noise, found = torch.randn(5000, 8, generator=draw(5)), set()
+    for shift in (0.2, 0.4, 0.45, 0.5, 0.6):
+        flow = FlowPrior(8, width=8, blocks=1).eval()
+        learned = flow.velocity
+
+        # draws all together, and to one side
+        def velocity(points, times, learned=learned, shift=shift):
+            return learned(points, times) + gaussian_velocity(points, times) + shift - 0.3 * points
+
+        flow.velocity = velocity
+        chosen = best_guidance(flow)
+        assert flow.guidance == 1
+        with torch.no_grad():
+            latents = {g: sample_latents(flow, noise, guidance=g) for g in GUIDANCES}
+        spread = {g: flow.whitening.whiten(x).square().mean() for g, x in latents.items()}
+        least = min(abs(s - 1) for s in spread.values())
+        assert abs(spread[chosen] - 1) < least + 0.05
+        found.add(chosen)
+    assert len(found) > 1
+
+
+def test_only_a_flow_can_be_guided():
+    with pytest.raises(UsageError, match="only a flow can be guided, and this prior is gaussian"):
+        sample_latents(GaussianPrior(3), torch.zeros(1, 3), guidance=2.0)
+    with pytest.raises(UsageError, match=r"--guidance 10\.1: must be 0 to 10"):
+        sample_latents(FlowPrior(3, 8, 1), torch.zeros(1, 3), guidance=10.1)
 
 
 @pytest.mark.parametrize(

@@ -761,6 +761,15 @@ def test_without_its_prior_a_run_takes_one_gaussian_until_that_stage_is_gone_thr
     assert differing(tensors_of(second), tensors_of(whole)) == []
 
 
+def test_a_flow_is_guided_as_its_samples_need_it_and_the_file_says_so(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr("facevae.fitting.best_guidance", lambda flow: 1.75)
+    flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=2)
+    bundle = train(tiny_run(tmp_path / "run", faces, train=flow), Ear())
+    found = load(tmp_path / "run" / "model.safetensors")
+    for model in (bundle, found):
+        assert model.prior.guidance == model.prior_config.guidance == 1.75
+
+
 @pytest.mark.parametrize("stages", [("finish",), ("prior",), ("prior", "finish")])
 def test_there_is_nothing_to_go_on_with_in_an_empty_folder(faces, tmp_path, stages):
     alone = dataclasses.replace(TRAIN, stages=stages)

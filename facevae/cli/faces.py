@@ -136,6 +136,7 @@ def sample(
         str | None, typer.Option("--seeds", help="Certain seeds instead: 0,4,10-19.")
     ] = None,
     temperature: options.Temperature = 1.0,
+    guidance: options.Guidance = None,
     prior: Annotated[
         Literal["flow", "gaussian", "normal"] | None,
         typer.Option("--prior", help="Draw from another prior than the model's own, to compare."),
@@ -163,6 +164,8 @@ def sample(
 
     console = Console(quiet=quiet, as_json=json)
     options.finite("--temperature", temperature)
+    if guidance is not None:
+        options.finite("--guidance", guidance)
     keep = LatentsKeeper(latents)
     if seed + number - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
@@ -177,7 +180,7 @@ def sample(
 
     for start in range(0, len(chosen), _CHUNK):
         some = chosen[start : start + _CHUNK]
-        drawn = latents_of_seeds(bundle, some, temperature)
+        drawn = latents_of_seeds(bundle, some, temperature, guidance)
         keep.add([f"seed:{s}" for s in some], drawn)
         writer.add(to_pixels(decode(bundle.vae, drawn)))
         console.progress("Sampling", writer.num_written, len(chosen))

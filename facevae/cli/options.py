@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from facevae.config import MAX_SEED, STAGES, Stage
+from facevae.config import MAX_GUIDANCE, MAX_SEED, STAGES, Stage
 from facevae.errors import UsageError
 
 Model = Annotated[
@@ -66,6 +66,16 @@ Temperature = Annotated[
     float,
     typer.Option(
         "--temperature", "-t", min=0, help="Below 1 for cleaner faces, above for more varied ones."
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        min=0,
+        max=MAX_GUIDANCE,
+        help="How far a flow's samples go from one Gaussian to what it learned; more is cleaner "
+        "(default: the model's own).",
     ),
 ]
 Latents = Annotated[

@@ -22,7 +22,7 @@ from facevae.data import load_faces
 from facevae.hub import load_model
 from facevae.latents import posteriors
 from facevae.model import draw_posteriors
-from facevae.prior import FlowPrior, GaussianPrior
+from facevae.prior import GUIDANCES, FlowPrior, GaussianPrior, guided
 from facevae.runtime import exact, face_noise, generator, keep_freed_memory
 from facevae.stages import PriorStage
 from facevae.swd import SlicedWasserstein
@@ -135,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begun = time.process_time()
         flow = fit_flow(mean, logvar, options.epochs, residual=residual)
         row(name, flow, held_out_loss(flow, unseen), begun)
+        for guidance in GUIDANCES[1:]:
+            with guided(flow, guidance):
+                row(f"... guided by {guidance}", flow, math.nan, time.process_time())
     for count in (4, 16):
         begun = time.process_time()
         mixture = fit_mixture(white, count)
