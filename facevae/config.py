@@ -256,12 +256,13 @@ PRESETS = {
         "the paper as it stands: r_loss_factor 10,000 and the prior N(0, I)",
     ),
     "compact": Preset(
-        ModelConfig(latent_dim=256, filters=(64, 128, 192, 256, 320), residual_blocks=1),
+        ModelConfig(latent_dim=256, filters=(32, 64, 128, 256, 384), residual_blocks=1),
         TrainConfig(
             stages=STAGES,
             epochs=80,
             warm_up_images=20_000,
             cool_down=0.3,
+            ema_images=20_000,
             prior_width=896,
             finish_epochs=40,
         ),
