@@ -53,6 +53,14 @@ class Batches:
         mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
         return mirror(from_pixels(pixels), mirrored[share].to(self.device, non_blocking=True))
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a pass over the faces ends within batch number `step`."""
+        return (step + 1) * self.size % self.num_faces < self.size
+
+    def epochs(self, step: int) -> int:
+        """How many passes over the faces have ended with batch number `step`."""
+        return (step + 1) * self.size // self.num_faces
+
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
             draw = generator(self.seed, _ORDER, epoch)

@@ -3,27 +3,35 @@
 import dataclasses
 import gc
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from facevae import curves, parallel
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
-from facevae.config import STAGES
+from facevae.config import STAGES, PriorConfig
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
 from facevae.files import locked
-from facevae.fitting import finish, fit_network, fit_prior, stage_of
+from facevae.finish_fit import finish, finish_stage
 from facevae.framing import Framing
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds
 from facevae.learning import add_attributes, examples_of_faces
+from facevae.model import VAE
+from facevae.network_fit import fit_network, network_stage
+from facevae.prior import build_prior
+from facevae.prior_fit import fit_prior, prior_stage
 from facevae.runs import Run, RunFolder, left_out
 from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import draw_plane, measure
+from facevae.stages import Stage
+from facevae.states import part
 from facevae.steps import Listener, Work
 
 _NUM_FRAMED = 128  # faces by which the framing is measured
@@ -51,7 +59,7 @@ def follow(run: Run) -> None:
         while stage_and_step := parallel.from_lead():
             name, index, prior_config = stage_and_step
             state = parallel.tensors_from_lead({}, run.device)
-            stage = stage_of(run, name, state, prior_config)
+            stage = _stage_of(run, name, state, prior_config)
             stage.restore(state)
             del state
             accord = parallel.Accord(run.device)
@@ -61,6 +69,21 @@ def follow(run: Run) -> None:
                     index += 1
                     if stop := accord(stop_signal()):
                         raise Stopped(stop)
+
+
+def _stage_of(
+    run: Run, name: str, inputs: Mapping[str, Tensor], prior_config: PriorConfig | None
+) -> Stage:
+    """The stage that the first process has begun, with what it is fitted to."""
+    if name == "network":
+        return network_stage(run)
+    if name == "prior":
+        return prior_stage(run, inputs["posterior.mean"], inputs["posterior.logvar"])
+    assert prior_config is not None  # noqa: S101 - a finish has one
+    vae, prior = VAE(run.model), build_prior(prior_config, run.model.latent_dim)
+    vae.load_state_dict(part(inputs, "fitted.vae."))
+    prior.load_state_dict(part(inputs, "fitted.prior."))
+    return finish_stage(run, vae.to(run.device), prior.to(run.device))
 
 
 def _lead(run: Run, listener: Listener) -> Bundle:

@@ -23,7 +23,7 @@ LAYERS = [
         "novelty",
     ),
     ("snapshots", "estimate", "steps", "package", "api", "report", "gallery"),
-    ("fitting", "publish"),
+    ("network_fit", "prior_fit", "finish_fit", "publish"),
     ("training",),
     ("cli",),
     ("__main__", "__init__"),

@@ -74,9 +74,13 @@ def records(folder) -> list[dict]:
     return read_metrics(folder / "metrics.jsonl")
 
 
+def _last_epoch(records: list[dict]) -> dict:
+    return [r for r in records if r["event"] == "epoch"][-1]
+
+
 def same_records(a: list[dict], b: list[dict]) -> bool:
     """Alike in all but what the machine has taken for them."""
-    costs = ("seconds", "images_per_second", "process_bytes")
+    costs = ("seconds", "images_per_second", "latents_per_second", "process_bytes")
     plain = [[{k: v for k, v in r.items() if k not in costs} for r in part] for part in (a, b)]
     return plain[0] == plain[1]
 
@@ -472,7 +476,7 @@ def test_records_say_what_their_terms_amount_to(whole):
     assert len(epochs) == TRAIN.epochs
     assert steps
     dims = CONFIG.num_pixels
-    for record in found:
+    for record in steps + epochs:
         assert record["r_loss_factor"] == pytest.approx(dims / (2 * record["mse"]))
         assert record["sigma"] == pytest.approx(record["mse"] ** 0.5)
         assert record["kl_nats_per_dim"] == pytest.approx(record["kl_nats"] / CONFIG.latent_dim)
@@ -490,7 +494,7 @@ def test_the_last_held_out_figures_are_those_of_the_model(faces, whole):
     mse = (decode(bundle.vae, mean) - images).square().flatten(1).mean(1)
     psnr = (-10 * mse.log10()).mean().item()
     assert bundle.provenance["figures"]["psnr"] == pytest.approx(psnr, abs=1e-3)
-    assert records(whole[0])[-1]["psnr"] == pytest.approx(psnr, abs=1e-3)
+    assert _last_epoch(records(whole[0]))["psnr"] == pytest.approx(psnr, abs=1e-3)
 
 
 def test_pictures_show_held_out_faces_and_samples_of_fixed_seeds(faces, whole):
@@ -552,7 +556,7 @@ def test_progress_tells_the_terms_the_last_held_out_figure_and_what_it_takes(fac
     ear = Ear()
     ear.progress = lambda task, _done, _total, note="": notes.setdefault(task, []).append(note)
     train(tiny_run(tmp_path / "run", faces), ear)
-    psnr = records(tmp_path / "run")[-1]["psnr"]
+    psnr = _last_epoch(records(tmp_path / "run"))["psnr"]
     first, last = (notes["Training"][i].split(" · ") for i in (0, -1))
     assert re.fullmatch(r"reconstruction -?[\d,]+ \+ KL [\d,]+ nats", last[0])
     assert not any(part.startswith("held-out PSNR") for part in first), "nothing is measured yet"
@@ -562,7 +566,9 @@ def test_progress_tells_the_terms_the_last_held_out_figure_and_what_it_takes(fac
     assert any(re.fullmatch(r"memory [\d.]+ GB", part) for part in last) == sys.platform.startswith(
         ("linux", "darwin")
     )
-    assert re.fullmatch(r"flow-matching loss [\d.]+", notes["Fitting the prior"][-1])
+    last = notes["Fitting the prior"][-1].split(" · ")
+    assert re.fullmatch(r"flow-matching loss [\d.]+", last[0])
+    assert any(re.fullmatch(r"[\d,]+ latents/s", part) for part in last)
 
 
 def test_records_tell_what_they_took_and_how_latents_are_distributed(faces, whole):
@@ -570,11 +576,24 @@ def test_records_tell_what_they_took_and_how_latents_are_distributed(faces, whol
     for record in found:
         if record["event"] == "steps":
             assert record["images_per_second"] > 0
-    counted = found[-1]["histograms"]
+    counted = _last_epoch(found)["histograms"]
     assert sum(counted["latents"]["counts"]) == len(faces.train) * CONFIG.latent_dim
     assert sum(counted["kl_nats_of_dimensions"]["counts"]) == CONFIG.latent_dim
     total = counted["kl_nats_of_dimensions"]["sum"]
     assert total == pytest.approx(_kl_of(whole[1], faces), rel=0.05)
+
+
+def test_records_of_the_prior_follow_on_those_of_the_network_and_count_its_time(whole):
+    found = records(whole[0])
+    network, prior = ([r for r in found if r["event"] == event] for event in ("steps", "prior"))
+    assert [r["event"] for r in found[-len(prior) :]] == ["prior"] * len(prior)
+    assert {r["images"] for r in prior} == {network[-1]["images"]}
+    for record in prior:
+        assert record["latents"] == (record["step"] - network[-1]["step"]) * PriorStage.batch_size
+        assert record["flow_loss"] > 0
+        assert record["latents_per_second"] > 0
+        assert record["skipped_steps"] == 0
+    assert whole[1].provenance["train_seconds"] == prior[-1]["seconds"] > network[-1]["seconds"]
 
 
 def _kl_of(bundle, faces) -> float:
@@ -600,7 +619,7 @@ def test_a_run_keeps_the_command_that_it_was_last_worked_on_with(faces, tmp_path
 
 def test_a_state_holds_the_step_to_go_on_from(whole):
     _, metadata = load_state(whole[0] / "state" / "network.safetensors")
-    assert metadata["step"] == records(whole[0])[-1]["step"]
+    assert metadata["step"] == _last_epoch(records(whole[0]))["step"]
 
 
 def test_dropout_is_repeatable_and_goes_on_as_if_never_stopped(faces, tmp_path):
