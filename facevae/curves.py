@@ -123,6 +123,26 @@ def draw_figures(records: list[dict[str, Any]]) -> Any:
         return figure
 
 
+def draw_prior(records: list[dict[str, Any]]) -> Any:
+    """The loss of a flow while it is fitted, on its own faces and on held-out ones: a figure."""
+    lines = (
+        ("flow_loss", "of steps", {"color": "tab:grey", "lw": 0.8}),
+        ("train_flow_loss", "training faces", {"color": "tab:blue", "marker": "o", "ms": 3}),
+        ("held_out_flow_loss", "held-out faces", {"color": "tab:orange", "marker": "o", "ms": 3}),
+    )
+    with _style():
+        figure = _figure(11, 3)
+        axes = figure.subplots()
+        for key, label, style in lines:
+            there = [r for r in records if r["event"] == "prior" and key in r]
+            axes.plot([r["latents"] for r in there], [r[key] for r in there], label=label, **style)
+        axes.set(xlabel="latents seen", ylabel="flow-matching loss")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+        return figure
+
+
 def _panel(axes: Any, records: list[dict[str, Any]], panel: _Panel) -> None:
     for event, (label, colour, style) in _LINES.items():
         there = [r for r in records if r["event"] == event and panel.key in r]

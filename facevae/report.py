@@ -137,6 +137,12 @@ def _training(source: Source) -> Section | None:
             "Means over the steps before (lines), and of held-out faces after each epoch (dots).",
         ),
     ]
+    if any(record["event"] == "prior" for record in source.records):
+        caption = (
+            "The prior's loss: where that of held-out faces rises while that of training faces "
+            "falls, it learns its faces by heart."
+        )
+        figures.append(drawing(curves.draw_prior(source.records), caption))
     return Section("Training", figures=figures)
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face
+from conftest import ROOT, draw_face
 from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
@@ -29,6 +29,7 @@ from facevae.files import locked
 from facevae.images import from_pixels, grid, to_pixels
 from facevae.labels import read_labels
 from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.model import sample_posterior
 from facevae.runs import read_metrics
 from facevae.snapshots import snapshot
 from facevae.stages import NetworkStage, PriorStage
@@ -568,6 +569,7 @@ def test_progress_tells_the_terms_the_last_held_out_figure_and_what_it_takes(fac
     )
     last = notes["Fitting the prior"][-1].split(" · ")
     assert re.fullmatch(r"flow-matching loss [\d.]+", last[0])
+    assert re.fullmatch(r"held-out [\d.]+", last[1])
     assert any(re.fullmatch(r"[\d,]+ latents/s", part) for part in last)
 
 
@@ -594,6 +596,37 @@ def test_records_of_the_prior_follow_on_those_of_the_network_and_count_its_time(
         assert record["latents_per_second"] > 0
         assert record["skipped_steps"] == 0
     assert whole[1].provenance["train_seconds"] == prior[-1]["seconds"] > network[-1]["seconds"]
+
+
+def test_the_prior_is_measured_on_held_out_faces_now_and_then_and_at_its_end(faces, whole):
+    prior = [r for r in records(whole[0]) if r["event"] == "prior"]
+    assert [("held_out_flow_loss" in r, "train_flow_loss" in r) for r in prior] == [
+        (r is prior[-1],) * 2 for r in prior
+    ]
+    # the same from many other draws
+    flow, draw = whole[1].prior, torch.Generator().manual_seed(0)
+    for name, rows in (("held_out", faces.held_out), ("train", faces.train)):
+        images = from_pixels(faces.pixels[rows])
+        mean, logvar = posteriors(whole[1].vae, [images, images.flip(-1)])
+        some = torch.randint(len(mean), (20_000,), generator=draw)
+        noises = torch.randn(2, 20_000, CONFIG.latent_dim, generator=draw)
+        latents = flow.whitening.whiten(sample_posterior(mean[some], logvar[some], noises[0]))
+        times = torch.randn(20_000, 1, generator=draw).sigmoid()
+        with torch.no_grad():
+            velocity = flow.velocity((1 - times) * noises[1] + times * latents, times)
+        loss = losses.flow_matching(velocity, noises[1], latents).mean().item()
+        assert prior[-1][f"{name}_flow_loss"] == pytest.approx(loss, rel=0.05), name
+
+
+def test_the_readme_says_what_records_hold(whole, finished):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = readme.split("A line of `metrics.jsonl`", 1)[1].split("The last two", 1)[0].splitlines()
+    rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    del rows["event"]
+    common = "\n".join(line for line in lines if line not in rows.values())
+    for record in [*records(whole[0]), *records(finished[0])]:
+        assert [key for key in record if f"`{key}`" not in common + rows[record["event"]]] == []
+    assert rows.keys() == {r["event"] for r in [*records(whole[0]), *records(finished[0])]}
 
 
 def _kl_of(bundle, faces) -> float:
