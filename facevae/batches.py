@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from facevae import parallel
-from facevae.data import Faces, Progress, Rows
+from facevae.conversion import Progress
+from facevae.data import Faces, Rows
 from facevae.errors import RunError
 from facevae.images import from_pixels
 from facevae.runtime import free_bytes, generator

@@ -15,7 +15,8 @@ from facevae import curves
 from facevae.attributes import Attribute
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
-from facevae.data import Faces, Progress
+from facevae.conversion import Progress
+from facevae.data import Faces
 from facevae.errors import ImageError
 from facevae.files import write_text
 from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels

@@ -16,7 +16,7 @@ import torch
 from conftest import draw_face
 from tiny import CONFIG, Ear, differing, tensors_of, tiny_run
 
-from facevae import data, training
+from facevae import conversion, data, training
 from facevae.data import load_faces
 from facevae.errors import DataError, FacevaeError, Stopped
 from facevae.files import append_text, replacing, write_text
@@ -260,7 +260,7 @@ def test_a_conversion_that_is_stopped_goes_on_with_what_is_left(
 
 
 def test_a_command_that_is_stopped_while_it_converts_says_so(place, here, monkeypatch):
-    load_square = data.load_square
+    load_square = conversion.load_square
 
     def stopping(*args):
         if not stopped:
@@ -269,7 +269,7 @@ def test_a_command_that_is_stopped_while_it_converts_says_so(place, here, monkey
         return load_square(*args)
 
     stopped = []
-    monkeypatch.setattr(data, "load_square", stopping)
+    monkeypatch.setattr(conversion, "load_square", stopping)
     shutil.copytree(place / "faces", "faces")
     done = here("train", "faces", "--size", 32, code=143)
     assert done.stdout == ""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from facevae.cli import options, scores
+from facevae.cli.runs import Data, source_name, train_or_exit, typed_command
 from facevae.cli.session import open_model
-from facevae.cli.train import Data, source_name, train_or_exit, typed_command
 from facevae.config import MAX_SEED
 from facevae.console import Console
 from facevae.errors import FacevaeError, UsageError
