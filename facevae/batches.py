@@ -62,6 +62,12 @@ class Batches:
         """How many passes over the faces have ended with batch number `step`."""
         return (step + 1) * self.size // self.num_faces
 
+    def epoch(self, step: int) -> float:
+        """The number of the epoch that ends with batch `step`: no whole one if it is broken off."""
+        if self.ends_epoch(step):
+            return self.epochs(step)
+        return (step + 1) * self.size / self.num_faces
+
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
             draw = generator(self.seed, _ORDER, epoch)

@@ -4,7 +4,7 @@ from typing import Any
 
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
-from facevae.bundle import Bundle, save
+from facevae.bundle import Bundle
 from facevae.config import STAGES
 from facevae.model import VAE
 from facevae.perceptual import load_perceptual
@@ -56,10 +56,9 @@ class _FinishFitting(Fitting):
         figures = measure(run, self._bundle.vae)
         check_finite(folder, figures, self.advice)
         self.tell(index)
-        if self._work.save_progress:
-            save(self._bundle, folder.model, half=run.half)
-        epoch = self.stage.batches.epochs(index)
-        pictures = draw_progress(run, folder, self._bundle, f"finish-{epoch:04d}")
+        self._work.save_progress(self._bundle)
+        epoch = self.stage.batches.epoch(index)
+        pictures = draw_progress(run, folder, self._bundle, epoch, "finish-")
         return {"epoch": epoch, **figures, **pictures}
 
     def tell(self, index: int) -> None:

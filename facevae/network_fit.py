@@ -3,7 +3,6 @@
 from typing import Any
 
 from facevae.batches import Batches
-from facevae.bundle import save
 from facevae.framing import Framing
 from facevae.model import VAE, remove_variance
 from facevae.runs import Run
@@ -80,10 +79,9 @@ class _NetworkFitting(Fitting):
         images = (index + 1) * batches.size
         progress = progress_model(run, averaged, mean, logvar, images)
         progress.framing = self._framing
-        if self._work.save_progress:
-            save(progress, folder.model, half=run.half)
-        epoch = batches.epochs(index)
-        pictures = draw_progress(run, folder, progress, f"{epoch:04d}")
+        self._work.save_progress(progress)
+        epoch = batches.epoch(index)
+        pictures = draw_progress(run, folder, progress, epoch)
         histograms = latent_histograms(mean, logvar)
         return {"epoch": epoch, **figures, **pictures, "histograms": histograms}
 

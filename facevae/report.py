@@ -69,7 +69,7 @@ def _status(source: Source) -> str:
         last = source.epochs[-1] if source.epochs else {}
         whole = f" of {wanted}" if wanted and last.get("stage") != "finish" else ""
         stage = ", in the finish" if last.get("stage") == "finish" else ""
-        parts += [f"not finished, {last.get('epoch', 0):.0f}{whole} epochs{stage}"]
+        parts += [f"not finished, {last.get('epoch', 0):.6g}{whole} epochs{stage}"]
     return " · ".join(parts)
 
 

@@ -192,16 +192,24 @@ class RunFolder:
 
         A damaged state gives way to the one before it, with a warning. None where there is neither.
         """
+        problems = []
         for path in (self._state(name), self._earlier(name)):
             if not path.exists():
                 continue
             try:
                 state, metadata = load_state(path)
             except ModelError as error:
-                warn(f"{error}; trying the state before it")
+                problems.append(str(error))
                 continue
             if metadata.get("key") == key and isinstance(metadata.get("step"), int):
+                if problems:
+                    warn(f"{problems[0]}; going on from the state before it")
                 return state, metadata["step"]
+        if problems:
+            meanwhile = (
+                f"; {self.model} stays until it is as far again" if self.model.exists() else ""
+            )
+            warn(f"{'; '.join(problems)}: the {name} begins anew, from its first step{meanwhile}")
         return None
 
     def _state(self, name: str) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from facevae import parallel
+from facevae.bundle import Bundle, save
 from facevae.config import PriorConfig
 from facevae.config import Stage as Part
 from facevae.errors import RunError, Stopped
@@ -38,14 +39,22 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """A run, where it is kept, who is told, and whether it was asked to stop."""
+    """A run, where it is kept, who is told, and whether it was asked to stop.
+
+    `in_place` is how far the model is that the folder holds; see `progress_of`.
+    """
 
     run: Run
     folder: RunFolder
     listener: Listener
     stop_signal: Callable[[], int]
     skipped: dict[str, int] = field(default_factory=dict)  # steps, by stage
-    save_progress: bool = True  # a finished model stays in place until the longer run's takes it
+    in_place: tuple[float, float] = (0, 0)
+
+    def save_progress(self, bundle: Bundle) -> None:
+        """Save a model to use meanwhile, but for one that is further: what begins anew spares it."""
+        if progress_of(bundle) >= self.in_place:
+            save(bundle, self.folder.model, half=self.run.half)
 
     def check_stop(self) -> None:
         """Raise `Stopped` if that was asked for; whoever calls this has nothing to save."""
@@ -56,6 +65,12 @@ class Work:
         """Tell how far something is that has nothing to save, and stop if that was asked for."""
         self.listener.progress(task, done, total)
         self.check_stop()
+
+
+def progress_of(bundle: Bundle | None) -> tuple[float, float]:
+    """How far a model is: images that its network has seen, and epochs of its finish."""
+    known = bundle.provenance if bundle else {}
+    return known.get("images_seen", 0), known.get("finish", {}).get("epochs", 0)
 
 
 class Fitting(ABC):

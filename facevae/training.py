@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -32,7 +33,7 @@ from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage
 from facevae.states import part
-from facevae.steps import Listener, Work
+from facevae.steps import Listener, Work, progress_of
 
 _NUM_FRAMED = 128  # faces by which the framing is measured
 _ALL_STAGES = "add the stages before with --stages vae,prior,finish"
@@ -97,7 +98,8 @@ def _lead(run: Run, listener: Listener) -> Bundle:
             raise UsageError(msg)
         work = Work(run, folder, listener, stop_signal)
         folder.claim(run.identity(), run.about(), left_out(run.train))
-        earlier = _complete_model(work)
+        there = _model_in(work, folder.model)
+        earlier = there if there and there.provenance.get("complete") else None
         if earlier and _is_enough(run, earlier):
             folder.write_events()
             epochs = earlier.provenance["epochs"]
@@ -108,8 +110,10 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         if earlier and "finish" in earlier.provenance and "finish" not in run.train.stages:
             listener.notice("without the stage finish, the longer run's model will not be finished")
         folder.begin(run.command, environment(run.device))
-        work = dataclasses.replace(work, save_progress=earlier is None)
-        del earlier  # nothing of the file may be in use when it is replaced
+        # a complete model stays until the longer run is complete
+        in_place = (math.inf, math.inf) if earlier else progress_of(there)
+        work = dataclasses.replace(work, in_place=in_place)
+        del earlier, there  # nothing of the file may be in use when it is replaced
         bundle = _fit(work)
         if "finish" in run.train.stages:
             with _memory_advice(run, lambda: "lower --batch-size"):
@@ -228,8 +232,8 @@ def _fit(work: Work) -> Bundle:
     if earlier and "vae" not in run.train.stages:
         _take_over(work, bundle, earlier)
     _keep_unfinished(work, bundle)
-    if "finish" in run.train.stages and work.save_progress:
-        save(bundle, folder.model, half=run.half)  # to use meanwhile
+    if "finish" in run.train.stages:
+        work.save_progress(bundle)
     return bundle
 
 

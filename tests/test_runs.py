@@ -152,6 +152,19 @@ def test_a_damaged_state_gives_way_to_the_one_before_it_with_a_warning(folder, d
     assert [str(newest) in warning for warning in warnings] == [True]
 
 
+def test_where_both_states_are_damaged_it_is_said_once_that_the_stage_begins_anew(folder):
+    for step in (1, 2):
+        folder.save_state("network", state(step), step)
+    for path in (folder.path / "state").iterdir():
+        path.write_bytes(b"")
+    warnings = []
+    assert folder.load_state("network", warn=warnings.append) is None
+    (said,) = warnings
+    assert "network.safetensors" in said
+    assert "network-earlier.safetensors" in said
+    assert said.endswith(": the network begins anew, from its first step")
+
+
 def test_a_state_of_the_same_name_from_other_weights_is_left_alone(folder):
     folder.save_state("prior", state(1), 1, key="those")
     assert folder.load_state("prior", key="these") is None

@@ -21,7 +21,7 @@ from torch import nn
 from facevae import budget, estimate, losses
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
-from facevae.bundle import load, load_state
+from facevae.bundle import load, load_state, save
 from facevae.config import STAGES, ModelConfig
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError, Stopped
@@ -153,15 +153,22 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before_it(faces, whole, tmp
 
 
 def test_when_no_state_can_be_read_the_run_says_so_and_starts_over(faces, whole, tmp_path):
+    """What it has made so far stays until it has made as much again."""
     folder, labels = tmp_path / "run", read_labels(whole[0].parent / "labels.csv")
     shutil.copytree(whole[0], folder)
-    (folder / "model.safetensors").unlink()
-    states = list((folder / "state").glob("*.safetensors"))
-    for state in states:
+    model = folder / "model.safetensors"
+    unfinished = load(model)
+    del unfinished.provenance["complete"]
+    save(unfinished, model)
+    for state in (folder / "state").glob("*.safetensors"):
         state.write_bytes(b"")
-    ear = Ear()
+    before, has_stayed, ear = model.read_bytes(), [], Ear()
+    ear.epoch = lambda _: has_stayed.append(model.read_bytes() == before)
     bundle = train(tiny_run(folder, faces, labels=labels), ear)
-    assert any("network" in notice for notice in ear.notices)
+    said = [notice for notice in ear.notices if "the network begins anew" in notice]
+    assert len(said) == 1
+    assert f"{model} stays until it is as far again" in said[0]
+    assert has_stayed == [True, False]
     assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
 
 
@@ -837,6 +844,7 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
     assert bundle.provenance["finish"]["max_seconds"] == 1.0
     steps = records(folder)[-1]["step"]
     assert 5 < steps < 100
+    check_epochs(faces, folder)
     ear = Ear()
     train(tiny_run(folder, faces, model=RESIDUAL, train=timed), ear)
     assert "finished already" in ear.notices[-1]
@@ -844,6 +852,20 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
     more = train(tiny_run(folder, faces, model=RESIDUAL, train=longer), Ear())
     assert records(folder)[-1]["step"] > steps
     assert more.provenance["finish"]["max_seconds"] == 1.5
+    check_epochs(faces, folder)
+
+
+def check_epochs(faces, folder):
+    """Each has a number and pictures of its own; one that was broken off, a broken number."""
+    epochs = [r for r in records(folder) if r["event"] == "epoch"]
+    assert len({(r["stage"], r["epoch"]) for r in epochs}) == len(epochs)
+    named = [r[kind] for r in epochs for kind in ("reconstructions", "samples")]
+    assert len(set(named)) == len(named)
+    assert all((folder / "pictures" / name).is_file() for name in named)
+    broken = [r for r in epochs if r["epoch"] != int(r["epoch"])]
+    assert broken
+    for record in (r for r in broken if r["stage"] == "vae"):
+        assert record["epoch"] == record["images"] / len(faces.train)
 
 
 def test_the_learning_rate_rises_and_falls_with_what_is_used_of_the_budget(faces, tmp_path):

@@ -55,12 +55,12 @@ class _Talk:
     def epoch(self, figures: Mapping[str, Any]) -> None:
         if figures.get("stage") == "finish":
             self.console.say(
-                f"finish, epoch {figures['epoch']:.0f}: held-out PSNR {figures['psnr']:.2f} dB, "
+                f"finish, epoch {figures['epoch']:.6g}: held-out PSNR {figures['psnr']:.2f} dB, "
                 f"sharpness {figures['sharpness']:.2f}"
             )
             return
         self.console.say(
-            f"epoch {figures['epoch']:.0f}: held-out PSNR {figures['psnr']:.2f} dB, "
+            f"epoch {figures['epoch']:.6g}: held-out PSNR {figures['psnr']:.2f} dB, "
             f"KL {figures['kl_nats']:,.0f} nats, σ {figures['sigma']:.3f}"
         )
 
