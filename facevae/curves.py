@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from facevae.errors import ImageError, UsageError
-from facevae.files import replacing
+from facevae.files import inside, replacing
 from facevae.images import Pixels, centred_square, open_picture
 
 NUM_HISTOGRAMS = 50  # as in the notebooks of the lineage
@@ -166,8 +166,7 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     axes.margins(x=0.08)  # room for the pictures at both ends
     # a finish leaves the divergence as it is
     epochs = [r for r in records if r["event"] == "epoch" and r.get("stage") != "finish"]
-    # by their own names alone, lest the records of somebody else's run lead out of its folder
-    there = [r for r in epochs if (pictures / Path(str(r.get("samples"))).name).is_file()]
+    there = [r for r in epochs if inside(pictures, r.get("samples")).is_file()]
     if not there or not steps:
         return
     wanted = np.linspace(0, len(there) - 1, min(NUM_THUMBNAILS, len(there))).round().astype(int)
@@ -176,7 +175,7 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     places = np.linspace(shown[0]["images"], shown[-1]["images"], len(shown)).tolist()
     for record, place in zip(shown, places, strict=True):
         try:
-            sheet = open_picture(pictures / Path(str(record["samples"])).name)
+            sheet = open_picture(inside(pictures, record["samples"]))
         except ImageError:
             continue  # damaged since it was drawn: one less
         corner = np.asarray(sheet.crop((0, 0, sheet.width // 2, sheet.height // 2)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facevae.errors import FacevaeError, ImageError, UsageError
+from facevae.files import inside
 from facevae.images import picture_size
 
 _PREFIX = "events"
@@ -92,7 +93,7 @@ class Events:
         for name, counted in record.get("histograms", {}).items():
             self._write(_histogram(f"latents/{name}", counted), *where)
         for name in ("reconstructions", "samples"):
-            path = self._pictures / Path(str(record.get(name))).name
+            path = inside(self._pictures, record.get(name))
             # a picture that was removed or damaged is only one picture less
             with suppress(OSError, ImageError):
                 self._write(_picture(f"pictures/{name}", path), *where)
