@@ -89,6 +89,7 @@ def arith(
     from facevae.edits import plan_edit, sum_of_faces
     from facevae.images import to_pixels
     from facevae.latents import decode, encode_pixels, read_face
+    from facevae.outputs import check_sequence
 
     console = Console(quiet=quiet, as_json=json)
     attrs, minus, plus, sweeps = attr or [], minus or [], plus or [], sweep or []
@@ -96,12 +97,7 @@ def arith(
         msg = "nothing to do; name an --attr, or faces with --minus and --plus"
         raise UsageError(msg)
     alphas, kept = _alphas(attrs, alpha, sweeps), kept_names(keep, attrs)
-    if compare and len(sweeps) == _MAX_SWEEPS:
-        msg = "--compare has no place in a grid of two sweeps; leave one of them out"
-        raise UsageError(msg)
-    if paste and not is_photo(face):
-        msg = f"{face}: --paste puts an edit back into a photo, and this is none"
-        raise UsageError(msg)
+    _check(face, sweeps, compare=compare, paste=paste)
     stem = "-".join([_stem(face), *map(_plain, attrs), *(["sweep"] if sweeps else [])])
     target, moving = sequence_output(output, f"{stem}.png", animate, [face, *minus, *plus])
     bundle, used = open_model(console, model, device)
@@ -114,6 +110,9 @@ def arith(
         latent = encode_pixels(bundle, placed.cut(bundle.config.size)[None])[0]
     else:
         original, latent = read(face)
+    columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
+    sides = original.shape[:2]
+    check_sequence(target, len(alphas) + compare, sides, animate=moving, columns=columns)
     added, removed = ([read(name)[1] for name in part] for part in (plus, minus))
     summed = sum_of_faces(bundle, latent, added, removed)
     repeated = summed.repeat(len(alphas), 1)
@@ -132,9 +131,17 @@ def arith(
         more |= _report(console, bundle, edit, decode(bundle.vae, summed[None])[0], images)
     if compare:
         frames = np.concatenate([original[None], frames])
-    columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
     written = write_frames(target, frames, moving=moving, fps=fps, columns=columns)
     finish(console, used, written, more)
+
+
+def _check(face: str, sweeps: Sequence[str], *, compare: bool, paste: bool) -> None:
+    if compare and len(sweeps) == _MAX_SWEEPS:
+        msg = "--compare has no place in a grid of two sweeps; leave one of them out"
+        raise UsageError(msg)
+    if paste and not is_photo(face):
+        msg = f"{face}: --paste puts an edit back into a photo, and this is none"
+        raise UsageError(msg)
 
 
 def _place(console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool) -> "Placed":

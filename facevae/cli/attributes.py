@@ -147,9 +147,11 @@ def learn_attributes(
     from facevae.bundle import save
     from facevae.hub import locate
     from facevae.learning import add_attributes
+    from facevae.pictures import check_there
 
     console = Console(quiet=quiet, as_json=json)
     _check(data, labels, name, having, lacking)
+    check_there([*(data or []), *(labels or []), *(having or []), *(lacking or [])])
     target = _target(locate(model, quiet=quiet), output)
     bundle, used = open_model(console, model, device)
     skipped: list[str] = []

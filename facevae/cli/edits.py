@@ -34,8 +34,9 @@ def sequence_output(
     animate: bool | None,  # noqa: FBT001 - yes, no, or as the suffix says
     faces: Sequence[str],
 ) -> "tuple[Output, bool]":
-    """Where frames go, and whether they move."""
+    """Where frames go, and whether they move; a face that is not there is refused too."""
     from facevae.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+    from facevae.latents import check_face
     from facevae.outputs import choose_output
 
     photos = [name for name in faces if is_photo(name)]
@@ -45,6 +46,8 @@ def sequence_output(
     if moving and not target.is_folder and suffix not in (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES):
         msg = f"{target.path}: '{suffix}' cannot move; use .gif, .webp, .png or .mp4"
         raise UsageError(msg)
+    for name in faces:
+        check_face(name)
     return target, moving
 
 

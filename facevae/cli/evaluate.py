@@ -88,6 +88,7 @@ def evaluate(
     from facevae.data import load_faces
     from facevae.evaluation import Candidate, Evaluation, choose_rows, is_training_set
     from facevae.novelty import measure_novelty
+    from facevae.pictures import check_there
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -96,6 +97,7 @@ def evaluate(
     if seed + num_samples - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {num_samples} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
+    check_there(data)
     bundle, used = open_model(console, model, device)
     features, lpips, reasons = _networks(bundle.device, fid)
 

@@ -64,6 +64,7 @@ def morph(
     from facevae.images import to_pixels
     from facevae.latents import decode, read_face, times_of
     from facevae.latents import morph as morph_latents
+    from facevae.outputs import check_sequence
 
     if len(faces) < 2:  # noqa: PLR2004 - a pair
         msg = "a morph needs two faces or more"
@@ -76,6 +77,8 @@ def morph(
     edit = plan_edit(bundle, attrs, kept) if attrs else None
     ends = [read_face(bundle, name, align=align, number=face_number)[1] for name in faces]
     latents = morph_latents(bundle, torch.stack(ends), steps, path, loop=loop)
+    sides = bundle.config.size, bundle.config.size
+    check_sequence(target, len(latents), sides, animate=moving)
     if edit:
         starts, stops = torch.tensor(ramps).T
         times = times_of(len(latents), loop=loop)[:, None]

@@ -142,10 +142,12 @@ def train(
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
     from facevae.perceptual import load_perceptual
+    from facevae.pictures import check_there
     from facevae.runs import Run, RunFolder, left_out, settings_of
 
     # Check
     console = Console(quiet=quiet, as_json=json)
+    check_there([*data, *([labels] if labels else [])])
     started_from = _load_init(init, quiet=quiet)
     chosen = _configure(
         preset(preset_name),
