@@ -151,8 +151,11 @@ def _warn_of_memorising(work: Work, num_latents: int) -> None:
     if not best or measured[-1]["held_out_flow_loss"] <= MOST_RISE * best["held_out_flow_loss"]:
         return
     least, last = best["held_out_flow_loss"], measured[-1]["held_out_flow_loss"]
+    passes = max(1, round(best["latents"] / num_latents))
+    is_timed = work.run.train.max_seconds is not None
+    instead = "name --epochs instead of --max-time, and " if is_timed else ""
     work.listener.notice(
         f"{work.folder.path}: the prior begins to memorise its faces: its loss on held-out ones has "
-        f"risen from {least:.3f} to {last:.3f}; lower --prior-epochs, in another folder (it was best "
-        f"after {best['latents'] / num_latents:.0f})"
+        f"risen from {least:.3f} to {last:.3f}; {instead}lower --prior-epochs, in another folder "
+        f"(it was best after {passes})"
     )

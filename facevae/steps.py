@@ -74,23 +74,20 @@ def progress_of(bundle: Bundle | None) -> tuple[float, float]:
 
 
 class Fitting(ABC):
-    """What a stage has of its own in the loop, beside the steps themselves.
+    """What a stage has of its own in the loop, beside the steps themselves."""
 
-    Its state is called by `name` and belongs to the `key`; its records are of that `part` of the
-    run, those of its steps that `event`. `task` is what it is called to the user, who gets `advice`
-    where it fails, and is told that so many `epochs` are `too_few`, if that can be.
-    """
-
-    name: str
-    part: Part
-    event: str
-    task: str
-    advice: str
-    too_few: str = ""
-    unit = "images"  # what a step sees `size` of: images, or latents
     stage: Stage
+    name: str  # of its state
+    key: str = ""  # what its state depends on beside the run
+    part: Part  # of the run, to which its records belong
+    event: str  # of the records of its steps
+    task: str  # what the user is told that is done
+    advice: str  # to the user, where it fails
+    too_few: str = (
+        ""  # to the user, where `{epochs}` of them have been made; nothing if that may be
+    )
+    unit = "images"  # what a step sees `size` of: images, or latents
     size: int
-    key: str = ""
     prior_config: PriorConfig | None = None  # of a prior that whoever follows needs
 
     def figures(self, means: dict[str, float], index: int) -> dict[str, float]:  # noqa: ARG002 - all terms alike

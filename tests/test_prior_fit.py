@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import Ear
 
+from facevae.config import TrainConfig
 from facevae.prior import FlowPrior
 from facevae.prior_fit import _Draws, _warn_of_memorising
 from facevae.runs import RunFolder
@@ -40,25 +41,31 @@ def test_a_flow_is_measured_alike_each_time_and_on_as_many_draws_of_few_faces():
     assert many.loss(flow) == pytest.approx(few.loss(flow), rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("held_out", "told"),
-    [
-        ([1.5, 1.4, 1.5], "risen from 1.400 to 1.500"),
-        ([1.5, 1.401, 1.402], ""),
-        ([1.5, 1.4, 1.3], ""),
-        ([1.5], ""),
-        ([], ""),
-    ],
-)
-def test_a_prior_that_memorises_is_told_of_with_what_to_do(tmp_path, held_out, told):
-    folder, ear = RunFolder(tmp_path), Ear()
+def warned(folder, held_out, **settings) -> list[str]:
+    """What is told of a flow whose losses on held-out faces were these."""
+    folder, ear = RunFolder(folder), Ear()
     for i, loss in enumerate(held_out, start=1):
         place = {"event": "prior", "step": i, "images": 0, "seconds": 0.0, "latents": 100 * i}
         folder.record({**place, "flow_loss": 1.0})
         folder.record({**place, "flow_loss": 1.0, "held_out_flow_loss": loss})
-    _warn_of_memorising(SimpleNamespace(folder=folder, listener=ear), num_latents=50)
-    assert len(ear.notices) == bool(told)
-    for notice in ear.notices:
-        assert notice.startswith(f"{tmp_path}: the prior begins to memorise")
-        assert told in notice
-        assert "--prior-epochs, in another folder (it was best after 4)" in notice
+    run = SimpleNamespace(train=TrainConfig(**settings))
+    work = SimpleNamespace(run=run, folder=folder, listener=ear)
+    _warn_of_memorising(work, num_latents=50)
+    return ear.notices
+
+
+def test_a_prior_that_memorises_is_told_of_with_what_to_do(tmp_path):
+    (said,) = warned(tmp_path, [1.5, 1.4, 1.5])
+    assert said.startswith(f"{tmp_path}: the prior begins to memorise its faces")
+    assert "risen from 1.400 to 1.500; lower --prior-epochs, in another folder" in said
+    assert said.endswith("(it was best after 4)")
+
+
+def test_where_time_was_the_budget_epochs_are_named_first(tmp_path):
+    (said,) = warned(tmp_path, [1.5, 1.4, 1.5], max_seconds=60.0)
+    assert "; name --epochs instead of --max-time, and lower --prior-epochs" in said
+
+
+@pytest.mark.parametrize("held_out", [[1.5, 1.401, 1.402], [1.5, 1.4, 1.3], [1.5], []])
+def test_of_a_prior_that_does_not_nothing_is_told(tmp_path, held_out):
+    assert warned(tmp_path, held_out) == []
