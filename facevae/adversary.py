@@ -108,7 +108,7 @@ class FinishStage:
     Batch norm, where there is some, keeps its statistics: what is trained is what is used.
     """
 
-    terms = ("generator_loss", "discriminator_loss", "feature_loss", "mse")
+    terms: tuple[str, ...] = ("generator_loss", "discriminator_loss", "feature_loss", "mse")
 
     def __init__(
         self,

@@ -4,9 +4,7 @@ An attribute has a direction d, the way from the average face without it to the 
 it, and a scorer w, which reads off a face how much of it there is: w·d = 1.
 """
 
-import difflib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from facevae.attribute_names import exact_match
 from facevae.errors import UsageError
 
 Method = Literal["logistic", "lda", "mean"]
@@ -25,49 +24,11 @@ SHRINKAGE = 0.1  # of the covariance towards its diagonal
 PENALTY = 300.0
 ENOUGH = 100  # faces with and without an attribute, from which on logistic regression is used
 _NEWTON_STEPS, _SETTLED = 12, 1e-6
-_MOST_NAMED = 5  # of attributes that might be meant
 _OPPOSED = -0.3  # a cosine that the two sides of one to three photos hardly reach by chance
 _LEAST_SHOWN = 1e-4  # of the latents' spread; what is below is the encoder's rounding
 _TINY = 1e-12  # keeps from nought what is divided by
 _LONGEST = 4.0  # times as far as the plain direction, beyond which holding others still is hopeless
 
-# everyday words → the published attributes that mean it, the first that there is; - its opposite
-_ALIASES = {
-    "glasses": ("eyeglasses",),
-    "spectacles": ("eyeglasses",),
-    "smile": ("smiling",),
-    "smiling": ("smile",),
-    "gender": ("male", "-female"),
-    "male": ("-female",),
-    "man": ("male", "-woman", "-female"),
-    "masculine": ("male", "-female"),
-    "female": ("-male",),
-    "woman": ("female", "-male"),
-    "feminine": ("female", "-male"),
-    "age": ("-young",),
-    "old": ("age", "-young"),
-    "young": ("-age",),
-    "beard": ("-nobeard",),
-    "hat": ("wearinghat", "headwear"),
-    "headwear": ("wearinghat",),
-    "lipstick": ("wearinglipstick", "lipmakeup"),
-    "earrings": ("wearingearrings",),
-    "necklace": ("wearingnecklace",),
-    "necktie": ("wearingnecktie",),
-    "tie": ("wearingnecktie",),
-    "makeup": ("heavymakeup", "eyemakeup"),
-    "blond": ("blondhair",),
-    "blonde": ("blondhair",),
-    "brunette": ("brownhair",),
-    "fringe": ("bangs",),
-    "moustache": ("mustache",),
-    "mustache": ("moustache",),
-    "stubble": ("5oclockshadow",),
-    "pale": ("paleskin",),
-    "curly": ("wavyhair",),
-    "openmouth": ("mouthslightlyopen",),
-    "balding": ("recedinghairline", "bald"),
-}
 # what an edit holds still unless it is told otherwise
 _CORE = ("gender", "age", "smile", "glasses")
 
@@ -284,7 +245,7 @@ def kept_by_default(attributes: Sequence[Attribute], edited: Sequence[int]) -> l
     if any(attributes[i].method == "mean" for i in edited):
         return []
     names = [attribute.name for attribute in attributes]
-    core = (_exact_match(word, names) for word in _CORE)
+    core = (exact_match(word, names) for word in _CORE)
     return [match[0] for match in core if match and match[0] not in edited]
 
 
@@ -293,54 +254,3 @@ def correlations(scorers: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     joint = scorers @ covariance @ scorers.T
     spreads = joint.diag().sqrt()
     return spreads, joint / (spreads[:, None] * spreads).clamp_min(_TINY)
-
-
-# ---------------------------------------------------------------- names
-
-
-def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -> tuple[int, int]:
-    """Which of `names` is meant, and which way (1 or -1): `glasses`, `Eyeglasses`, `beard`.
-
-    Case, spaces and underscores do not count; everyday words and unique parts will do. Raises
-    `UsageError` that lists what there is, and the nearest.
-    """
-    if exact := _exact_match(wanted, names):
-        return exact
-    plain = {plain_name(name): i for i, name in enumerate(names)}
-    partial: list[int] = []
-    for word, sign in _meanings(wanted):
-        partial = [i for name, i in plain.items() if word and word in name]
-        if len(partial) == 1:
-            return partial[0], sign
-    if not names:
-        msg = f"{option} {wanted}: this model knows no attributes; see `facevae attributes learn`"
-        raise UsageError(msg)
-    aliases = [word for word in _ALIASES if _exact_match(word, names)]
-    known = dict.fromkeys(aliases) | {name: names[i] for name, i in plain.items()}
-    close = difflib.get_close_matches(plain_name(wanted), known, n=3, cutoff=0.6)
-    nearest: dict[tuple[int, int] | None, str] = {}
-    for name in close:  # each attribute once
-        nearest.setdefault(_exact_match(name, names), known[name] or name)
-    if options := [names[i] for i in partial[:_MOST_NAMED]] or [*nearest.values()]:
-        msg = f"{option} {wanted}: did you mean {' or '.join(options)}? `facevae attributes list` has them all"
-    else:
-        msg = f"{option} {wanted}: this model knows {', '.join(names)}"
-    raise UsageError(msg)
-
-
-def _exact_match(wanted: str, names: Sequence[str]) -> tuple[int, int] | None:
-    """An attribute of that very name, or of one that the word stands for."""
-    plain = {plain_name(name): i for i, name in enumerate(names)}
-    return next(((plain[word], sign) for word, sign in _meanings(wanted) if word in plain), None)
-
-
-def _meanings(wanted: str) -> list[tuple[str, int]]:
-    """The plain names that a word may mean, and which way, itself first."""
-    word = plain_name(wanted)
-    others = _ALIASES.get(word, ())
-    return [(word, 1), *((name.removeprefix("-"), 1 - 2 * name.startswith("-")) for name in others)]
-
-
-def plain_name(name: str) -> str:
-    """A name as it is told from others, by its letters and digits alone."""
-    return re.sub(r"[\W_]+", "", name).casefold()

@@ -10,7 +10,8 @@ from torch import Tensor
 from facevae.batches import batches_of, evenly
 from facevae.bundle import Bundle
 from facevae.config import TrainConfig
-from facevae.data import Faces, Progress, Rows
+from facevae.conversion import Progress
+from facevae.data import Faces, Rows
 from facevae.errors import DataError
 from facevae.files import digest
 from facevae.model import LOGVAR_RANGE

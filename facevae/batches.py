@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from facevae import parallel
-from facevae.data import Faces, Progress, Rows
+from facevae.conversion import Progress
+from facevae.data import Faces, Rows
 from facevae.errors import RunError
 from facevae.images import from_pixels
 from facevae.runtime import free_bytes, generator
@@ -52,6 +53,20 @@ class Batches:
         draw = generator(self.seed, _MIRROR, step)
         mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
         return mirror(from_pixels(pixels), mirrored[share].to(self.device, non_blocking=True))
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a pass over the faces ends within batch number `step`."""
+        return (step + 1) * self.size % self.num_faces < self.size
+
+    def epochs(self, step: int) -> int:
+        """How many passes over the faces have ended with batch number `step`."""
+        return (step + 1) * self.size // self.num_faces
+
+    def epoch(self, step: int) -> float:
+        """The number of the epoch that ends with batch `step`: no whole one if it is broken off."""
+        if self.ends_epoch(step):
+            return self.epochs(step)
+        return (step + 1) * self.size / self.num_faces
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from facevae.errors import ImageError, UsageError
-from facevae.files import replacing
+from facevae.files import inside, replacing
 from facevae.images import Pixels, centred_square, open_picture
 
 NUM_HISTOGRAMS = 50  # as in the notebooks of the lineage
@@ -123,6 +123,26 @@ def draw_figures(records: list[dict[str, Any]]) -> Any:
         return figure
 
 
+def draw_prior(records: list[dict[str, Any]]) -> Any:
+    """The loss of a flow while it is fitted, on its own faces and on held-out ones: a figure."""
+    lines = (
+        ("flow_loss", "of steps", {"color": "tab:grey", "lw": 0.8}),
+        ("train_flow_loss", "training faces", {"color": "tab:blue", "marker": "o", "ms": 3}),
+        ("held_out_flow_loss", "held-out faces", {"color": "tab:orange", "marker": "o", "ms": 3}),
+    )
+    with _style():
+        figure = _figure(11, 3)
+        axes = figure.subplots()
+        for key, label, style in lines:
+            there = [r for r in records if r["event"] == "prior" and key in r]
+            axes.plot([r["latents"] for r in there], [r[key] for r in there], label=label, **style)
+        axes.set(xlabel="latents seen", ylabel="flow-matching loss")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+        return figure
+
+
 def _panel(axes: Any, records: list[dict[str, Any]], panel: _Panel) -> None:
     for event, (label, colour, style) in _LINES.items():
         there = [r for r in records if r["event"] == event and panel.key in r]
@@ -146,8 +166,7 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     axes.margins(x=0.08)  # room for the pictures at both ends
     # a finish leaves the divergence as it is
     epochs = [r for r in records if r["event"] == "epoch" and r.get("stage") != "finish"]
-    # by their own names alone, lest the records of somebody else's run lead out of its folder
-    there = [r for r in epochs if (pictures / Path(str(r.get("samples"))).name).is_file()]
+    there = [r for r in epochs if inside(pictures, r.get("samples")).is_file()]
     if not there or not steps:
         return
     wanted = np.linspace(0, len(there) - 1, min(NUM_THUMBNAILS, len(there))).round().astype(int)
@@ -156,7 +175,7 @@ def _kl_panel(axes: Any, records: list[dict[str, Any]], pictures: Path) -> None:
     places = np.linspace(shown[0]["images"], shown[-1]["images"], len(shown)).tolist()
     for record, place in zip(shown, places, strict=True):
         try:
-            sheet = open_picture(pictures / Path(str(record["samples"])).name)
+            sheet = open_picture(inside(pictures, record["samples"]))
         except ImageError:
             continue  # damaged since it was drawn: one less
         corner = np.asarray(sheet.crop((0, 0, sheet.width // 2, sheet.height // 2)))

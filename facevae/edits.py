@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facevae.attributes import edit_directions, kept_by_default, match_attribute
+from facevae.attribute_names import match_attribute
+from facevae.attributes import edit_directions, kept_by_default
 from facevae.bundle import Bundle
 from facevae.errors import UsageError
 from facevae.latents import combine, posteriors

@@ -11,7 +11,8 @@ from torch import Tensor
 from facevae import metrics
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
-from facevae.data import Faces, Progress, Rows
+from facevae.conversion import Progress
+from facevae.data import Faces, Rows
 from facevae.errors import ModelError
 from facevae.faces import measure_framing
 from facevae.figures import SCORES, Reconstructions, Score, reconstruct

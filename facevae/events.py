@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from facevae.errors import FacevaeError, ImageError, UsageError
+from facevae.files import inside
 from facevae.images import picture_size
 
 _PREFIX = "events"
-_PLACES = ("event", "step", "images", "seconds", "epoch")  # what says when, not how good
+_PLACES = ("event", "step", "images", "latents", "seconds", "epoch")  # what says when, not how good
 
 
 def require_tensorboard() -> None:
@@ -26,7 +27,8 @@ def require_tensorboard() -> None:
 class Events:
     """Event files in a folder, which say what the records in `metrics.jsonl` say.
 
-    Scalars, histograms and pictures stand at the number of images seen. Records are written as
+    Scalars, histograms and pictures stand at the number of images seen, those of the prior at that
+    of latents. Records are written as
     they come, without threads; since a run that goes on may step back, `begin` writes all that
     there are anew, so that no point is there twice.
     """
@@ -82,15 +84,16 @@ class Events:
     def _add(self, record: Mapping[str, Any]) -> None:
         from tensorboardX import summary
 
-        group = {"steps": "train", "finish": "finish"}.get(record["event"], "held_out")
-        where = record["images"], record["seconds"]
+        groups = {"steps": "train", "prior": "prior", "finish": "finish"}
+        group = groups.get(record["event"], "held_out")
+        where = record.get("latents", record["images"]), record["seconds"]
         for name, value in record.items():
             if name not in _PLACES and isinstance(value, int | float):
                 self._write(summary.scalar(f"{group}/{name}", value), *where)
         for name, counted in record.get("histograms", {}).items():
             self._write(_histogram(f"latents/{name}", counted), *where)
         for name in ("reconstructions", "samples"):
-            path = self._pictures / Path(str(record.get(name))).name
+            path = inside(self._pictures, record.get(name))
             # a picture that was removed or damaged is only one picture less
             with suppress(OSError, ImageError):
                 self._write(_picture(f"pictures/{name}", path), *where)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from facevae.bundle import Bundle
-from facevae.data import Progress
+from facevae.conversion import Progress
 from facevae.errors import ModelError, UsageError
 from facevae.files import replacing, write_json
 from facevae.model import VAE

@@ -118,6 +118,11 @@ def expanded(name: Path | str) -> Path:
         raise UsageError(msg) from error
 
 
+def inside(folder: Path, named: object) -> Path:
+    """The file of a folder that somebody else's words name: by its last part, lest they lead out."""
+    return folder / Path(str(named)).name
+
+
 def unused(path: Path) -> Path:
     """`path`, or the first of `name-1`, `name-2`, … beside it that does not exist yet."""
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(1))

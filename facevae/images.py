@@ -31,6 +31,7 @@ SUFFIXES = _UNREAD.union(
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
 VIDEO_SUFFIXES = (".mp4",)
+COLUMNS_OF_PAIRS = 8
 _LONGEST_SIDES = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}
 
 _PROGRAMS = ("EPS", "WMF")  # which other programs would be started to draw
@@ -172,8 +173,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
     """Pictures (N, H, W, 3) in rows from the top left, as near a square as N allows."""
     count, height, width, _ = pixels.shape
-    columns = min(columns or math.ceil(math.sqrt(count)), count)
-    rows = math.ceil(count / columns)
+    rows, columns = grid_cells(count, columns)
     shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
     sheet = np.full(shape, _MATTE, dtype=np.uint8)
     for i, picture in enumerate(pixels):
@@ -182,7 +182,13 @@ def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
     return sheet
 
 
-def paired_grid(*sets: Pixels, columns: int = 8) -> Pixels:
+def grid_cells(count: int, columns: int | None = None) -> tuple[int, int]:
+    """Rows and columns of the `grid` of so many pictures."""
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    return math.ceil(count / columns), columns
+
+
+def paired_grid(*sets: Pixels, columns: int = COLUMNS_OF_PAIRS) -> Pixels:
     """Sets of as many pictures (N, H, W, 3): each row of the first above its row of the others."""
     columns = min(columns, len(sets[0]))
     rows = [
@@ -222,14 +228,18 @@ def check_suffix(path: Path, suffixes: Sequence[str] = STILL_SUFFIXES) -> None:
         raise UsageError(msg)
 
 
+def check_sides(path: Path, height: int, width: int) -> None:
+    """Raise `UsageError` where the format that the suffix names holds no picture of that size."""
+    limit = _LONGEST_SIDES.get(path.suffix.lower(), math.inf)
+    if max(height, width) > limit:
+        msg = f"{path}: {width} × {height} px are more than the {limit} this format holds; use .png"
+        raise UsageError(msg)
+
+
 def save_picture(path: Path, pixels: Pixels) -> None:
     """Write (H, W, 3) in the format that the suffix names, atomically. Raises `UsageError`."""
     check_suffix(path)
-    limit = _LONGEST_SIDES.get(path.suffix.lower(), max(pixels.shape))
-    if max(pixels.shape) > limit:
-        height, width, _ = pixels.shape
-        msg = f"{path}: {width} × {height} px are more than the {limit} this format holds; use .png"
-        raise UsageError(msg)
+    check_sides(path, *pixels.shape[:2])
     options: dict[str, dict[str, Any]] = {
         ".webp": {"lossless": True},
         ".jpg": {"quality": 95},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from facevae.bundle import Bundle
 from facevae.config import MAX_SEED
-from facevae.errors import UsageError
+from facevae.errors import ImageError, LatentsError, UsageError
 from facevae.faces import load_face
 from facevae.files import expanded
 from facevae.images import Pixels, from_pixels, to_pixels
@@ -72,6 +72,35 @@ def encode_pixels(bundle: Bundle, pixels: Pixels) -> Tensor:
     return posteriors(bundle.vae, batches)[0]
 
 
+def check_face(name: str) -> None:
+    """Raise what `read_face` would, as far as it is seen without a model.
+
+    That is a bad seed, or a file that is not there.
+    """
+    if name.startswith("seed:"):
+        _seed_of(name)
+    elif stored := split_name(name):
+        check_latents(stored[0])
+    elif not (photo := expanded(name)).exists():
+        msg = f"{photo}: no such file"
+        raise ImageError(msg)
+
+
+def check_latents(path: Path) -> None:
+    """Raise `LatentsError` where there is no such file."""
+    if not path.exists():
+        msg = f"{path}: no such file"
+        raise LatentsError(msg)
+
+
+def _seed_of(name: str) -> int:
+    seed = name.removeprefix("seed:")
+    if not re.fullmatch(r"\d{1,19}", seed) or int(seed) > MAX_SEED:
+        msg = f"{name}: a seed is a whole number from 0, as in seed:7"
+        raise UsageError(msg)
+    return int(seed)
+
+
 def read_face(
     bundle: Bundle, name: str, *, align: bool = True, number: int = 1
 ) -> tuple[Pixels, Tensor]:
@@ -83,11 +112,7 @@ def read_face(
     `LatentsError` for latents that are not there, or another model's.
     """
     if name.startswith("seed:"):
-        seed = name.removeprefix("seed:")
-        if not re.fullmatch(r"\d{1,19}", seed) or int(seed) > MAX_SEED:
-            msg = f"{name}: a seed is a whole number from 0, as in seed:7"
-            raise UsageError(msg)
-        latents = latents_of_seeds(bundle, [int(seed)])
+        latents = latents_of_seeds(bundle, [_seed_of(name)])
         return to_pixels(decode(bundle.vae, latents))[0], latents[0]
     if stored := split_name(name):
         file = latents_file(bundle, stored[0])

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facevae.attributes import Examples, Method, learn, plain_name
+from facevae.attribute_names import plain_name
+from facevae.attributes import Examples, Method, learn
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.data import Faces, is_held_out

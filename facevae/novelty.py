@@ -14,7 +14,8 @@ from torch import Tensor
 
 from facevae import metrics
 from facevae.batches import batches_of, watched
-from facevae.data import Faces, Progress, Rows
+from facevae.conversion import Progress
+from facevae.data import Faces, Rows
 from facevae.images import Pixels
 from facevae.latents import posteriors
 from facevae.model import Coder, draw_posteriors

@@ -13,8 +13,10 @@ from facevae.images import (
     STILL_SUFFIXES,
     VIDEO_SUFFIXES,
     Pixels,
+    check_sides,
     check_suffix,
     grid,
+    grid_cells,
     require_video,
     save_animation,
     save_picture,
@@ -86,10 +88,15 @@ class FaceWriter:
         if not output.is_folder and len(names) > _MOST_IN_A_GRID:
             msg = f"{len(names):,} faces are too many for one grid; name a folder: -o faces/"
             raise UsageError(msg)
-        self._output, self._columns = output, columns
+        self._output, self._columns, self._count = output, columns, len(names)
         self._paths = folder_paths(output, names) if output.is_folder else [output.path]
         self._cells: list[Pixels] = []
         self.num_written = 0
+
+    def check(self, side: int) -> None:
+        """Raise `UsageError` where the format holds no grid of these faces of `side` pixels."""
+        if not self._output.is_folder:
+            check_grid(self._output.path, self._count, (side, side), self._columns)
 
     def add(self, faces: Pixels) -> None:
         """The next faces (N, H, W, 3)."""
@@ -108,6 +115,25 @@ class FaceWriter:
 
 
 _MOST_IN_A_GRID = 4096
+
+
+def check_grid(path: Path, count: int, sides: tuple[int, int], columns: int | None = None) -> None:
+    """Raise `UsageError` where the format holds no grid of `count` pictures of `sides` (H, W)."""
+    rows, columns = grid_cells(count, columns)
+    check_sides(path, rows * sides[0], columns * sides[1])
+
+
+def check_sequence(
+    output: Output,
+    count: int,
+    sides: tuple[int, int],
+    *,
+    animate: bool,
+    columns: int | None = None,
+) -> None:
+    """Raise `UsageError` where `write_sequence` would, of `count` frames of `sides` (H, W)."""
+    if not output.is_folder and not animate:
+        check_grid(output.path, count, sides, columns or count)
 
 
 def write_sequence(

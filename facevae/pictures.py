@@ -71,6 +71,17 @@ class Picture:
             return BytesIO(shard.read(min(self.size, os.fstat(shard.fileno()).st_size)))
 
 
+def check_there(sources: Iterable[Source]) -> None:
+    """Raise `DataError` for a file or folder that is not there; what is not on this machine may be."""
+    for source in sources:
+        if not is_url(source) and not Path(source).exists():
+            raise _missing(source)
+
+
+def _missing(source: Source) -> DataError:
+    return DataError(f"{source}: no such file or folder")
+
+
 def find_data(sources: Iterable[Source]) -> list[File]:
     """Every file that the sources name, which may be `hf://datasets/…` too. Raises `DataError`."""
     found: list[File] = []
@@ -97,8 +108,7 @@ def find_files(
         elif source.is_file():
             found.append(source)
         else:
-            msg = f"{source}: no such file or folder"
-            raise DataError(msg)
+            raise _missing(source)
     return _distinct(found)
 
 

@@ -15,7 +15,8 @@ from facevae import curves
 from facevae.attributes import Attribute
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
-from facevae.data import Faces, Progress
+from facevae.conversion import Progress
+from facevae.data import Faces
 from facevae.errors import ImageError
 from facevae.files import write_text
 from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
@@ -68,7 +69,7 @@ def _status(source: Source) -> str:
         last = source.epochs[-1] if source.epochs else {}
         whole = f" of {wanted}" if wanted and last.get("stage") != "finish" else ""
         stage = ", in the finish" if last.get("stage") == "finish" else ""
-        parts += [f"not finished, {last.get('epoch', 0):.0f}{whole} epochs{stage}"]
+        parts += [f"not finished, {last.get('epoch', 0):.6g}{whole} epochs{stage}"]
     return " · ".join(parts)
 
 
@@ -137,6 +138,12 @@ def _training(source: Source) -> Section | None:
             "Means over the steps before (lines), and of held-out faces after each epoch (dots).",
         ),
     ]
+    if any(record["event"] == "prior" for record in source.records):
+        caption = (
+            "The prior's loss: where that of held-out faces rises while that of training faces "
+            "falls, it learns its faces by heart."
+        )
+        figures.append(drawing(curves.draw_prior(source.records), caption))
     return Section("Training", figures=figures)
 
 

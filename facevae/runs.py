@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from facevae.bundle import Bundle, load_state, save_state
-from facevae.config import ModelConfig, TrainConfig
+from facevae.config import STAGES, ModelConfig, Stage, TrainConfig
 from facevae.data import Faces
 from facevae.errors import FacevaeError, ModelError, RunError
 from facevae.events import Events
@@ -143,18 +143,21 @@ class RunFolder:
         found = read_json(self.config)
         write_json(self.config, {**found, "command": command, "environment": environment})
 
-    def recall(self, step: int) -> None:
-        """Keep the records up to `step`; what came after it is made again."""
-        self.records = [r for r in read_metrics(self.metrics) if r["step"] <= step]
+    def recall(self, part: Stage, step: int, *, is_whole: bool = False) -> dict[str, int]:
+        """Keep the records of `part` of the run up to its `step`, and those of the parts before.
+
+        Where it is whole those of the parts after it are kept too; what came after a step that is
+        taken again is made again. Returns `step` and `images` before the part.
+        """
+        place = STAGES.index(part)
+        records = read_metrics(self.metrics)
+        earlier = [r for r in records if _place(r) < place]
+        before = {key: earlier[-1][key] if earlier else 0 for key in ("step", "images")}
+        own = [r for r in records if _place(r) == place and r["step"] <= before["step"] + step]
+        later = [r for r in records if _place(r) > place and is_whole]
+        self.records = earlier + own + later
         write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in self.records))
         self.write_events()
-
-    def recall_finish(self, step: int) -> dict[str, int]:
-        """Keep the records up to `step` of the finish; returns `step` and `images` before it."""
-        records = read_metrics(self.metrics)
-        others = [r for r in records if "finish" not in (r["event"], r.get("stage"))]
-        before = {key: others[-1][key] if others else 0 for key in ("step", "images")}
-        self.recall(before["step"] + step)
         return before
 
     def write_events(self) -> None:
@@ -189,16 +192,24 @@ class RunFolder:
 
         A damaged state gives way to the one before it, with a warning. None where there is neither.
         """
+        problems = []
         for path in (self._state(name), self._earlier(name)):
             if not path.exists():
                 continue
             try:
                 state, metadata = load_state(path)
             except ModelError as error:
-                warn(f"{error}; trying the state before it")
+                problems.append(str(error))
                 continue
             if metadata.get("key") == key and isinstance(metadata.get("step"), int):
+                if problems:
+                    warn(f"{problems[0]}; going on from the state before it")
                 return state, metadata["step"]
+        if problems:
+            meanwhile = (
+                f"; {self.model} stays until it is as far again" if self.model.exists() else ""
+            )
+            warn(f"{'; '.join(problems)}: the {name} begins anew, from its first step{meanwhile}")
         return None
 
     def _state(self, name: str) -> Path:
@@ -223,6 +234,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             msg = f"{path}: line {number} is damaged; restore the file or remove the line"
             raise FacevaeError(msg) from error
     return records
+
+
+def _place(record: Mapping[str, Any]) -> int:
+    """Which part of a run a record is of, by its place in `STAGES`."""
+    of_event = {"prior": "prior", "finish": "finish", "epoch": record.get("stage")}
+    part = of_event.get(record["event"])
+    return STAGES.index(part) if part in STAGES else 0
 
 
 def _completed(known: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,11 +137,14 @@ def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int
 # ---------------------------------------------------------------- pictures
 
 
-def draw_progress(run: Run, folder: RunFolder, bundle: Bundle, when: str) -> dict[str, str]:
+def draw_progress(
+    run: Run, folder: RunFolder, bundle: Bundle, epoch: float, stage: str = ""
+) -> dict[str, str]:
     """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names.
 
-    `when` ends the names.
+    They end in the `stage`, if it is named, and the number of the epoch.
     """
+    when = stage + (f"{epoch:04d}" if isinstance(epoch, int) else f"{epoch:011.6f}")
     rows = evenly(run.faces.held_out, _NUM_PICTURES)
     images = next(batches_of(run.faces, rows, run.device))
     mean, _ = posteriors(bundle.vae, [images])

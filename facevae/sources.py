@@ -12,7 +12,7 @@ import torch
 from facevae.bundle import Bundle
 from facevae.config import PRESETS
 from facevae.data import Faces, cached_faces
-from facevae.files import expanded, read_json
+from facevae.files import expanded, inside, read_json
 from facevae.hub import load_model
 from facevae.runs import RunFolder, read_metrics
 
@@ -70,9 +70,7 @@ class Source:
         """The last picture of that kind that the records name and the run's folder holds."""
         if not self.pictures:
             return None
-        # by their own names alone, lest the records of somebody else's run lead out of its folder
-        names = [Path(str(r[kind])).name for r in reversed(self.epochs) if r.get(kind)]
-        named = (self.pictures / name for name in names)
+        named = [inside(self.pictures, r[kind]) for r in reversed(self.epochs) if r.get(kind)]
         return next((path for path in named if path.is_file()), None)
 
     def equivalent_command(self) -> str:

@@ -32,8 +32,9 @@ Warn = Callable[[str], None]
 
 
 class Stage(Protocol):
-    """Something that is fitted a step at a time."""
+    """Something that is fitted a step at a time; `terms` are the names of what a step returns."""
 
+    terms: tuple[str, ...]
     budget: Budget
     guard: Guard
 
@@ -53,7 +54,7 @@ class Stage(Protocol):
 class NetworkStage:
     """Fits encoder and decoder to the evidence lower bound."""
 
-    terms = ("reconstruction_nats", "kl_nats", "mse")
+    terms: tuple[str, ...] = ("reconstruction_nats", "kl_nats", "mse")
 
     def __init__(
         self, vae: VAE, batches: Batches, config: TrainConfig, warn: Warn = lambda _: None
@@ -161,6 +162,7 @@ class NetworkStage:
 class PriorStage:
     """Fits a flow to posteriors; `prior` holds the averaged weights, which are the ones to use."""
 
+    terms: tuple[str, ...] = ("flow_loss",)
     batch_size = 1024
     learning_rate = 1e-3
     ema_decay = 0.999

@@ -2,29 +2,38 @@
 
 import dataclasses
 import gc
+import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from facevae import curves, parallel
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
-from facevae.config import STAGES
+from facevae.config import STAGES, PriorConfig
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
 from facevae.files import locked
-from facevae.fitting import finish, fit_network, fit_prior, stage_of
+from facevae.finish_fit import finish, finish_stage
 from facevae.framing import Framing
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds
 from facevae.learning import add_attributes, examples_of_faces
+from facevae.model import VAE
+from facevae.network_fit import fit_network, network_stage
+from facevae.prior import build_prior
+from facevae.prior_fit import fit_prior, prior_stage
 from facevae.runs import Run, RunFolder, left_out
 from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import draw_plane, measure
-from facevae.steps import Listener, Work
+from facevae.stages import Stage
+from facevae.states import part
+from facevae.steps import Listener, Work, progress_of
 
 _NUM_FRAMED = 128  # faces by which the framing is measured
 _ALL_STAGES = "add the stages before with --stages vae,prior,finish"
@@ -51,7 +60,7 @@ def follow(run: Run) -> None:
         while stage_and_step := parallel.from_lead():
             name, index, prior_config = stage_and_step
             state = parallel.tensors_from_lead({}, run.device)
-            stage = stage_of(run, name, state, prior_config)
+            stage = _stage_of(run, name, state, prior_config)
             stage.restore(state)
             del state
             accord = parallel.Accord(run.device)
@@ -61,6 +70,21 @@ def follow(run: Run) -> None:
                     index += 1
                     if stop := accord(stop_signal()):
                         raise Stopped(stop)
+
+
+def _stage_of(
+    run: Run, name: str, inputs: Mapping[str, Tensor], prior_config: PriorConfig | None
+) -> Stage:
+    """The stage that the first process has begun, with what it is fitted to."""
+    if name == "network":
+        return network_stage(run)
+    if name == "prior":
+        return prior_stage(run, inputs["posterior.mean"], inputs["posterior.logvar"])
+    assert prior_config is not None  # noqa: S101 - a finish has one
+    vae, prior = VAE(run.model), build_prior(prior_config, run.model.latent_dim)
+    vae.load_state_dict(part(inputs, "fitted.vae."))
+    prior.load_state_dict(part(inputs, "fitted.prior."))
+    return finish_stage(run, vae.to(run.device), prior.to(run.device))
 
 
 def _lead(run: Run, listener: Listener) -> Bundle:
@@ -74,7 +98,8 @@ def _lead(run: Run, listener: Listener) -> Bundle:
             raise UsageError(msg)
         work = Work(run, folder, listener, stop_signal)
         folder.claim(run.identity(), run.about(), left_out(run.train))
-        earlier = _complete_model(work)
+        there = _model_in(work, folder.model)
+        earlier = there if there and there.provenance.get("complete") else None
         if earlier and _is_enough(run, earlier):
             folder.write_events()
             epochs = earlier.provenance["epochs"]
@@ -85,8 +110,10 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         if earlier and "finish" in earlier.provenance and "finish" not in run.train.stages:
             listener.notice("without the stage finish, the longer run's model will not be finished")
         folder.begin(run.command, environment(run.device))
-        work = dataclasses.replace(work, save_progress=earlier is None)
-        del earlier  # nothing of the file may be in use when it is replaced
+        # a complete model stays until the longer run is complete
+        in_place = (math.inf, math.inf) if earlier else progress_of(there)
+        work = dataclasses.replace(work, in_place=in_place)
+        del earlier, there  # nothing of the file may be in use when it is replaced
         bundle = _fit(work)
         if "finish" in run.train.stages:
             with _memory_advice(run, lambda: "lower --batch-size"):
@@ -205,8 +232,8 @@ def _fit(work: Work) -> Bundle:
     if earlier and "vae" not in run.train.stages:
         _take_over(work, bundle, earlier)
     _keep_unfinished(work, bundle)
-    if "finish" in run.train.stages and work.save_progress:
-        save(bundle, folder.model, half=run.half)  # to use meanwhile
+    if "finish" in run.train.stages:
+        work.save_progress(bundle)
     return bundle
 
 

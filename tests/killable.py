@@ -24,7 +24,7 @@ from facevae import data, pictures, steps, training  # noqa: E402 - after that
 from facevae.config import STAGES  # noqa: E402 - after that
 
 PHASES = (
-    (data, "_convert"),
+    (data, "convert_pictures"),
     (training, "fit_network"),
     (training, "fit_prior"),
     (training, "finish"),

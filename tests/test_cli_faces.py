@@ -14,6 +14,7 @@ from conftest import draw_face
 from PIL import Image
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 
+from facevae import hub, images, latents
 from facevae.bundle import save
 
 SIDE = CONFIG.size
@@ -201,6 +202,67 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(run, command, more, 
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert entries() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("sample", "-o", "out.txt"), 2, "out.txt"),
+        (("sample", "--latents", "out.csv"), 2, "out.csv"),
+        (("reconstruct", "nowhere"), 1, "nowhere: no such file or folder"),
+        (("reconstruct", "nowhere.npz#0"), 1, "nowhere.npz: no such file"),
+        (("morph", "a.png", "nowhere.png"), 1, "nowhere.png: no such file"),
+        (("morph", "a.png", "seed:x"), 2, "seed:x"),
+        (("arith", "a.png", "--plus", "nowhere.npz#0"), 1, "nowhere.npz: no such file"),
+        (("arith", "nowhere.png", "-a", "smile"), 1, "nowhere.png: no such file"),
+        (("eval", "default", "nowhere"), 1, "nowhere: no such file or folder"),
+        (("train", "nowhere", "--init", "default"), 1, "nowhere: no such file or folder"),
+        (("train", ".", "--labels", "no.csv", "--init", "default"), 1, "no.csv: no such file"),
+        (
+            (
+                "attributes",
+                "learn",
+                "default",
+                "--with",
+                "no",
+                "--name",
+                "X",
+                "-o",
+                "m.safetensors",
+            ),
+            *(1, "no: no such file or folder"),
+        ),
+    ],
+)
+def test_a_mistake_is_found_before_a_model_is_loaded(run, monkeypatch, arguments, code, said):
+    monkeypatch.setattr(hub, "load_model", None)
+    done = run(*arguments, code=code)
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert entries() == {"a.png", "b.png", "c.png", "d.png"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample", "-n", "4", "--columns", "4"),
+        ("reconstruct", "a.png", "b.png", "c.png", "d.png"),
+        ("reconstruct", "l.npz"),
+        ("morph", "a.png", "b.png", "--steps", "4"),
+        ("arith", "a.png", "-a", "smile", "--sweep", "0:1:4"),
+        ("arith", "a.png", "-a", "smile", "--sweep", "0:1:3", "--compare"),
+    ],
+)
+def test_what_its_format_cannot_hold_is_refused_before_it_is_made(run, monkeypatch, arguments):
+    run("sample", "-n", 9, "--latents", "l.npz", "-o", "before.png")
+    monkeypatch.setattr(images, "_LONGEST_SIDES", {".jpg": 3 * SIDE - 1})
+    before = entries()
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "decode", None)
+        done = run(*arguments, "-o", "out.jpg", code=2)
+    assert "px are more than the 95 this format holds; use .png" in done.stderr
+    assert entries() == before
+    run(*arguments, "-o", "out.png")
 
 
 @pytest.mark.parametrize("command", ["reconstruct", "morph", "arith"])

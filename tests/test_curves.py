@@ -3,7 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
-from facevae.curves import draw_curves, draw_figures, draw_histograms, draw_kl, is_available, save
+from facevae.curves import (
+    draw_curves,
+    draw_figures,
+    draw_histograms,
+    draw_kl,
+    draw_prior,
+    is_available,
+    save,
+)
 
 plt = pytest.importorskip("matplotlib.pyplot")
 MAGENTA = (255, 0, 255)
@@ -92,3 +100,18 @@ def test_the_losses_of_a_finish_have_panels_of_their_own():
     drawn = {ax.get_ylabel(): [line.get_label() for line in ax.lines] for ax in figure.axes}
     assert drawn["finish: loss of what is made"] == ["finish"]
     assert drawn["mean squared error"] == ["finish"]
+
+
+def test_the_prior_s_losses_are_drawn_over_the_latents_it_has_seen():
+    place = {"event": "prior", "images": 10, "seconds": 1.0}
+    steps = [{**place, "step": i, "latents": 1024 * i, "flow_loss": 1 / i} for i in (20, 40, 60)]
+    steps[-1] |= {"train_flow_loss": 0.02, "held_out_flow_loss": 0.03}
+    (axes,) = draw_prior(some_records() + steps).axes
+    drawn = {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
+    }
+    assert drawn == {
+        "of steps": ([20480, 40960, 61440], [1 / 20, 1 / 40, 1 / 60]),
+        "training faces": ([61440], [0.02]),
+        "held-out faces": ([61440], [0.03]),
+    }

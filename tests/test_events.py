@@ -175,6 +175,16 @@ def test_the_finish_has_a_group_of_its_own(tmp_path):
     assert points(tmp_path / "events", "finish/generator_loss") == [(30, 0.5)]
 
 
+def test_losses_of_the_prior_stand_at_the_latents_it_has_seen(tmp_path):
+    events = Events(tmp_path / "events", tmp_path)
+    place = {"event": "prior", "step": 3, "images": 30, "seconds": 1.0}
+    events.begin({}, [{**place, "latents": n, "flow_loss": 1 / n} for n in (1024, 2048)])
+    events.close()
+    found = points(tmp_path / "events", "prior/flow_loss")
+    assert found == [(1024, 1 / 1024), (2048, 1 / 2048)]
+    assert read_back(tmp_path / "events").Tags()["scalars"] == ["prior/flow_loss"]
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FacevaeError, match="without --tensorboard"):

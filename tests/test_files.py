@@ -42,6 +42,11 @@ def take(folder):
         return True
 
 
+@pytest.mark.parametrize("named", ["a.png", "/etc/a.png", "../../a.png", "b/../a.png"])
+def test_what_others_name_is_in_the_folder_all_the_same(tmp_path, named):
+    assert files.inside(tmp_path, named) == tmp_path / "a.png"
+
+
 def test_replacing_takes_the_place_of_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -1,5 +1,6 @@
 """Full disks, folders that cannot be written, files that vanish, signals: one line, nothing lost."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_face
-from tiny import CONFIG, Ear, differing, tensors_of, tiny_run
+from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_run
 
-from facevae import data, training
+from facevae import conversion, data, training
+from facevae.adversary import FinishStage
+from facevae.config import STAGES
 from facevae.data import load_faces
 from facevae.errors import DataError, FacevaeError, Stopped
 from facevae.files import append_text, replacing, write_text
@@ -29,6 +32,8 @@ from facevae.training import train
 
 resource = pytest.importorskip("resource")
 
+FINISHED = dataclasses.replace(TRAIN, epochs=1, prior="gaussian", stages=STAGES, finish_epochs=2)
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
@@ -39,7 +44,10 @@ def _quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where `faces/` are, and the folder of a run on them that nothing befell, `whole/`."""
+    """Where `faces/` are, and the folders of runs on them that nothing befell.
+
+    They are `whole/`, and `finished/` with a finish.
+    """
     root = tmp_path_factory.mktemp("hardship")
     (root / "faces").mkdir()
     for i in range(30):
@@ -48,6 +56,7 @@ def place(tmp_path_factory):
         patch.setitem(sys.modules, "matplotlib", None)
         patch.setattr(training, "_measure_framing", lambda _work: None)
         train(tiny_run(root / "whole", faces_of(root)), Ear())
+        train(tiny_run(root / "finished", faces_of(root), train=FINISHED), Ear())
     return root
 
 
@@ -55,10 +64,10 @@ def faces_of(place):
     return load_faces([place / "faces"], CONFIG.size, cache=place / "cache")
 
 
-def check_same(place, bundle):
+def check_same(place, bundle, name="whole"):
     from facevae.bundle import load
 
-    whole = load(place / "whole" / "model.safetensors")
+    whole = load(place / name / "model.safetensors")
     assert differing(tensors_of(bundle), tensors_of(whole)) == []
 
 
@@ -260,7 +269,7 @@ def test_a_conversion_that_is_stopped_goes_on_with_what_is_left(
 
 
 def test_a_command_that_is_stopped_while_it_converts_says_so(place, here, monkeypatch):
-    load_square = data.load_square
+    load_square = conversion.load_square
 
     def stopping(*args):
         if not stopped:
@@ -269,7 +278,7 @@ def test_a_command_that_is_stopped_while_it_converts_says_so(place, here, monkey
         return load_square(*args)
 
     stopped = []
-    monkeypatch.setattr(data, "load_square", stopping)
+    monkeypatch.setattr(conversion, "load_square", stopping)
     shutil.copytree(place / "faces", "faces")
     done = here("train", "faces", "--size", 32, code=143)
     assert done.stdout == ""
@@ -277,7 +286,7 @@ def test_a_command_that_is_stopped_while_it_converts_says_so(place, here, monkey
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", [NetworkStage, PriorStage])
+@pytest.mark.parametrize("stage", [NetworkStage, PriorStage, FinishStage])
 def test_a_stage_that_is_stopped_saves_first(place, tmp_path, monkeypatch, stage, number):
     step = stage.step
 
@@ -286,7 +295,8 @@ def test_a_stage_that_is_stopped_saves_first(place, tmp_path, monkeypatch, stage
             signal.raise_signal(number)
         return step(self, index)
 
-    run = tiny_run(tmp_path / "run", faces_of(place))
+    config = FINISHED if stage is FinishStage else TRAIN
+    run = tiny_run(tmp_path / "run", faces_of(place), train=config)
     with monkeypatch.context() as patch:
         patch.setattr(stage, "step", stopping)
         with pytest.raises(Stopped) as stopped:
@@ -294,9 +304,9 @@ def test_a_stage_that_is_stopped_saves_first(place, tmp_path, monkeypatch, stage
     assert stopped.value.signal_number == number
     ear = Ear()
     bundle = train(run, ear)
-    name = {NetworkStage: "network", PriorStage: "prior"}[stage]
+    name = {NetworkStage: "network", PriorStage: "prior", FinishStage: "finish"}[stage]
     assert any(f"going on with the {name} after step 3" in notice for notice in ear.notices)
-    check_same(place, bundle)
+    check_same(place, bundle, "finished" if stage is FinishStage else "whole")
 
 
 # ---------------------------------------------------------------- two at once

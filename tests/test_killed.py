@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a warm pr
 
 # of each phase; FACEVAE_KILLS asks for more
 NUM_KILLS = int(os.environ.get("FACEVAE_KILLS", "5"))
-PHASES = ("_convert", "fit_network", "fit_prior", "finish", "_complete")
+PHASES = ("convert_pictures", "fit_network", "fit_prior", "finish", "_complete")
 
 
 class Warm:

@@ -82,10 +82,36 @@ def test_records_after_a_step_are_forgotten_and_a_cut_off_line_too(folder):
     with folder.metrics.open("a") as file:
         file.write('{"event": "st')
     again = RunFolder(folder.path)
-    again.recall(40)
+    assert again.recall("vae", 40) == {"step": 0, "images": 0}
     assert [r["step"] for r in again.records] == [20, 40]
     lines = again.metrics.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [20, 40]
+
+
+@pytest.mark.parametrize(
+    ("part", "step", "kept", "before"),
+    [
+        ("vae", 40, "vae", 0),
+        ("prior", 20, "vae prior", 40),
+        ("prior", 0, "vae", 40),
+        ("finish", 5, "vae prior finish", 60),
+        ("finish", 0, "vae prior", 60),
+    ],
+)
+def test_a_part_of_a_run_that_goes_on_forgets_what_came_after_it(folder, part, step, kept, before):
+    places = {"vae": ("steps", 40), "prior": ("prior", 60), "finish": ("finish", 65)}
+    folder.path.mkdir()
+    for event, end in places.values():
+        folder.record({"event": event, "step": end, "images": end, "seconds": 0.0})
+    epoch = {"event": "epoch", "stage": "finish", "step": 65, "images": 65, "seconds": 0.0}
+    folder.record(epoch)
+    whole = RunFolder(folder.path)
+    whole.recall(part, places[part][1] - before, is_whole=True)
+    assert whole.records == folder.records
+    again = RunFolder(folder.path)
+    assert again.recall(part, step) == {"step": before, "images": before}
+    events = [places[name][0] for name in kept.split()] + ["epoch"] * ("finish" in kept)
+    assert [r["event"] for r in again.records] == events
 
 
 # ---------------------------------------------------------------- states
@@ -124,6 +150,19 @@ def test_a_damaged_state_gives_way_to_the_one_before_it_with_a_warning(folder, d
     found, step = folder.load_state("network", warn=warnings.append)
     assert (found["weights"][0], step) == (1, 1)
     assert [str(newest) in warning for warning in warnings] == [True]
+
+
+def test_where_both_states_are_damaged_it_is_said_once_that_the_stage_begins_anew(folder):
+    for step in (1, 2):
+        folder.save_state("network", state(step), step)
+    for path in (folder.path / "state").iterdir():
+        path.write_bytes(b"")
+    warnings = []
+    assert folder.load_state("network", warn=warnings.append) is None
+    (said,) = warnings
+    assert "network.safetensors" in said
+    assert "network-earlier.safetensors" in said
+    assert said.endswith(": the network begins anew, from its first step")
 
 
 def test_a_state_of_the_same_name_from_other_weights_is_left_alone(folder):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face
+from conftest import ROOT, draw_face
 from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from facevae import budget, estimate, losses
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
-from facevae.bundle import load, load_state
+from facevae.bundle import load, load_state, save
 from facevae.config import STAGES, ModelConfig
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError, Stopped
@@ -29,6 +29,7 @@ from facevae.files import locked
 from facevae.images import from_pixels, grid, to_pixels
 from facevae.labels import read_labels
 from facevae.latents import decode, latents_of_seeds, posteriors
+from facevae.model import sample_posterior
 from facevae.runs import read_metrics
 from facevae.snapshots import snapshot
 from facevae.stages import NetworkStage, PriorStage
@@ -74,9 +75,13 @@ def records(folder) -> list[dict]:
     return read_metrics(folder / "metrics.jsonl")
 
 
+def _last_epoch(records: list[dict]) -> dict:
+    return [r for r in records if r["event"] == "epoch"][-1]
+
+
 def same_records(a: list[dict], b: list[dict]) -> bool:
     """Alike in all but what the machine has taken for them."""
-    costs = ("seconds", "images_per_second", "process_bytes")
+    costs = ("seconds", "images_per_second", "latents_per_second", "process_bytes")
     plain = [[{k: v for k, v in r.items() if k not in costs} for r in part] for part in (a, b)]
     return plain[0] == plain[1]
 
@@ -148,15 +153,22 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before_it(faces, whole, tmp
 
 
 def test_when_no_state_can_be_read_the_run_says_so_and_starts_over(faces, whole, tmp_path):
+    """What it has made so far stays until it has made as much again."""
     folder, labels = tmp_path / "run", read_labels(whole[0].parent / "labels.csv")
     shutil.copytree(whole[0], folder)
-    (folder / "model.safetensors").unlink()
-    states = list((folder / "state").glob("*.safetensors"))
-    for state in states:
+    model = folder / "model.safetensors"
+    unfinished = load(model)
+    del unfinished.provenance["complete"]
+    save(unfinished, model)
+    for state in (folder / "state").glob("*.safetensors"):
         state.write_bytes(b"")
-    ear = Ear()
+    before, has_stayed, ear = model.read_bytes(), [], Ear()
+    ear.epoch = lambda _: has_stayed.append(model.read_bytes() == before)
     bundle = train(tiny_run(folder, faces, labels=labels), ear)
-    assert any("network" in notice for notice in ear.notices)
+    said = [notice for notice in ear.notices if "the network begins anew" in notice]
+    assert len(said) == 1
+    assert f"{model} stays until it is as far again" in said[0]
+    assert has_stayed == [True, False]
     assert differing(tensors_of(bundle), tensors_of(whole[1])) == []
 
 
@@ -472,7 +484,7 @@ def test_records_say_what_their_terms_amount_to(whole):
     assert len(epochs) == TRAIN.epochs
     assert steps
     dims = CONFIG.num_pixels
-    for record in found:
+    for record in steps + epochs:
         assert record["r_loss_factor"] == pytest.approx(dims / (2 * record["mse"]))
         assert record["sigma"] == pytest.approx(record["mse"] ** 0.5)
         assert record["kl_nats_per_dim"] == pytest.approx(record["kl_nats"] / CONFIG.latent_dim)
@@ -490,7 +502,7 @@ def test_the_last_held_out_figures_are_those_of_the_model(faces, whole):
     mse = (decode(bundle.vae, mean) - images).square().flatten(1).mean(1)
     psnr = (-10 * mse.log10()).mean().item()
     assert bundle.provenance["figures"]["psnr"] == pytest.approx(psnr, abs=1e-3)
-    assert records(whole[0])[-1]["psnr"] == pytest.approx(psnr, abs=1e-3)
+    assert _last_epoch(records(whole[0]))["psnr"] == pytest.approx(psnr, abs=1e-3)
 
 
 def test_pictures_show_held_out_faces_and_samples_of_fixed_seeds(faces, whole):
@@ -552,7 +564,7 @@ def test_progress_tells_the_terms_the_last_held_out_figure_and_what_it_takes(fac
     ear = Ear()
     ear.progress = lambda task, _done, _total, note="": notes.setdefault(task, []).append(note)
     train(tiny_run(tmp_path / "run", faces), ear)
-    psnr = records(tmp_path / "run")[-1]["psnr"]
+    psnr = _last_epoch(records(tmp_path / "run"))["psnr"]
     first, last = (notes["Training"][i].split(" · ") for i in (0, -1))
     assert re.fullmatch(r"reconstruction -?[\d,]+ \+ KL [\d,]+ nats", last[0])
     assert not any(part.startswith("held-out PSNR") for part in first), "nothing is measured yet"
@@ -562,7 +574,10 @@ def test_progress_tells_the_terms_the_last_held_out_figure_and_what_it_takes(fac
     assert any(re.fullmatch(r"memory [\d.]+ GB", part) for part in last) == sys.platform.startswith(
         ("linux", "darwin")
     )
-    assert re.fullmatch(r"flow-matching loss [\d.]+", notes["Fitting the prior"][-1])
+    last = notes["Fitting the prior"][-1].split(" · ")
+    assert re.fullmatch(r"flow-matching loss [\d.]+", last[0])
+    assert re.fullmatch(r"held-out [\d.]+", last[1])
+    assert any(re.fullmatch(r"[\d,]+ latents/s", part) for part in last)
 
 
 def test_records_tell_what_they_took_and_how_latents_are_distributed(faces, whole):
@@ -570,11 +585,55 @@ def test_records_tell_what_they_took_and_how_latents_are_distributed(faces, whol
     for record in found:
         if record["event"] == "steps":
             assert record["images_per_second"] > 0
-    counted = found[-1]["histograms"]
+    counted = _last_epoch(found)["histograms"]
     assert sum(counted["latents"]["counts"]) == len(faces.train) * CONFIG.latent_dim
     assert sum(counted["kl_nats_of_dimensions"]["counts"]) == CONFIG.latent_dim
     total = counted["kl_nats_of_dimensions"]["sum"]
     assert total == pytest.approx(_kl_of(whole[1], faces), rel=0.05)
+
+
+def test_records_of_the_prior_follow_on_those_of_the_network_and_count_its_time(whole):
+    found = records(whole[0])
+    network, prior = ([r for r in found if r["event"] == event] for event in ("steps", "prior"))
+    assert [r["event"] for r in found[-len(prior) :]] == ["prior"] * len(prior)
+    assert {r["images"] for r in prior} == {network[-1]["images"]}
+    for record in prior:
+        assert record["latents"] == (record["step"] - network[-1]["step"]) * PriorStage.batch_size
+        assert record["flow_loss"] > 0
+        assert record["latents_per_second"] > 0
+        assert record["skipped_steps"] == 0
+    assert whole[1].provenance["train_seconds"] == prior[-1]["seconds"] > network[-1]["seconds"]
+
+
+def test_the_prior_is_measured_on_held_out_faces_now_and_then_and_at_its_end(faces, whole):
+    prior = [r for r in records(whole[0]) if r["event"] == "prior"]
+    assert [("held_out_flow_loss" in r, "train_flow_loss" in r) for r in prior] == [
+        (r is prior[-1],) * 2 for r in prior
+    ]
+    # the same from many other draws
+    flow, draw = whole[1].prior, torch.Generator().manual_seed(0)
+    for name, rows in (("held_out", faces.held_out), ("train", faces.train)):
+        images = from_pixels(faces.pixels[rows])
+        mean, logvar = posteriors(whole[1].vae, [images, images.flip(-1)])
+        some = torch.randint(len(mean), (20_000,), generator=draw)
+        noises = torch.randn(2, 20_000, CONFIG.latent_dim, generator=draw)
+        latents = flow.whitening.whiten(sample_posterior(mean[some], logvar[some], noises[0]))
+        times = torch.randn(20_000, 1, generator=draw).sigmoid()
+        with torch.no_grad():
+            velocity = flow.velocity((1 - times) * noises[1] + times * latents, times)
+        loss = losses.flow_matching(velocity, noises[1], latents).mean().item()
+        assert prior[-1][f"{name}_flow_loss"] == pytest.approx(loss, rel=0.05), name
+
+
+def test_the_readme_says_what_records_hold(whole, finished):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    lines = readme.split("A line of `metrics.jsonl`", 1)[1].split("The last two", 1)[0].splitlines()
+    rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    del rows["event"]
+    common = "\n".join(line for line in lines if line not in rows.values())
+    for record in [*records(whole[0]), *records(finished[0])]:
+        assert [key for key in record if f"`{key}`" not in common + rows[record["event"]]] == []
+    assert rows.keys() == {r["event"] for r in [*records(whole[0]), *records(finished[0])]}
 
 
 def _kl_of(bundle, faces) -> float:
@@ -600,7 +659,7 @@ def test_a_run_keeps_the_command_that_it_was_last_worked_on_with(faces, tmp_path
 
 def test_a_state_holds_the_step_to_go_on_from(whole):
     _, metadata = load_state(whole[0] / "state" / "network.safetensors")
-    assert metadata["step"] == records(whole[0])[-1]["step"]
+    assert metadata["step"] == _last_epoch(records(whole[0]))["step"]
 
 
 def test_dropout_is_repeatable_and_goes_on_as_if_never_stopped(faces, tmp_path):
@@ -762,7 +821,7 @@ def test_without_its_prior_a_run_takes_one_gaussian_until_that_stage_is_gone_thr
 
 
 def test_a_flow_is_guided_as_its_samples_need_it_and_the_file_says_so(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("facevae.fitting.best_guidance", lambda _: 1.75)
+    monkeypatch.setattr("facevae.prior_fit.best_guidance", lambda _: 1.75)
     flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=2)
     bundle = train(tiny_run(tmp_path / "run", faces, train=flow), Ear())
     found = load(tmp_path / "run" / "model.safetensors")
@@ -794,6 +853,7 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
     assert bundle.provenance["finish"]["max_seconds"] == 1.0
     steps = records(folder)[-1]["step"]
     assert 5 < steps < 100
+    check_epochs(faces, folder)
     ear = Ear()
     train(tiny_run(folder, faces, model=RESIDUAL, train=timed), ear)
     assert "finished already" in ear.notices[-1]
@@ -801,6 +861,20 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
     more = train(tiny_run(folder, faces, model=RESIDUAL, train=longer), Ear())
     assert records(folder)[-1]["step"] > steps
     assert more.provenance["finish"]["max_seconds"] == 1.5
+    check_epochs(faces, folder)
+
+
+def check_epochs(faces, folder):
+    """Each has a number and pictures of its own; one that was broken off, a broken number."""
+    epochs = [r for r in records(folder) if r["event"] == "epoch"]
+    assert len({(r["stage"], r["epoch"]) for r in epochs}) == len(epochs)
+    named = [r[kind] for r in epochs for kind in ("reconstructions", "samples")]
+    assert len(set(named)) == len(named)
+    assert all((folder / "pictures" / name).is_file() for name in named)
+    broken = [r for r in epochs if r["epoch"] != int(r["epoch"])]
+    assert broken
+    for record in (r for r in broken if r["stage"] == "vae"):
+        assert record["epoch"] == record["images"] / len(faces.train)
 
 
 def test_the_learning_rate_rises_and_falls_with_what_is_used_of_the_budget(faces, tmp_path):

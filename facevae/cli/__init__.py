@@ -14,12 +14,13 @@ import typer
 
 from facevae.cli import attributes
 from facevae.cli.align import align
-from facevae.cli.edits import arith, morph
+from facevae.cli.arith import arith
 from facevae.cli.evaluate import evaluate
 from facevae.cli.export import export
 from facevae.cli.faces import reconstruct, sample
 from facevae.cli.hub import pull, push
 from facevae.cli.models import cache, info
+from facevae.cli.morph import morph
 from facevae.cli.report import report
 from facevae.cli.train import train
 from facevae.console import Console, is_heard

@@ -11,20 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from facevae.cli import options
+from facevae.cli.examples import labelled_faces, sorted_faces
 from facevae.cli.session import open_model, used_model
 from facevae.console import Console
 from facevae.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from facevae.attributes import Examples
     from facevae.bundle import Bundle
-    from facevae.data import Faces
     from facevae.hub import Located
-    from facevae.images import Pixels
-    from facevae.labels import Values
-    from facevae.pictures import Opener, Picture
 
 app = typer.Typer(
     help="The attributes that a model can edit: list them, or teach it others.",
@@ -153,17 +147,19 @@ def learn_attributes(
     from facevae.bundle import save
     from facevae.hub import locate
     from facevae.learning import add_attributes
+    from facevae.pictures import check_there
 
     console = Console(quiet=quiet, as_json=json)
     _check(data, labels, name, having, lacking)
+    check_there([*(data or []), *(labels or []), *(having or []), *(lacking or [])])
     target = _target(locate(model, quiet=quiet), output)
     bundle, used = open_model(console, model, device)
     skipped: list[str] = []
     if labels:
-        examples = _labelled(console, bundle, data or [], labels, align, cache_dir, skipped)
+        examples = labelled_faces(console, bundle, data or [], labels, align, cache_dir, skipped)
     else:
         assert name is not None  # noqa: S101 - checked
-        examples = _sorted(console, bundle, name, having or [], lacking or [], align, skipped)
+        examples = sorted_faces(console, bundle, name, having or [], lacking or [], align, skipped)
     for reason in skipped:
         console.warn(f"left out: {reason}")
     earlier = [attribute.name for attribute in bundle.attributes]
@@ -183,7 +179,7 @@ def _warn(
     console: Console, bundle: "Bundle", learned: Sequence[str], earlier: Sequence[str]
 ) -> None:
     """Say what of the new attributes is not to be trusted, or stands in another's place."""
-    from facevae.attributes import match_attribute
+    from facevae.attribute_names import match_attribute
 
     few = [a.name for a in bundle.attributes if a.name in learned and a.num_positives < _FEW]
     if few:
@@ -237,129 +233,3 @@ def _target(located: "Located", output: Path | None) -> Path:
         msg = f"{located.name}: stays as it is; name the model to write with -o mine{SUFFIX_OF_MODELS}"
         raise UsageError(msg)
     return located.path
-
-
-def _labelled(
-    console: Console,
-    bundle: "Bundle",
-    data: list[str],
-    labels: Sequence[str],
-    align: bool,  # noqa: FBT001 - an option's value
-    cache_dir: Path | None,
-    skipped: list[str],
-) -> "Examples":
-    """Faces with labels in tables: those of the training set, or of the photos in `data`."""
-    import numpy as np
-
-    from facevae.labels import merged
-    from facevae.learning import examples_of_faces, find_labels
-    from facevae.pictures import find_data, list_pictures
-
-    table = merged([find_labels(source) for source in labels])
-    for column in table.ignored:
-        console.warn(f"left out: the column {column}, which is neither yes-or-no nor numbers")
-    examples: Examples | None = None
-    faces = _training_faces(bundle, data, cache_dir)
-    if faces is not None:
-        console.say("learning from the model's training set")
-        examples = examples_of_faces(bundle, faces, table)
-    elif data:
-        pictures = list_pictures(find_data(data))
-        if not pictures:
-            msg = f"{', '.join(data)}: no pictures in there"
-            raise DataError(msg)
-        values = table.rows_for([picture.stem for picture in pictures])
-        rows = np.flatnonzero(~np.isnan(values).all(1))
-        chosen = [pictures[row] for row in rows.tolist()]
-        continuous = table.is_continuous.tolist()
-        if chosen:
-            examples = _read(
-                console, bundle, chosen, values[rows], table.names, continuous, align, skipped
-            )
-    else:
-        msg = "the model's training set is not on this machine; name the folder of labelled photos"
-        raise UsageError(msg)
-    if examples is None:
-        msg = f"none of the faces has a label in {', '.join(map(str, labels))}; names must match"
-        raise DataError(msg)
-    return examples
-
-
-def _training_faces(bundle: "Bundle", data: list[str], cache_dir: Path | None) -> "Faces | None":
-    """The model's training set, if that is what `data` is, or if none is named and it is cached."""
-    from facevae.data import cached_faces, converted, load_faces
-    from facevae.pictures import find_data
-
-    fingerprint, size = str(bundle.provenance.get("fingerprint")), bundle.config.size
-    if not data:
-        return cached_faces(fingerprint, size, cache_dir)
-    if converted(find_data(data), size, cache_dir)[1]:
-        faces = load_faces(data, size, cache=cache_dir)
-        return faces if faces.fingerprint == fingerprint else None
-    return None
-
-
-def _sorted(
-    console: Console,
-    bundle: "Bundle",
-    name: str,
-    having: list[Path],
-    lacking: list[Path],
-    align: bool,  # noqa: FBT001 - an option's value
-    skipped: list[str],
-) -> "Examples":
-    """Faces that have something and faces that do not, each in photos or folders of their own."""
-    import numpy as np
-
-    from facevae.pictures import find_files, list_pictures
-
-    sides = [list_pictures(find_files(side)) for side in (having, lacking)]
-    if not sides[0] or (lacking and not sides[1]):
-        empty = lacking if sides[0] else having
-        msg = f"{', '.join(map(str, empty))}: no pictures in there"
-        raise DataError(msg)
-    marks = [1] * len(sides[0]) + [0] * len(sides[1])
-    values = np.array(marks, np.float32)[:, None]
-    return _read(console, bundle, [*sides[0], *sides[1]], values, [name], [False], align, skipped)
-
-
-def _read(
-    console: Console,
-    bundle: "Bundle",
-    pictures: "Sequence[Picture]",
-    values: "Values",
-    names: Sequence[str],
-    continuous: Sequence[bool],
-    align: bool,  # noqa: FBT001 - an option's value
-    skipped: list[str],
-) -> "Examples":
-    """The pictures, framed as the model's training faces are, with the labels of those readable."""
-    from facevae.errors import ImageError
-    from facevae.faces import load_faces_of
-    from facevae.learning import examples_of_photos
-    from facevae.pictures import opened
-
-    framing = bundle.framing if align else None
-
-    def readable() -> "Iterator[tuple[Pixels, str, Values]]":
-        num_found = 0
-        order: list[int] = []
-
-        def photos() -> "Iterator[tuple[str, Opener]]":
-            for part in opened(pictures, range(len(pictures))):
-                for i, opener in part:
-                    order.append(i)
-                    yield pictures[i].name, opener
-
-        for done, found in enumerate(load_faces_of(photos(), bundle.config.size, framing)):
-            console.progress("Encoding", done + 1, len(pictures))
-            if isinstance(found, ImageError):
-                skipped.append(str(found))
-            else:
-                num_found += 1
-                yield found, pictures[order[done]].stem, values[order[done]]
-        if not num_found:
-            msg = f"none of the {len(pictures)} photos can be used; the first: {skipped[0]}"
-            raise ImageError(msg)
-
-    return examples_of_photos(bundle, readable(), names, continuous)

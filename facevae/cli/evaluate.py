@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from facevae.cli import options, scores
+from facevae.cli.runs import Data, source_name, train_or_exit, typed_command
 from facevae.cli.session import open_model
-from facevae.cli.train import Data, source_name, train_or_exit, typed_command
 from facevae.config import MAX_SEED
 from facevae.console import Console
 from facevae.errors import FacevaeError, UsageError
@@ -88,6 +88,7 @@ def evaluate(
     from facevae.data import load_faces
     from facevae.evaluation import Candidate, Evaluation, choose_rows, is_training_set
     from facevae.novelty import measure_novelty
+    from facevae.pictures import check_there
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -96,6 +97,7 @@ def evaluate(
     if seed + num_samples - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {num_samples} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
+    check_there(data)
     bundle, used = open_model(console, model, device)
     features, lpips, reasons = _networks(bundle.device, fid)
 

@@ -17,6 +17,7 @@ from facevae.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from facevae.framing import Framing
     from facevae.images import Pixels
+    from facevae.outputs import Output
 
 _CHUNK = 64  # faces in memory at a time, where there may be any number
 _MAX_ON_A_SHEET = 1024
@@ -60,7 +61,6 @@ def reconstruct(
     from facevae.files import distinct_names
     from facevae.images import paired_grid, save_picture, to_pixels
     from facevae.latents import decode, encode_pixels
-    from facevae.outputs import choose_output, folder_paths
 
     console = Console(quiet=quiet, as_json=json)
     if stored := stored_faces(images):
@@ -71,15 +71,11 @@ def reconstruct(
         return
     keep = LatentsKeeper(latents)
     files = _find_photos(images)
-    names = [str(path) for path in files]
-    target = choose_output(output, "reconstructions.png", inputs=names)
-    if not target.is_folder and len(files) > (1 if paste else _MAX_ON_A_SHEET):
-        what = "whole photos do not go on" if paste else "pictures are too many for"
-        msg = f"{len(files):,} {what} one sheet; name a folder: -o out/"
-        raise UsageError(msg)
-    paths = folder_paths(target, names, names) if target.is_folder else [target.path]
-    stems = distinct_names(names)
+    target, paths = _places(output, files, paste=paste)
+    stems = distinct_names([str(path) for path in files])
     bundle, used = open_model(console, model, device)
+    if not (paste or target.is_folder):
+        _check_sheet(target.path, len(files), bundle.config.size)
     keep.spare(Path(used["path"]))
 
     skipped: list[str] = []
@@ -110,6 +106,29 @@ def reconstruct(
         raise ImageError(msg)
     keep.save(bundle, used["name"])
     finish(console, used, [*written, *keep.paths], {"skipped": skipped})
+
+
+def _places(
+    output: str | None, files: Sequence[Path], *, paste: bool
+) -> "tuple[Output, list[Path]]":
+    """Where reconstructions go, and the path of each, or of their sheet. Raises `UsageError`."""
+    from facevae.outputs import choose_output, folder_paths
+
+    names = [str(path) for path in files]
+    target = choose_output(output, "reconstructions.png", inputs=names)
+    if not target.is_folder and len(files) > (1 if paste else _MAX_ON_A_SHEET):
+        what = "whole photos do not go on" if paste else "pictures are too many for"
+        msg = f"{len(files):,} {what} one sheet; name a folder: -o out/"
+        raise UsageError(msg)
+    return target, folder_paths(target, names, names) if target.is_folder else [target.path]
+
+
+def _check_sheet(path: Path, count: int, side: int) -> None:
+    """Raise `UsageError` where the format holds no sheet of pairs of so many faces."""
+    from facevae.images import COLUMNS_OF_PAIRS
+    from facevae.outputs import check_grid
+
+    check_grid(path, count, (2 * side, side), COLUMNS_OF_PAIRS)
 
 
 def _find_photos(images: list[Path]) -> list[Path]:
@@ -174,6 +193,7 @@ def sample(
     names = [f"seed-{s:04d}" for s in chosen]
     writer = FaceWriter(choose_output(output, "grid.png"), names, columns)
     bundle, used = open_model(console, model, device)
+    writer.check(bundle.config.size)
     keep.spare(Path(used["path"]))
     if prior is not None:
         bundle.prior = other_prior(bundle.prior, prior)

@@ -81,13 +81,15 @@ def decode_stored(
 ) -> None:
     """The faces of files of latents, or of one row of each: a grid, or one file each."""
     from facevae.images import to_pixels
-    from facevae.latents import decode, latents_file
+    from facevae.latents import check_latents, decode, latents_file
     from facevae.outputs import FaceWriter, choose_output
 
     if latents:
         msg = f"--latents {latents}: they are in a file already; name photos to encode"
         raise UsageError(msg)
     target = choose_output(output, "reconstructions.png")
+    for path, _ in stored:
+        check_latents(path)
     bundle, used = open_model(console, model, device)
     parts = []
     for path, which in stored:
@@ -96,6 +98,7 @@ def decode_stored(
         parts.append((file, range(file.num_faces) if row is None else range(row, row + 1)))
     names = [_file_name(file.name(row)) for file, rows in parts for row in rows]
     writer = FaceWriter(target, names)
+    writer.check(bundle.config.size)
     for file, rows in parts:
         for some in file.read(rows.start, rows.stop, _CHUNK):
             writer.add(to_pixels(decode(bundle.vae, some)))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from facevae.cli.train import source_name, warn_of_skipped
+from facevae.cli.runs import source_name, warn_of_skipped
 from facevae.console import Console
 
 if TYPE_CHECKING:

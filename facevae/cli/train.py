@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,29 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from facevae.cli import options
+from facevae.cli.estimate import tell_estimate
+from facevae.cli.runs import Data, describe_run, source_name, train_or_exit, typed_command
 from facevae.cli.session import finish
 from facevae.config import PRESETS, Preset, preset
-from facevae.console import Console, duration
-from facevae.errors import DataError, Stopped, UsageError
+from facevae.console import Console
+from facevae.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
-
     from facevae.bundle import Bundle
-    from facevae.data import Faces
-    from facevae.runs import Run
-    from facevae.steps import Listener
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
-_INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
-
-Data = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="DATA…",
-        help="Folders, pictures, .tar shards, Parquet, or hf://datasets/owner/name(/split).",
-    ),
-]
 
 
 def train(
@@ -155,10 +142,12 @@ def train(
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
     from facevae.perceptual import load_perceptual
+    from facevae.pictures import check_there
     from facevae.runs import Run, RunFolder, left_out, settings_of
 
     # Check
     console = Console(quiet=quiet, as_json=json)
+    check_there([*data, *([labels] if labels else [])])
     started_from = _load_init(init, quiet=quiet)
     chosen = _configure(
         preset(preset_name),
@@ -188,7 +177,7 @@ def train(
         require_tensorboard()
     folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
     if dry_run:
-        _estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
+        tell_estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
         return
 
     settings = settings_of(chosen.model, chosen.train)
@@ -215,7 +204,7 @@ def train(
             command=typed_command(),
         )
         if parallel.is_lead():
-            _describe(console, run)
+            describe_run(console, run)
 
         # Run
         bundle = train_or_exit(run, console)
@@ -244,46 +233,6 @@ def train(
         "figures": figures,
     }
     finish(console, used, [path], more)
-
-
-def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
-    """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
-    from facevae import parallel
-    from facevae.training import follow
-    from facevae.training import train as train_run
-
-    try:
-        if not parallel.is_lead():
-            follow(run)
-            raise typer.Exit
-        return train_run(run, listener or _Talk(console))
-    except Stopped as stopped:
-        console.close()
-        console.say(f"stopped and saved in {run.folder}; the same command goes on from here")
-        raise typer.Exit(stopped.exit_code) from stopped
-
-
-class _Talk:
-    """Tells a run's progress on the console."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.progress = console.progress
-
-    def epoch(self, figures: Mapping[str, Any]) -> None:
-        if figures.get("stage") == "finish":
-            self.console.say(
-                f"finish, epoch {figures['epoch']:.0f}: held-out PSNR {figures['psnr']:.2f} dB, "
-                f"sharpness {figures['sharpness']:.2f}"
-            )
-            return
-        self.console.say(
-            f"epoch {figures['epoch']:.0f}: held-out PSNR {figures['psnr']:.2f} dB, "
-            f"KL {figures['kl_nats']:,.0f} nats, σ {figures['sigma']:.3f}"
-        )
-
-    def notice(self, text: str) -> None:
-        self.console.say(text)
 
 
 def _load_init(name: str | None, *, quiet: bool) -> "Bundle | None":
@@ -346,85 +295,3 @@ def _data_name(data: list[str]) -> str:
     first = data[0]
     name = repository_of(first).split("/")[1] if is_url(first) else Path(first).resolve().name
     return re.sub(r"(-\d+)?(-of-\d+)?\.(tar|parquet|arrow)$", "", name) or "faces"
-
-
-def source_name(source: str) -> str:
-    """What of DATA is told and kept: an address, or a name without the folders above it."""
-    from facevae.hub_files import is_url
-
-    return source if is_url(source) else Path(source).name or source
-
-
-def typed_command() -> str:
-    """The command that was given, as a shell would take it."""
-    return shlex.join(["facevae", *sys.argv[1:]])
-
-
-def warn_of_skipped(console: Console, faces: "Faces") -> None:
-    """Say how many pictures cannot be read, if there are any, and name the first."""
-    if faces.skipped:
-        shown = "; ".join(faces.skipped[:3])
-        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
-
-
-def _describe(console: Console, run: "Run") -> None:
-    from facevae import curves
-    from facevae.runtime import describe
-
-    faces = run.faces
-    console.close()
-    console.say(
-        f"{len(faces.train):,} faces to train on, {len(faces.held_out):,} held out, at "
-        f"{faces.size} × {faces.size} px, on {describe(run.device)}; preset {run.preset}; "
-        f"run folder {run.folder}"
-    )
-    warn_of_skipped(console, faces)
-    if run.labels:
-        known = set(run.labels.stems)
-        count = sum(faces.stems[row] in known for row in (*faces.train, *faces.held_out))
-        console.say(f"{count:,} faces are labelled, with {len(run.labels.names)} attributes")
-        if run.labels.ignored:
-            console.warn(
-                f"labels that are neither yes-or-no nor numbers are left out: {', '.join(run.labels.ignored)}"
-            )
-        if not count:
-            face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
-            msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
-            raise DataError(msg)
-    if run.preset == "base" and run.device.type == "cuda":
-        console.say("on a GPU, --preset compact makes much sharper faces")
-    if not curves.is_available():
-        console.say(_INSTALL_PLOT)
-
-
-def _estimate(
-    console: Console,
-    data: list[str],
-    chosen: Preset,
-    device: "torch.device",
-    *,
-    folder: Path,
-    cache_dir: Path | None,
-) -> None:
-    """What the run would take, measured on a few steps."""
-    from facevae.estimate import estimate
-
-    found = estimate(data, chosen.model, chosen.train, device, cache_dir)
-    disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
-    time = duration(found.convert_seconds) if found.convert_seconds else "done before"
-    speed = f"{found.images_per_second:,.0f} images/s"
-    run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
-    train, finish_speed = chosen.train, f"{found.finish_images_per_second:,.0f} images/s"
-    lengths = {
-        "vae": f"training:   {duration(found.train_seconds)} for {found.epochs:g} epochs at {speed}",
-        "prior": f"prior:      {duration(found.prior_seconds)}",
-        "finish": f"finish:     {duration(found.finish_seconds)} for {found.finish_epochs:g} epochs at {finish_speed}",
-    }
-    lines = [
-        f"pictures:   {found.num_pictures:,}",
-        f"converting: {time}; {disk}",
-        *(lengths[stage] for stage in train.stages),
-        f"memory:     about {gigabytes:,.1f} GB",
-        f"run folder: about {run_megabytes:,.0f} MB in {folder}",
-    ]
-    console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})

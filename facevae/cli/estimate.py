@@ -1,0 +1,43 @@
+"""`train --dry-run`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from facevae.config import Preset
+from facevae.console import Console, duration
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tell_estimate(
+    console: Console,
+    data: list[str],
+    chosen: Preset,
+    device: "torch.device",
+    *,
+    folder: Path,
+    cache_dir: Path | None,
+) -> None:
+    """What the run would take, measured on a few steps."""
+    from facevae.estimate import estimate
+
+    found = estimate(data, chosen.model, chosen.train, device, cache_dir)
+    disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
+    time = duration(found.convert_seconds) if found.convert_seconds else "done before"
+    speed = f"{found.images_per_second:,.0f} images/s"
+    run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
+    train, finish_speed = chosen.train, f"{found.finish_images_per_second:,.0f} images/s"
+    lengths = {
+        "vae": f"training:   {duration(found.train_seconds)} for {found.epochs:g} epochs at {speed}",
+        "prior": f"prior:      {duration(found.prior_seconds)}",
+        "finish": f"finish:     {duration(found.finish_seconds)} for {found.finish_epochs:g} epochs at {finish_speed}",
+    }
+    lines = [
+        f"pictures:   {found.num_pictures:,}",
+        f"converting: {time}; {disk}",
+        *(lengths[stage] for stage in train.stages),
+        f"memory:     about {gigabytes:,.1f} GB",
+        f"run folder: about {run_megabytes:,.0f} MB in {folder}",
+    ]
+    console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})

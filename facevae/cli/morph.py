@@ -1,0 +1,100 @@
+"""`morph`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import typer
+
+from facevae.cli import options
+from facevae.cli.edits import Attr, Keep, kept_names, sequence_output, write_frames
+from facevae.cli.session import finish, open_model
+from facevae.console import Console
+from facevae.errors import UsageError
+
+
+def morph(
+    faces: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C …]", help="Two faces or more: photos, seed:N, or LATENTS.npz#NAME."
+        ),
+    ],
+    *,
+    steps: Annotated[
+        int, typer.Option("--steps", min=2, max=10_000, help="Pictures a leg, both ends included.")
+    ] = 10,
+    attr: Attr = None,
+    alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--alpha",
+            metavar="A|FROM:TO",
+            help="How much of an --attr, all the way or from one end to the other.",
+        ),
+    ] = None,
+    keep: Keep = None,
+    output: options.Output = None,
+    path: Annotated[
+        Literal["slerp", "lerp"],
+        typer.Option("--path", help="Turn around the average face, or go straight through."),
+    ] = "slerp",
+    loop: Annotated[bool, typer.Option("--loop", help="There and back again.")] = False,
+    align: options.Align = True,
+    face_number: options.FaceNumber = 1,
+    animate: options.Animate = None,
+    fps: options.FramesPerSecond = 12,
+    model: options.Model = "default",
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Turn one face into another: a strip, or an animation by the suffix (.gif, .webp, .mp4).
+
+    Examples:
+
+      facevae morph a.png b.png --steps 10
+
+      facevae morph seed:7 a.png seed:9 --steps 24 --loop -o morph.gif
+
+      facevae morph a.png a.png --attr smile --alpha -2:2 -o smile.gif
+    """
+    import torch
+
+    from facevae.edits import plan_edit
+    from facevae.images import to_pixels
+    from facevae.latents import decode, read_face, times_of
+    from facevae.latents import morph as morph_latents
+    from facevae.outputs import check_sequence
+
+    if len(faces) < 2:  # noqa: PLR2004 - a pair
+        msg = "a morph needs two faces or more"
+        raise UsageError(msg)
+    console = Console(quiet=quiet, as_json=json)
+    attrs = attr or []
+    ramps, kept = _ramps(attrs, alpha), kept_names(keep, attrs)
+    target, moving = sequence_output(output, "morph.png", animate, faces)
+    bundle, used = open_model(console, model, device)
+    edit = plan_edit(bundle, attrs, kept) if attrs else None
+    ends = [read_face(bundle, name, align=align, number=face_number)[1] for name in faces]
+    latents = morph_latents(bundle, torch.stack(ends), steps, path, loop=loop)
+    sides = bundle.config.size, bundle.config.size
+    check_sequence(target, len(latents), sides, animate=moving)
+    if edit:
+        starts, stops = torch.tensor(ramps).T
+        times = times_of(len(latents), loop=loop)[:, None]
+        latents = edit.apply(latents, (1 - times) * starts + times * stops)
+    frames = to_pixels(decode(bundle.vae, latents))
+    written = write_frames(target, frames, moving=moving, fps=fps)
+    finish(console, used, written, {"num_pictures": len(frames)})
+
+
+def _ramps(attrs: Sequence[str], alpha: Sequence[str] | None) -> list[tuple[float, float]]:
+    """Where each attribute starts and ends along a morph. Raises `UsageError`."""
+    if alpha and not attrs:
+        msg = "--alpha says how much of an --attr; name one"
+        raise UsageError(msg)
+    ramps = [options.parse_ramp(text) for text in alpha or ["1"]]
+    if len(ramps) not in (1, len(attrs) or 1):
+        msg = f"{len(ramps)} --alpha for {len(attrs)} --attr; give one for all, or one each"
+        raise UsageError(msg)
+    return ramps * len(attrs) if len(ramps) == 1 else ramps

@@ -1,0 +1,118 @@
+"""How commands that train go about a run: what it is made of, and what is told of it."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from facevae.console import Console
+from facevae.errors import DataError, Stopped
+
+if TYPE_CHECKING:
+    from facevae.bundle import Bundle
+    from facevae.data import Faces
+    from facevae.runs import Run
+    from facevae.steps import Listener
+
+_INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
+
+Data = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA…",
+        help="Folders, pictures, .tar shards, Parquet, or hf://datasets/owner/name(/split).",
+    ),
+]
+
+
+def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
+    """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
+    from facevae import parallel
+    from facevae.training import follow
+    from facevae.training import train as train_run
+
+    try:
+        if not parallel.is_lead():
+            follow(run)
+            raise typer.Exit
+        return train_run(run, listener or _Talk(console))
+    except Stopped as stopped:
+        console.close()
+        console.say(f"stopped and saved in {run.folder}; the same command goes on from here")
+        raise typer.Exit(stopped.exit_code) from stopped
+
+
+class _Talk:
+    """Tells a run's progress on the console."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = console.progress
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        if figures.get("stage") == "finish":
+            self.console.say(
+                f"finish, epoch {figures['epoch']:.6g}: held-out PSNR {figures['psnr']:.2f} dB, "
+                f"sharpness {figures['sharpness']:.2f}"
+            )
+            return
+        self.console.say(
+            f"epoch {figures['epoch']:.6g}: held-out PSNR {figures['psnr']:.2f} dB, "
+            f"KL {figures['kl_nats']:,.0f} nats, σ {figures['sigma']:.3f}"
+        )
+
+    def notice(self, text: str) -> None:
+        self.console.say(text)
+
+
+def source_name(source: str) -> str:
+    """What of DATA is told and kept: an address, or a name without the folders above it."""
+    from facevae.hub_files import is_url
+
+    return source if is_url(source) else Path(source).name or source
+
+
+def typed_command() -> str:
+    """The command that was given, as a shell would take it."""
+    return shlex.join(["facevae", *sys.argv[1:]])
+
+
+def warn_of_skipped(console: Console, faces: "Faces") -> None:
+    """Say how many pictures cannot be read, if there are any, and name the first."""
+    if faces.skipped:
+        shown = "; ".join(faces.skipped[:3])
+        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
+
+
+def describe_run(console: Console, run: "Run") -> None:
+    """Say what a run is made of. Raises `DataError` where no label belongs to a face."""
+    from facevae import curves
+    from facevae.runtime import describe
+
+    faces = run.faces
+    console.close()
+    console.say(
+        f"{len(faces.train):,} faces to train on, {len(faces.held_out):,} held out, at "
+        f"{faces.size} × {faces.size} px, on {describe(run.device)}; preset {run.preset}; "
+        f"run folder {run.folder}"
+    )
+    warn_of_skipped(console, faces)
+    if run.labels:
+        known = set(run.labels.stems)
+        count = sum(faces.stems[row] in known for row in (*faces.train, *faces.held_out))
+        console.say(f"{count:,} faces are labelled, with {len(run.labels.names)} attributes")
+        if run.labels.ignored:
+            console.warn(
+                f"labels that are neither yes-or-no nor numbers are left out: {', '.join(run.labels.ignored)}"
+            )
+        if not count:
+            face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
+            msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
+            raise DataError(msg)
+    if run.preset == "base" and run.device.type == "cuda":
+        console.say("on a GPU, --preset compact makes much sharper faces")
+    if not curves.is_available():
+        console.say(_INSTALL_PLOT)

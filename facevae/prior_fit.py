@@ -1,0 +1,165 @@
+"""Fitting the prior to a network's posteriors: what is recorded on the way, and what comes of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facevae import losses
+from facevae.batches import batches_of, evenly, watched
+from facevae.bundle import Bundle
+from facevae.config import PriorConfig
+from facevae.latents import posteriors
+from facevae.model import VAE, sample_posterior
+from facevae.prior import FlowPrior, GaussianPrior, Prior, best_guidance, build_prior
+from facevae.runs import Run, weights_digest
+from facevae.runtime import exact, generator, seeded
+from facevae.snapshots import draw_latents, new_bundle
+from facevae.stages import PriorStage, Warn
+from facevae.steps import Fitting, Work, fit, last_figures, skipped_words
+
+# what a generator's numbers are for, so that no two uses share them
+_MEASURE = 7
+
+_STEPS_A_MEASUREMENT = 100  # which costs less than one of them
+_NUM_MEASURED = 1024  # draws; of as many faces, with their mirror images, as there are
+MOST_RISE = 1.005  # of the loss on held-out faces over its least: all that a flow gains is some 3 %
+
+Posteriors = tuple[Tensor, Tensor]
+"""Means and log-variances, each (N, D)."""
+
+
+def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
+    """Fit the prior to the posteriors of the training faces and their mirror images.
+
+    Where that stage is left out, the prior is one Gaussian, which takes no steps. `num_images` are
+    those that the network has seen.
+    """
+    run = work.run
+    batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
+    count = 2 * len(run.faces.train)
+    mean, logvar = posteriors(vae, watched(batches, "Encoding", count, work.progress))
+    config = run.train.prior_config
+    if "prior" not in run.train.stages and config.kind == "flow":
+        config = PriorConfig("gaussian")
+    if config.kind == "flow":
+        # a flow that was fitted to other latents, or that means something else, is of no use
+        rows = evenly(run.faces.held_out, _NUM_MEASURED // 2)
+        held_out = posteriors(vae, batches_of(run.faces, rows, run.device, mirrored=True))
+        key = f"{weights_digest(vae)} residual"
+        fitting = _PriorFitting(work, (mean, logvar), held_out, key)
+        fit(work, fitting)
+        _warn_of_memorising(work, len(mean))
+        flow = fitting.stage.prior
+        flow.guidance = best_guidance(flow)
+        config = replace(config, guidance=flow.guidance)
+        prior: Prior = flow
+    else:
+        prior = build_prior(config, run.model.latent_dim).to(run.device)
+    if isinstance(prior, GaussianPrior):
+        prior.fit(mean, logvar)
+    bundle = new_bundle(run, vae, mean, num_images)
+    bundle.prior, bundle.prior_config = prior.eval(), config
+    draw_latents(work.folder, mean, logvar)
+    return bundle
+
+
+def prior_stage(run: Run, mean: Tensor, logvar: Tensor, warn: Warn = lambda _: None) -> PriorStage:
+    """The steps of a flow, from the first on, which is fitted to `mean` and `logvar` (N, D)."""
+    with seeded(run.train.seed):
+        prior = build_prior(run.train.prior_config, run.model.latent_dim).to(run.device)
+    assert isinstance(prior, FlowPrior)  # noqa: S101 - no other is fitted by steps
+    return PriorStage(
+        prior,
+        mean,
+        logvar,
+        epochs=run.train.prior_epochs,
+        seed=run.train.seed,
+        seconds=run.train.seconds_for("prior"),
+        warn=warn,
+    )
+
+
+class _PriorFitting(Fitting):
+    """What fitting a flow has of its own; see `steps.Fitting`."""
+
+    name, part, event = "prior", "prior", "prior"
+    task, unit = "Fitting the prior", "latents"
+    advice = "start anew in another folder with --prior gaussian, which takes no steps"
+    stage: PriorStage
+
+    def __init__(self, work: Work, train: Posteriors, held_out: Posteriors, key: str) -> None:
+        self.stage, self.key = prior_stage(work.run, *train, work.listener.notice), key
+        self.size = self.stage.batch_size
+        self._draws = {
+            name: _Draws(*found, work.run.train.seed)
+            for name, found in (("train", train), ("held_out", held_out))
+        }
+
+    def figures(self, means: dict[str, float], index: int) -> dict[str, float]:
+        """The loss, and now and then that on faces the flow is fitted to, and held-out ones."""
+        is_last = index + 1 == self.stage.budget.num_steps
+        if not is_last and (index + 1) % _STEPS_A_MEASUREMENT:
+            return means
+        prior = self.stage.prior
+        found = {f"{name}_flow_loss": d.loss(prior) for name, d in self._draws.items()}
+        return means | found
+
+    def note(self, records: list[dict[str, Any]]) -> str:
+        """The last figures in a few words."""
+        last = last_figures(records, self.event)
+        if not last:
+            return ""
+        measured = _measured(records)
+        parts = [
+            f"flow-matching loss {last['flow_loss']:.3f}",
+            f"held-out {measured[-1]['held_out_flow_loss']:.3f}" if measured else "",
+            *skipped_words(last["skipped_steps"]),
+            f"{last['latents_per_second']:,.0f} latents/s",
+        ]
+        return " · ".join(filter(None, parts))
+
+
+class _Draws:
+    """Samples of posteriors, noise and times, by which a flow is measured: always the same ones.
+
+    Of different posteriors they differ in nothing else, so that losses can be compared.
+    """
+
+    def __init__(self, mean: Tensor, logvar: Tensor, seed: int) -> None:
+        rows = torch.arange(_NUM_MEASURED) * len(mean) // _NUM_MEASURED
+        draw = generator(seed, _MEASURE)
+        shape = (2, _NUM_MEASURED, mean.shape[1])
+        posterior_noise, self._noise = torch.randn(shape, generator=draw).to(mean.device)
+        self._times = torch.randn(_NUM_MEASURED, 1, generator=draw).sigmoid().to(mean.device)
+        self._latents = sample_posterior(mean[rows], logvar[rows], posterior_noise)
+
+    def loss(self, flow: FlowPrior) -> float:
+        """The mean flow-matching loss."""
+        noise, times = self._noise, self._times
+        with exact():
+            target = flow.whitening.whiten(self._latents)
+            velocity = flow.velocity((1 - times) * noise + times * target, times)
+            return losses.flow_matching(velocity, noise, target).mean().item()
+
+
+def _measured(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [r for r in records if r["event"] == "prior" and "held_out_flow_loss" in r]
+
+
+def _warn_of_memorising(work: Work, num_latents: int) -> None:
+    """Tell the user if the flow has gone on to fit its faces at the cost of others."""
+    measured = _measured(work.folder.records)
+    best = min(measured, key=lambda r: r["held_out_flow_loss"], default=None)
+    if not best or measured[-1]["held_out_flow_loss"] <= MOST_RISE * best["held_out_flow_loss"]:
+        return
+    least, last = best["held_out_flow_loss"], measured[-1]["held_out_flow_loss"]
+    passes = max(1, round(best["latents"] / num_latents))
+    is_timed = work.run.train.max_seconds is not None
+    instead = "name --epochs instead of --max-time, and " if is_timed else ""
+    work.listener.notice(
+        f"{work.folder.path}: the prior begins to memorise its faces: its loss on held-out ones has "
+        f"risen from {least:.3f} to {last:.3f}; {instead}lower --prior-epochs, in another folder "
+        f"(it was best after {passes})"
+    )

@@ -1,0 +1,71 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import Ear
+
+from facevae.config import TrainConfig
+from facevae.prior import FlowPrior
+from facevae.prior_fit import _Draws, _warn_of_memorising
+from facevae.runs import RunFolder
+from facevae.stages import PriorStage
+
+DIM = 4
+
+
+def posteriors(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed))
+    return mean, torch.full_like(mean, -6.0)
+
+
+def test_what_a_flow_learns_by_heart_is_seen_on_other_faces():
+    torch.manual_seed(0)
+    train, held_out = posteriors(5, seed=1), posteriors(200, seed=2)
+    flow = FlowPrior(DIM, 64, 1, residual=True)
+    stage = PriorStage(flow, *train, epochs=60 * PriorStage.batch_size // 5, seed=0)
+    stage.batch_size, stage.learning_rate, stage.ema_decay = 256, 3e-2, 0.9  # soon
+    own, others = (_Draws(*found, seed=3) for found in (train, held_out))
+    before = own.loss(flow), others.loss(flow)
+    for index in range(stage.budget.num_steps):
+        stage.step(index)
+    assert own.loss(flow) < 0.9 * before[0]
+    assert others.loss(flow) > before[1]
+
+
+def test_a_flow_is_measured_alike_each_time_and_on_as_many_draws_of_few_faces():
+    flow = FlowPrior(DIM, 16, 1, residual=True)
+    flow.whitening.fit(*posteriors(100, seed=1))
+    few, again = (_Draws(*posteriors(3, seed=2), seed=3) for _ in range(2))
+    assert few.loss(flow) == few.loss(flow) == again.loss(flow)
+    many = _Draws(*(part.repeat_interleave(500, 0) for part in posteriors(3, seed=2)), seed=3)
+    assert many.loss(flow) == pytest.approx(few.loss(flow), rel=0.01)
+
+
+def warned(folder, held_out, **settings) -> list[str]:
+    """What is told of a flow whose losses on held-out faces were these."""
+    folder, ear = RunFolder(folder), Ear()
+    for i, loss in enumerate(held_out, start=1):
+        place = {"event": "prior", "step": i, "images": 0, "seconds": 0.0, "latents": 100 * i}
+        folder.record({**place, "flow_loss": 1.0})
+        folder.record({**place, "flow_loss": 1.0, "held_out_flow_loss": loss})
+    run = SimpleNamespace(train=TrainConfig(**settings))
+    work = SimpleNamespace(run=run, folder=folder, listener=ear)
+    _warn_of_memorising(work, num_latents=50)
+    return ear.notices
+
+
+def test_a_prior_that_memorises_is_told_of_with_what_to_do(tmp_path):
+    (said,) = warned(tmp_path, [1.5, 1.4, 1.5])
+    assert said.startswith(f"{tmp_path}: the prior begins to memorise its faces")
+    assert "risen from 1.400 to 1.500; lower --prior-epochs, in another folder" in said
+    assert said.endswith("(it was best after 4)")
+
+
+def test_where_time_was_the_budget_epochs_are_named_first(tmp_path):
+    (said,) = warned(tmp_path, [1.5, 1.4, 1.5], max_seconds=60.0)
+    assert "; name --epochs instead of --max-time, and lower --prior-epochs" in said
+
+
+@pytest.mark.parametrize("held_out", [[1.5, 1.401, 1.402], [1.5, 1.4, 1.3], [1.5], []])
+def test_of_a_prior_that_does_not_nothing_is_told(tmp_path, held_out):
+    assert warned(tmp_path, held_out) == []
