@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facevae import curves
+from facevae import latent_plots, plots
 from facevae.evaluation import Result
 from facevae.images import Pixels, grid, paired_grid, save_picture
 from facevae.losses import kl_divergence
@@ -32,7 +32,7 @@ def draw(folder: Path, results: Sequence[Result], novelty: Novelty | None) -> li
     for name, pixels in pictures.items():
         paths.append(folder / f"{name}.png")
         save_picture(paths[-1], pixels)
-    if curves.is_available():
+    if plots.is_available():
         paths += _draw_histograms(folder, model, novelty)
     return paths
 
@@ -46,10 +46,10 @@ def _strips(results: Sequence[Result]) -> Pixels:
 def _draw_histograms(folder: Path, model: Result, novelty: Novelty | None) -> list[Path]:
     paths = [folder / "kl.png", folder / "latents.png"]
     divergence = kl_divergence(model.mean, model.logvar).mean(0).cpu()
-    curves.save(curves.draw_divergence(divergence), paths[0])
+    plots.save(latent_plots.draw_divergence(divergence), paths[0])
     latents = draw_posteriors(model.mean, model.logvar, 0).cpu()
-    curves.save(curves.draw_histograms(latents, "the measured faces"), paths[1])
+    plots.save(latent_plots.draw_histograms(latents, "the measured faces"), paths[1])
     if novelty is not None:
         paths.append(folder / "novelty.png")
-        curves.save(curves.draw_novelty(novelty.samples, novelty.held_out), paths[-1])
+        plots.save(latent_plots.draw_novelty(novelty.samples, novelty.held_out), paths[-1])
     return paths

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from facevae import curves
+from facevae import plots
 from facevae.errors import UsageError
 from facevae.images import Pixels, encode_jpeg
 
@@ -46,7 +46,7 @@ class Section:
 
 def require_pages() -> None:
     """Raise `UsageError` where pages cannot be made."""
-    curves.require_plots()
+    plots.require_plots()
     try:
         import jinja2  # noqa: F401 - an extra, though torch brings it
     except ImportError as error:
@@ -89,7 +89,7 @@ def photo(pixels: Pixels, caption: str) -> Figure:
 
 def drawing(figure: Any, caption: str) -> Figure:
     """A figure of `curves` as SVG."""
-    return Figure(_address("image/svg+xml", curves.to_svg(figure).encode()), caption)
+    return Figure(_address("image/svg+xml", plots.to_svg(figure).encode()), caption)
 
 
 def table(title: str, values: Mapping[str, object]) -> Table:

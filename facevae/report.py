@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facevae import curves
+from facevae import curves, latent_plots
 from facevae.attributes import Attribute
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
@@ -155,14 +155,14 @@ def _latents(source: Source) -> Section | None:
     else:
         found = _generated_latents(source.bundle)
     places, shares = principal_plane(found.points)
-    chosen = curves.spread_out(places, _MAP_CELLS)
+    chosen = latent_plots.spread_out(places, _MAP_CELLS)
     figures = [
         drawing(
-            curves.draw_map(places, shares, chosen, found.pictures_of(chosen)),
+            latent_plots.draw_map(places, shares, chosen, found.pictures_of(chosen)),
             f"The two directions in which latents of {found.whose} vary most, with some of the faces.",
         ),
         drawing(
-            curves.draw_histograms(found.drawn, found.whose),
+            latent_plots.draw_histograms(found.drawn, found.whose),
             "The most varied latents over N(0, 1), which the KL divergence draws them towards.",
         ),
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facevae import curves, losses, metrics
+from facevae import latent_plots, losses, metrics, plots
 from facevae.batches import batches_of, evenly
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
@@ -158,10 +158,10 @@ def draw_progress(
 
 def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
     """Histograms of samples of the posteriors (N, D), where there is matplotlib to draw them."""
-    if not curves.is_available():
+    if not plots.is_available():
         return
     latents = draw_posteriors(mean, logvar, 0).cpu()
-    curves.save(curves.draw_histograms(latents), folder.pictures / "latents.png")
+    plots.save(latent_plots.draw_histograms(latents), folder.pictures / "latents.png")
 
 
 def draw_plane(folder: RunFolder, bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from facevae import curves, parallel
+from facevae import curves, parallel, plots
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
 from facevae.config import STAGES, PriorConfig
@@ -287,7 +287,7 @@ def _complete(work: Work, bundle: Bundle) -> None:
     save_picture(folder.pictures / "samples.png", grid(pixels))
     if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane can be shown whole
         draw_plane(folder, bundle)
-    if curves.is_available():
+    if plots.is_available():
         drawn = curves.draw_curves(folder.records, folder.pictures)
-        curves.save(drawn, folder.pictures / "curves.png")
+        plots.save(drawn, folder.pictures / "curves.png")
     save(bundle, folder.model, half=run.half)

@@ -14,7 +14,7 @@ from tiny import tiny_bundle
 
 from facevae.bundle import save
 from facevae.cli import main
-from facevae.curves import is_available
+from facevae.plots import is_available
 
 TINY = [
     "--size",

@@ -3,15 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from facevae.curves import (
-    draw_curves,
-    draw_figures,
-    draw_histograms,
-    draw_kl,
-    draw_prior,
-    is_available,
-    save,
-)
+from facevae.curves import draw_curves, draw_figures, draw_kl, draw_prior
+from facevae.latent_plots import draw_histograms
+from facevae.plots import is_available, save
 
 plt = pytest.importorskip("matplotlib.pyplot")
 MAGENTA = (255, 0, 255)
@@ -62,26 +56,6 @@ def test_samples_of_a_finish_are_not_pinned_to_a_divergence_that_it_does_not_cha
 def test_curves_of_hardly_anything_are_drawn(tmp_path, num_epochs):
     save(draw_curves(some_records(num_epochs), tmp_path), tmp_path / "curves.png")
     assert share_of(tmp_path / "curves.png", (255, 255, 255)) > 0.3
-
-
-@pytest.mark.parametrize("num_dims", [1, 2, 60])
-def test_histograms_of_any_number_of_dimensions_are_drawn(tmp_path, num_dims):
-    latents = torch.randn(300, num_dims, generator=torch.Generator().manual_seed(0))
-    save(draw_histograms(latents), tmp_path / "latents.png")
-    blue, orange = (31, 119, 180), (255, 127, 14)  # matplotlib's tab:blue and tab:orange
-    assert share_of(tmp_path / "latents.png", blue) > 0.01
-    assert share_of(tmp_path / "latents.png", orange) > 0
-
-
-def test_wide_latents_overflow_the_density_and_narrow_ones_stand_high_in_it(tmp_path):
-    shares = []
-    for scale in (0.2, 1.0):
-        draw = torch.Generator().manual_seed(0)
-        latents = scale * torch.randn(2000, 1, generator=draw)
-        save(draw_histograms(latents), tmp_path / "latents.png")
-        shares.append(share_of(tmp_path / "latents.png", (31, 119, 180)))
-    # both have the same area, but the axes end where the higher one does
-    assert shares[0] < shares[1]
 
 
 def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path):

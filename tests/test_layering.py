@@ -18,8 +18,8 @@ LAYERS = [
         "parallel",
     ),
     ("images", "model", "prior", "attributes", "latent_files", "tables", "swd", "guard"),
-    ("pictures", "framing", "labels", "figures", "outputs", "curves", "events", "perceptual"),
-    ("conversion", "faces", "bundle", "page"),
+    ("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
+    ("conversion", "faces", "bundle", "page", "curves", "latent_plots"),
     ("data", "hub", "latents", "card", "export"),
     ("batches", "runs", "edits"),
     (

@@ -49,7 +49,7 @@ def _small(monkeypatch):
     """Fewer faces than for people, for time's sake."""
     monkeypatch.setattr(report, "_NUM_SAMPLES", 4)
     monkeypatch.setattr(report, "_NUM_GENERATED", 40)
-    monkeypatch.setattr(report.curves, "NUM_HISTOGRAMS", 2)
+    monkeypatch.setattr(report.latent_plots, "NUM_HISTOGRAMS", 2)
 
 
 def reported(name, path, cache):

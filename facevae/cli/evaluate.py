@@ -257,13 +257,13 @@ def _write(
     novelty: "Novelty | None",
 ) -> list[str]:
     """Write pictures and figures into the folder, if there is one; returns their paths."""
-    from facevae import curves
+    from facevae import plots
     from facevae.files import write_json
     from facevae.gallery import draw
 
     if folder is None:
         return []
-    if not curves.is_available():
+    if not plots.is_available():
         console.say("no histograms: pip install 'facevae[plot]' draws them")
     paths = [str(path) for path in (*draw(folder, results, novelty), folder / "figures.json")]
     write_json(folder / "figures.json", {**values, "outputs": paths})

@@ -89,7 +89,7 @@ def warn_of_skipped(console: Console, faces: "Faces") -> None:
 
 def describe_run(console: Console, run: "Run") -> None:
     """Say what a run is made of. Raises `DataError` where no label belongs to a face."""
-    from facevae import curves
+    from facevae import plots
     from facevae.runtime import describe
 
     faces = run.faces
@@ -114,5 +114,5 @@ def describe_run(console: Console, run: "Run") -> None:
             raise DataError(msg)
     if run.preset == "base" and run.device.type == "cuda":
         console.say("on a GPU, --preset compact makes much sharper faces")
-    if not curves.is_available():
+    if not plots.is_available():
         console.say(_INSTALL_PLOT)

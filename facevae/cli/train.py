@@ -137,7 +137,7 @@ def train(
 
       facevae train hf://datasets/owner/faces
     """
-    from facevae import curves, parallel, runtime
+    from facevae import parallel, plots, runtime
     from facevae.data import load_faces
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
@@ -220,7 +220,7 @@ def train(
     )
     quoted = shlex.quote(str(folder))
     console.say(f"try: facevae sample --model {quoted} -o grid.png")
-    if curves.is_available():
+    if plots.is_available():
         console.say(f"see: facevae report {quoted}")
     if tensorboard:
         console.say(f"see: tensorboard --logdir {quoted}")

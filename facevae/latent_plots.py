@@ -1,0 +1,107 @@
+"""Histograms and maps of latents. Needs the extra `plot` (matplotlib)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from facevae.images import Pixels, centred_square
+from facevae.plots import new_figure, pin, plain_style
+
+NUM_HISTOGRAMS = 50  # as in the notebooks of the lineage
+_MAX_LATENTS = 20_000  # of which more would take longer and look alike
+
+
+def draw_histograms(latents: Tensor, whose: str = "training faces") -> Any:
+    """Histograms of latents (N, D), the most varied dimensions first, over N(0, 1): a figure."""
+    latents = latents[:_MAX_LATENTS]
+    variances = latents.var(0) if len(latents) > 1 else latents[0]
+    order = variances.argsort(descending=True)[:NUM_HISTOGRAMS]
+    columns = min(10, len(order))
+    rows = -(-len(order) // columns)
+    grid = np.linspace(-4, 4, 200)
+    density = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
+    with plain_style():
+        figure = new_figure(1.5 * columns, 1.2 * rows + 0.6)
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        options: dict[str, Any] = {"range": (-4, 4), "density": True, "histtype": "stepfilled"}
+        for ax, dim in zip(axes.flat, order.tolist(), strict=False):
+            ax.hist(latents[:, dim].numpy(), bins=40, color="tab:blue", **options)
+            ax.plot(grid, density, color="tab:orange", lw=1)
+            ax.set_title(f"z{dim}", fontsize=7)
+        figure.suptitle(f"Latents of {whose} (blue) over N(0, 1) (orange)", fontsize=9)
+        return figure
+
+
+def draw_divergence(divergence: Tensor) -> Any:
+    """The KL divergence of each latent dimension (D,), the largest first: a figure."""
+    with plain_style():
+        figure = new_figure(8, 4)
+        axes = figure.subplots()
+        ordered = divergence.sort(descending=True).values.numpy()
+        axes.bar(np.arange(1, len(ordered) + 1), ordered, width=1.0, color="tab:blue")
+        axes.set(
+            title=f"KL divergence of {len(ordered)} latent dimensions",
+            xlabel="dimension, by size",
+            ylabel="nats",
+        )
+        axes.grid(alpha=0.3)
+        return figure
+
+
+def draw_novelty(samples: Tensor, held_out: Tensor) -> Any:
+    """Histograms of distances to the nearest training latent, each (N,): a figure."""
+    both = np.concatenate([samples.numpy(), held_out.numpy()])
+    edges = np.linspace(both.min(), both.max(), 41) if np.ptp(both) else 41
+    with plain_style():
+        figure = new_figure(8, 4)
+        axes = figure.subplots()
+        for name, distances in (("held-out faces", held_out), ("samples", samples)):
+            label = f"{name}, median {float(distances.median()):.2f}"
+            axes.hist(distances.numpy(), bins=edges, density=True, alpha=0.6, label=label)
+        axes.set(
+            title="To the nearest training face: samples left of held-out faces would be copies",
+            xlabel="distance, in deviations of the training latents",
+            yticks=[],
+        )
+        axes.legend()
+        return figure
+
+
+def spread_out(places: Tensor, cells: int) -> list[int]:
+    """Rows of places (N, 2) that keep apart: in each of cells × cells parts the one in its midst."""
+    low, high = places.amin(0), places.amax(0)
+    scaled = (places - low) / (high - low).clamp_min(1e-12) * cells
+    corners = scaled.floor().clamp_max(cells - 1)
+    distances = (scaled - corners - 0.5).norm(dim=1)
+    nearest: dict[tuple[float, ...], int] = {}
+    for row in distances.argsort().tolist():
+        nearest.setdefault(tuple(corners[row].tolist()), row)
+    return sorted(nearest.values())
+
+
+def draw_map(places: Tensor, shares: Tensor, rows: Sequence[int], pictures: Pixels) -> Any:
+    """A map of latents at places (N, 2), with the pictures of some rows on it: a figure.
+
+    `shares` (2,) are those of the variance that the two directions have.
+    """
+    from PIL import Image
+
+    with plain_style():
+        figure = new_figure(11, 9)
+        axes = figure.subplots()
+        axes.scatter(*places.T.numpy(), s=4, color="tab:blue", alpha=0.5)
+        side = min(48, pictures.shape[1])
+        for row, picture in zip(rows, pictures, strict=True):
+            point = (float(places[row, 0]), float(places[row, 1]))
+            pin(axes, centred_square(Image.fromarray(picture), side), point, point, 34)
+        axes.set(
+            xlabel=f"first principal component ({shares[0]:.0%} of the variance)",
+            ylabel=f"second ({shares[1]:.0%})",
+        )
+        axes.margins(0.06)
+        axes.grid(alpha=0.3)
+        return figure
