@@ -16,12 +16,12 @@ from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
 from facevae.errors import DataError, ImageError
+from facevae.fast import WARM_UP
 from facevae.images import load_square
 from facevae.model import VAE
 from facevae.pictures import Picture, Source, find_data, list_pictures, opened
 from facevae.prior import FlowPrior, build_prior
 from facevae.runtime import (
-    WARM_UP,
     free_bytes,
     is_out_of_memory,
     keep_freed_memory,

@@ -14,7 +14,7 @@ LAYERS = [
         *("blocks", "budget", "states"),
     ),
     ("files", "config", "runtime", "metrics", "attributes", "hub_files", "parallel"),
-    ("images", "model", "prior", "latent_files", "tables", "swd", "guard"),
+    ("images", "model", "prior", "latent_files", "tables", "swd", "guard", "fast"),
     ("pictures", "framing", "labels", "figures", "outputs", "curves", "events", "perceptual"),
     ("data", "faces", "bundle", "page"),
     ("batches", "hub", "latents", "runs", "card", "export"),
