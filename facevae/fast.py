@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facevae.runtime import cuda_graph, is_out_of_memory, side_stream
 
@@ -19,6 +19,8 @@ WATCHED = 100  # replayed calls, by which one knows how long those that are left
 # Compiling takes half a minute once, and seconds from inductor's cache on disk; what is left then
 # takes about two thirds of the time (the paper's network on an H100).
 LEAST_SECONDS = 45.0
+# between two gradients, in units of one: rounding to bfloat16 makes a few hundredths of it
+MOST_APART = 0.2
 
 
 def inductor(part: Part) -> Part:
@@ -35,27 +37,29 @@ class Fast:
     launches hundreds of kernels at the cost of one. So it may depend on the values of its tensors,
     and on what it keeps in tensors and changes in place: nothing else may change between calls.
     Where `LEAST_SECONDS` and more are left after `WATCHED` replays, its part is compiled, and it is
-    recorded anew. It goes on without what cannot be done, of which `tell` is told once.
+    recorded anew, if the gradient is still the same. It goes on without what cannot be done, of
+    which `tell` is told once.
     """
 
     def __init__(
         self,
         step: Step,
         part: Part,
-        device: torch.device,
+        module: nn.Module,
         tell: Callable[[str], None],
         seconds_left: Callable[[float], float],
         *,
         record: Callable[[Step, tuple[Tensor, ...]], Step] | None = None,
         compiler: Callable[[Part], Part] | None = inductor,
     ) -> None:
-        """`step(part, *inputs)` is a step, of which `part` is worth compiling.
+        """`step(part, *inputs)` is a step, of which `part`, a loss of `module`, is worth compiling.
 
         `seconds_left` says how long all that are left take at so many seconds each. `record` is
         how to record: given a step and its inputs, what does it again for others like them.
         """
-        self._step, self._part = step, part
+        self._step, self._part, self._module = step, part, module
         self._tell, self._seconds_left = tell, seconds_left
+        device = next(module.parameters()).device
         on_cuda = device.type == "cuda"
         self._aside = partial(side_stream, device) if on_cuda else nullcontext
         self._record = record or (cuda_graph if on_cuda else None)
@@ -90,7 +94,17 @@ class Fast:
             return
         self._tell("compiling the steps that are left, which takes up to a minute the first time")
         self._is_compiled, self._num_calls = True, 1
-        self._now = partial(self._step, compiler(self._part))
+        compiled = compiler(self._part)
+
+        def check(*inputs: Tensor) -> Tensor:
+            apart = _apart(self._module, self._part, compiled, inputs)
+            if not apart < MOST_APART:
+                msg = f"its gradient is off by {apart:.0%}"
+                raise RuntimeError(msg)
+            self._now = partial(self._step, compiled)
+            return self._part(*inputs)
+
+        self._now = partial(self._step, check)
 
     def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
         with self._aside(), warnings.catch_warnings():
@@ -114,3 +128,20 @@ class Fast:
             self._record = None
             return True
         return False
+
+
+def _apart(module: nn.Module, part: Part, other: Part, inputs: tuple[Tensor, ...]) -> float:
+    """How far the gradients of two losses are from each other, in units of the first one's.
+
+    What a step would leave as it is stays so: batch-norm statistics too.
+    """
+    parameters, buffers = [*module.parameters()], [*module.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    gradients = []
+    for loss in (part, other):
+        found = torch.autograd.grad(loss(*inputs).sum(), parameters)
+        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+        for buffer, before in zip(buffers, kept, strict=True):
+            buffer.copy_(before)
+    wanted, found_one = gradients
+    return float((found_one - wanted).norm() / wanted.norm())

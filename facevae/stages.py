@@ -74,7 +74,7 @@ class NetworkStage:
         self._update: Callable[..., Tensor] = partial(self._update_from, self._terms)
         if records:
             left = self.budget.seconds_left
-            self._update = Fast(self._update_from, self._terms, batches.device, warn, left)
+            self._update = Fast(self._update_from, self._terms, vae, warn, left)
 
     def step(self, index: int) -> Tensor:
         """One update; returns the values of `terms`, (3,), zeros if it was skipped."""
@@ -192,7 +192,7 @@ class PriorStage:
         self._update: Callable[..., Tensor] = partial(self._update_from, self._loss)
         if records:
             left = self.budget.seconds_left
-            self._update = Fast(self._update_from, self._loss, mean.device, warn, left)
+            self._update = Fast(self._update_from, self._loss, self.raw, warn, left)
 
     def step(self, index: int) -> Tensor:
         """One update; returns the flow-matching loss, (1,), zero if it was skipped."""

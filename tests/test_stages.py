@@ -228,14 +228,16 @@ def recorded(stage):
         return torch.no_grad()(traced)
 
     stage._update = Fast(
-        stage._update_from, part_of(stage), CPU, pytest.fail, lambda _: 0.0, record=record
+        stage._update_from, *part_of(stage), pytest.fail, lambda _: 0.0, record=record
     )
     return recordings
 
 
 def part_of(stage):
-    """What of a stage's step is worth compiling."""
-    return stage._terms if isinstance(stage, NetworkStage) else stage._loss
+    """What of a stage's step is worth compiling, and the module that it is a loss of."""
+    if isinstance(stage, NetworkStage):
+        return stage._terms, stage.vae
+    return stage._loss, stage.raw
 
 
 @pytest.mark.parametrize("build", [network, flow])
@@ -280,8 +282,7 @@ def test_a_compiled_step_does_what_the_step_does(faces, build):
 
     compiled._update = Fast(
         compiled._update_from,
-        part_of(compiled),
-        CPU,
+        *part_of(compiled),
         told.append,
         lambda _: LEAST_SECONDS,
         record=lambda step, _: step,
