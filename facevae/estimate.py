@@ -194,8 +194,8 @@ class _Costs:
     def _length(
         self, stage: Literal["vae", "finish"], a_step: float, epochs: int
     ) -> tuple[float, float, float]:
-        # held-out figures and batch-norm statistics take about a twentieth more
-        an_epoch = 1.05 * a_step * self._num_pictures / self._size
+        # figures, pictures and states take a little more
+        an_epoch = 1.02 * a_step * self._num_pictures / self._size
         seconds = self._train.seconds_for(stage)
         if seconds is None:
             return float(epochs), self._size / a_step, epochs * an_epoch

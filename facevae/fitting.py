@@ -19,6 +19,7 @@ from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior
 from facevae.runs import Run, weights_digest
 from facevae.runtime import seeded
 from facevae.snapshots import (
+    NUM_PROBES,
     draw_latents,
     draw_progress,
     implied,
@@ -32,6 +33,7 @@ from facevae.snapshots import (
 from facevae.stages import NetworkStage, PriorStage, Stage, Warn
 from facevae.states import part
 from facevae.steps import (
+    Pace,
     Watch,
     Work,
     check_finite,
@@ -101,11 +103,11 @@ def _new_vae(run: Run) -> VAE:
 
 
 def fit_network(work: Work, framing: Framing | None) -> tuple[VAE, int]:
-    """Fit encoder and decoder, with held-out figures and pictures at each epoch.
+    """Fit encoder and decoder, with held-out figures and pictures at the ends of epochs.
 
     Returns the weights to be used, and how many images they have seen.
     """
-    run, folder = work.run, work.folder
+    run, folder, pace = work.run, work.folder, Pace()
 
     # Go on from where an earlier process stopped
     stage = _network_stage(run, work.listener.notice)
@@ -127,7 +129,7 @@ def fit_network(work: Work, framing: Framing | None) -> tuple[VAE, int]:
         images = (index + 1) * batches.size
         is_last = index + 1 == stage.budget.num_steps
         is_epoch = is_last or images % batches.num_faces < batches.size
-        if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
+        if is_epoch or ((index + 1) % _STEPS_A_RECORD == 0 and watch.is_time()):
             earlier, counts = counts, counted(folder, stage, index, _NETWORK_ADVICE)
             where = {"step": index + 1, "images": images, "seconds": watch.seconds()}
             if num_sound := counts.num_sound - earlier.num_sound:
@@ -142,24 +144,25 @@ def fit_network(work: Work, framing: Framing | None) -> tuple[VAE, int]:
             num_steps = 0
 
         # Measure what would be saved
-        if is_epoch:
-            found = _measure_network(work, stage, framing, images)
-            where["seconds"] = watch.seconds()
-            folder.record({"event": "epoch", "stage": "vae", **where, **found})
+        if is_last or (is_epoch and pace.is_due()):
+            with pace.taken():
+                found = _measure_network(work, stage, framing, images, is_last=is_last)
+                where["seconds"] = watch.seconds()
+                folder.record({"event": "epoch", "stage": "vae", **where, **found})
+                folder.save_state("network", stage.state(), index + 1)
+                work.listener.epoch(folder.records[-1])
             watch.lap()
-            folder.save_state("network", stage.state(), index + 1)
-            work.listener.epoch(folder.records[-1])
     work.skipped["network"] = stage.guard.counts().num_skipped
     return snapshot(run, stage), stage.budget.num_steps * batches.size
 
 
 def _measure_network(
-    work: Work, stage: NetworkStage, framing: Framing | None, images: int
+    work: Work, stage: NetworkStage, framing: Framing | None, images: int, *, is_last: bool
 ) -> dict[str, Any]:
     """Figures and pictures of what would be saved after so many images, which it is meanwhile."""
     run, folder = work.run, work.folder
     averaged = snapshot(run, stage)
-    figures = measure(run, averaged)
+    figures = measure(run, averaged, None if is_last else NUM_PROBES)
     check_finite(folder, figures)
     epoch = images // len(run.faces.train)
     mean, logvar = probe(run, averaged)
@@ -227,23 +230,26 @@ def _fit_flow(work: Work, mean: Tensor, logvar: Tensor, key: str) -> FlowPrior:
     stage = _prior_stage(work.run, mean, logvar, work.listener.notice)
     first = resume(work, "prior", stage, key)
     sums, counts = torch.zeros(1, device=mean.device), stage.guard.counts()
+    watch = Watch(0.0)
     for index, loss in take_steps(work, "prior", stage, first, key):
         sums += loss
-        if (index + 1) % _STEPS_A_RECORD == 0 or index + 1 == stage.budget.num_steps:
+        is_last = index + 1 == stage.budget.num_steps
+        if is_last or ((index + 1) % _STEPS_A_RECORD == 0 and watch.is_time()):
             earlier, counts = counts, counted(work.folder, stage, index, _PRIOR_ADVICE)
             mean_loss = sums.item() / max(counts.num_sound - earlier.num_sound, 1)
             parts = [f"flow-matching loss {mean_loss:.3f}", *skipped_words(counts.num_skipped)]
             note = " · ".join(parts)
             work.listener.progress("Fitting the prior", *stage.budget.progress(index), note)
             sums.zero_()
+            watch.lap()
     work.skipped["prior"] = stage.guard.counts().num_skipped
     work.folder.save_state("prior", stage.state(), stage.budget.num_steps, key)
     return stage.prior
 
 
 def finish(work: Work, bundle: Bundle) -> None:
-    """Finish the decoder, in place, with held-out figures and pictures at each epoch."""
-    run, folder = work.run, work.folder
+    """Finish the decoder, in place, with held-out figures and pictures at the ends of epochs."""
+    run, folder, pace = work.run, work.folder, Pace()
 
     # Build, and go on from where an earlier process stopped
     fitted = weights_digest(bundle.vae), weights_digest(bundle.prior)
@@ -269,7 +275,7 @@ def finish(work: Work, bundle: Bundle) -> None:
         images = (index + 1) * batches.size
         is_last = index + 1 == stage.budget.num_steps
         is_epoch = is_last or images % batches.num_faces < batches.size
-        if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
+        if is_epoch or ((index + 1) % _STEPS_A_RECORD == 0 and watch.is_time()):
             earlier, counts = counts, counted(folder, stage, index, _FINISH_ADVICE)
             where = {
                 "step": before["step"] + index + 1,
@@ -288,13 +294,14 @@ def finish(work: Work, bundle: Bundle) -> None:
             num_steps = 0
 
         # Measure what would be saved
-        if is_epoch:
-            found = _measure_finish(work, bundle, images)
-            where["seconds"] = watch.seconds()
-            folder.record({"event": "epoch", "stage": "finish", **where, **found})
+        if is_last or (is_epoch and pace.is_due()):
+            with pace.taken():
+                found = _measure_finish(work, bundle, images, is_last=is_last)
+                where["seconds"] = watch.seconds()
+                folder.record({"event": "epoch", "stage": "finish", **where, **found})
+                folder.save_state("finish", stage.state(), index + 1, key)
+                work.listener.epoch(folder.records[-1])
             watch.lap()
-            folder.save_state("finish", stage.state(), index + 1, key)
-            work.listener.epoch(folder.records[-1])
     work.skipped["finish"] = stage.guard.counts().num_skipped
     _tell_finish(run, bundle, stage.budget.num_steps * batches.size)
 
@@ -312,10 +319,10 @@ def _tell_finish(run: Run, bundle: Bundle, images: int) -> None:
     settings["perceptual"] = train.perceptual
 
 
-def _measure_finish(work: Work, bundle: Bundle, images: int) -> dict[str, Any]:
+def _measure_finish(work: Work, bundle: Bundle, images: int, *, is_last: bool) -> dict[str, Any]:
     """Figures and pictures of the model after so many images of its finish."""
     run, folder = work.run, work.folder
-    figures = measure(run, bundle.vae)
+    figures = measure(run, bundle.vae, None if is_last else NUM_PROBES)
     check_finite(folder, figures)
     epoch = images // len(run.faces.train)
     _tell_finish(run, bundle, images)

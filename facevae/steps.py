@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from facevae.runtime import memory_bytes
 from facevae.stages import Stage
 
 _SECONDS_A_STATE = 300.0
+_SECONDS_A_RECORD = 1.0
+_SHARE_BESIDE = 0.01  # of a stage's time, for what is not steps: figures, pictures, models, states
 
 
 class Listener(Protocol):
@@ -116,6 +119,10 @@ class Watch:
         self._before, self._begun = before, time.monotonic()
         self._lap = self._begun
 
+    def is_time(self) -> bool:
+        """Whether the lap is long enough to be told: a GPU waits meanwhile, and a disk."""
+        return time.monotonic() - self._lap >= _SECONDS_A_RECORD
+
     def lap(self) -> float:
         """Seconds since the lap before."""
         before, self._lap = self._lap, time.monotonic()
@@ -124,6 +131,28 @@ class Watch:
     def seconds(self) -> float:
         """Seconds in all."""
         return round(self._before + time.monotonic() - self._begun, 3)
+
+
+class Pace:
+    """When there is time for what stands beside the steps: so seldom that it is a small share.
+
+    There always is at first. What it takes depends on nothing else, and nothing else on it.
+    """
+
+    def __init__(self) -> None:
+        self._begun, self._spent, self._last = time.monotonic(), 0.0, 0.0
+
+    def is_due(self) -> bool:
+        """Whether once more, if it takes as long as the last time, stays within the share."""
+        return self._spent + self._last <= _SHARE_BESIDE * (time.monotonic() - self._begun)
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """What is inside counts."""
+        begun = time.monotonic()
+        yield
+        self._last = time.monotonic() - begun
+        self._spent += self._last
 
 
 def check_finite(folder: RunFolder, figures: Mapping[str, float]) -> None:
