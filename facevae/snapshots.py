@@ -159,7 +159,8 @@ def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
     """Histograms of samples of the posteriors (N, D), where there is matplotlib to draw them."""
     if not curves.is_available():
         return
-    latents = draw_posteriors(mean, logvar, 0).cpu()
+    shown = evenly(np.arange(len(mean)), curves.MAX_LATENTS)
+    latents = draw_posteriors(mean[shown], logvar[shown], 0).cpu()
     curves.save(curves.draw_histograms(latents), folder.pictures / "latents.png")
 
 
