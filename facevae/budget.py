@@ -17,6 +17,7 @@ class Budget:
         self.num_steps = num_steps if seconds is None else 2**62
         self.seconds = seconds
         self._begun = time.monotonic()
+        self._num_done = 0
 
     @property
     def used_seconds(self) -> float:
@@ -32,8 +33,15 @@ class Budget:
 
     def close_after(self, index: int) -> None:
         """Have step `index` be the last where the time is up."""
+        self._num_done = index + 1
         if self.seconds is not None and self.used_seconds >= self.seconds:
             self.num_steps = index + 1
+
+    def seconds_left(self, a_step: float) -> float:
+        """How long the steps after the last one closed take, where each takes so many seconds."""
+        if self.seconds is not None:
+            return max(0.0, self.seconds - self.used_seconds)
+        return max(0, self.num_steps - self._num_done) * a_step
 
     def progress(self, index: int) -> tuple[int, int]:
         """What is done after step `index`, and what there is in all: steps, or seconds."""

@@ -16,12 +16,12 @@ from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
 from facevae.errors import DataError, ImageError
+from facevae.fast import WARM_UP
 from facevae.images import load_square
 from facevae.model import VAE
 from facevae.pictures import Picture, Source, find_data, list_pictures, opened
 from facevae.prior import FlowPrior, build_prior
 from facevae.runtime import (
-    WARM_UP,
     free_bytes,
     is_out_of_memory,
     keep_freed_memory,
@@ -194,8 +194,8 @@ class _Costs:
     def _length(
         self, stage: Literal["vae", "finish"], a_step: float, epochs: int
     ) -> tuple[float, float, float]:
-        # held-out figures and batch-norm statistics take about a twentieth more
-        an_epoch = 1.05 * a_step * self._num_pictures / self._size
+        # figures, pictures and states take a little more
+        an_epoch = 1.02 * a_step * self._num_pictures / self._size
         seconds = self._train.seconds_for(stage)
         if seconds is None:
             return float(epochs), self._size / a_step, epochs * an_epoch

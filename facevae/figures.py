@@ -8,7 +8,7 @@ from torch import Tensor
 
 from facevae import losses, metrics
 from facevae.model import Coder
-from facevae.runtime import exact
+from facevae.runtime import Gathered, exact
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Something of each reconstruction and its original: (B,) from two (B, 3, H, W) in [0, 1]."""
@@ -53,15 +53,12 @@ def reconstruct(
     coder: Coder, batches: Iterable[Tensor], scores: Mapping[str, Score] = SCORES
 ) -> Reconstructions:
     """Decode images from their posterior means, and score each; one batch is held at a time."""
-    found: dict[str, list[Tensor]] = {name: [] for name in scores}
-    means, logvars = [], []
+    found, posteriors = Gathered(), Gathered()
     with exact():
         for images in batches:
             mean, logvar = coder.encode(images)
             made = coder.decode(mean)
-            for name, score in scores.items():
-                found[name].append(score(made, images).cpu())
-            means.append(mean)
-            logvars.append(logvar)
-        joined = {name: torch.cat(parts) for name, parts in found.items()}
-        return Reconstructions(joined, torch.cat(means), torch.cat(logvars))
+            found.add(torch.stack([score(made, images) for score in scores.values()]).cpu())
+            posteriors.add(torch.stack([mean, logvar]))
+        joined = dict(zip(scores, found.rows, strict=True))
+        return Reconstructions(joined, *posteriors.rows)

@@ -10,12 +10,12 @@ from facevae.model import VAE
 from facevae.perceptual import load_perceptual
 from facevae.prior import Prior
 from facevae.runs import Run, weights_digest
-from facevae.snapshots import draw_progress, measure
+from facevae.snapshots import NUM_PROBES, draw_progress, measure
 from facevae.steps import Fitting, Work, check_finite, fit, last_figures, skipped_words
 
 
 def finish(work: Work, bundle: Bundle) -> None:
-    """Finish the decoder, in place, with held-out figures and pictures at each epoch."""
+    """Finish the decoder, in place, with held-out figures and pictures where epochs end."""
     fitting = _FinishFitting(work, bundle)
     fit(work, fitting)
     fitting.tell(fitting.stage.budget.num_steps - 1)
@@ -53,7 +53,8 @@ class _FinishFitting(Fitting):
     def measure(self, index: int) -> dict[str, Any]:
         """Figures and pictures of the model, which is saved as it is meanwhile."""
         run, folder = self._work.run, self._work.folder
-        figures = measure(run, self._bundle.vae)
+        is_last = index + 1 == self.stage.budget.num_steps
+        figures = measure(run, self._bundle.vae, None if is_last else NUM_PROBES)
         check_finite(folder, figures, self.advice)
         self.tell(index)
         self._work.save_progress(self._bundle)

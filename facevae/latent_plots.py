@@ -10,12 +10,12 @@ from facevae.images import Pixels, centred_square
 from facevae.plots import new_figure, pin, plain_style
 
 NUM_HISTOGRAMS = 50  # as in the notebooks of the lineage
-_MAX_LATENTS = 20_000  # of which more would take longer and look alike
+MAX_LATENTS = 20_000  # of which more would take longer and look alike
 
 
 def draw_histograms(latents: Tensor, whose: str = "training faces") -> Any:
     """Histograms of latents (N, D), the most varied dimensions first, over N(0, 1): a figure."""
-    latents = latents[:_MAX_LATENTS]
+    latents = latents[:MAX_LATENTS]
     variances = latents.var(0) if len(latents) > 1 else latents[0]
     order = variances.argsort(descending=True)[:NUM_HISTOGRAMS]
     columns = min(10, len(order))

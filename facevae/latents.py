@@ -18,7 +18,7 @@ from facevae.images import Pixels, from_pixels, to_pixels
 from facevae.latent_files import LatentsFile, digest_of, open_latents, split_name
 from facevae.model import VAE, Coder
 from facevae.prior import sample_latents
-from facevae.runtime import exact, face_noise
+from facevae.runtime import Gathered, exact, face_noise
 
 _PARALLEL = 1e-4  # sine of an angle below which there is no plane to turn in
 
@@ -28,17 +28,22 @@ PathKind = Literal["slerp", "lerp"]
 def posteriors(coder: Coder, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Means and log-variances, each (N, D), of batches of images (B, 3, size, size) in [0, 1]."""
     with exact():
-        pairs = [coder.encode(images) for images in batches]
-        means, logvars = zip(*pairs, strict=True)
-        return torch.cat(means), torch.cat(logvars)
+        found = Gathered()
+        for images in batches:
+            found.add(torch.stack(coder.encode(images)))
+        mean, logvar = found.rows
+        return mean, logvar
 
 
 def encode_both_sides(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Posterior means (N, D) of images (B, 3, size, size), and of their mirror images."""
     with exact():
-        pairs = [[vae.encode(side)[0] for side in (images, images.flip(-1))] for images in batches]
-        plain, mirrored = zip(*pairs, strict=True)
-        return torch.cat(plain), torch.cat(mirrored)
+        found = Gathered()
+        for images in batches:
+            sides = [vae.encode(side)[0] for side in (images, images.flip(-1))]
+            found.add(torch.stack(sides))
+        plain, mirrored = found.rows
+        return plain, mirrored
 
 
 def decode(vae: VAE, latents: Tensor, chunk: int = 64) -> Tensor:

@@ -21,7 +21,8 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 def mean_squared_error(reconstructions: Tensor, images: Tensor) -> Tensor:
     """Mean over pixels and channels of each image, (B,) from two (B, 3, H, W) in [0, 1]."""
-    return (reconstructions.float() - images.float()).square().flatten(1).mean(1)
+    errors = torch.nn.functional.mse_loss(reconstructions.float(), images.float(), reduction="none")
+    return errors.mean((1, 2, 3))
 
 
 def weighted_reconstruction(mse: Tensor, r_loss_factor: float) -> Tensor:

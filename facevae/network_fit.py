@@ -8,6 +8,7 @@ from facevae.model import VAE, remove_variance
 from facevae.runs import Run
 from facevae.runtime import seeded
 from facevae.snapshots import (
+    NUM_PROBES,
     draw_progress,
     implied,
     latent_histograms,
@@ -21,7 +22,7 @@ from facevae.steps import Fitting, Work, check_finite, fit, last_figures, skippe
 
 
 def fit_network(work: Work, framing: Framing | None) -> tuple[VAE, int]:
-    """Fit encoder and decoder, with held-out figures and pictures at each epoch.
+    """Fit encoder and decoder, with held-out figures and pictures where epochs end.
 
     Returns the weights to be used, and how many images they have seen.
     """
@@ -73,7 +74,8 @@ class _NetworkFitting(Fitting):
         """Figures and pictures of what would be saved, which it is meanwhile."""
         run, folder, batches = self._work.run, self._work.folder, self.stage.batches
         averaged = snapshot(run, self.stage)
-        figures = measure(run, averaged)
+        is_last = index + 1 == self.stage.budget.num_steps
+        figures = measure(run, averaged, None if is_last else NUM_PROBES)
         check_finite(folder, figures, self.advice)
         mean, logvar = probe(run, averaged)
         images = (index + 1) * batches.size

@@ -20,6 +20,9 @@ GUIDANCES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)  # among which `best_guidance` choo
 _NUM_GUIDED = 512  # samples by which it does
 
 
+_ROWS = 8192  # of latents that are held at once in double precision
+
+
 class NormalPrior(nn.Module):
     """N(0, I): the paper's prior."""
 
@@ -43,10 +46,14 @@ class GaussianPrior(nn.Module):
 
     def fit(self, mean: Tensor, logvar: Tensor) -> None:
         """Take the first two moments of the aggregate posterior of means, logvars (N, D)."""
-        mean, logvar = mean.cpu().double(), logvar.cpu().double()  # not every device has float64
-        centre = mean.mean(0)
-        deviation = mean - centre
-        covariance = deviation.T @ deviation / len(mean) + logvar.exp().mean(0).diag()
+        # on the CPU, since not every device has float64, and by parts, since there may be GB of them
+        centre = torch.stack([part.cpu().double().sum(0) for part in mean.split(_ROWS)]).sum(0)
+        centre /= len(mean)
+        covariance = torch.zeros(len(centre), len(centre), dtype=torch.float64)
+        for means, logvars in zip(mean.split(_ROWS), logvar.split(_ROWS), strict=True):
+            deviation = means.cpu().double() - centre
+            covariance += deviation.T @ deviation + logvars.cpu().double().exp().sum(0).diag()
+        covariance /= len(mean)
         # the least bit of noise, lest dimensions that say the same make it singular
         covariance.diagonal().add_(1e-6 * covariance.diagonal().mean())
         self.mean.copy_(centre)

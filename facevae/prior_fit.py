@@ -91,7 +91,7 @@ class _PriorFitting(Fitting):
 
     def __init__(self, work: Work, train: Posteriors, held_out: Posteriors, key: str) -> None:
         self.stage, self.key = prior_stage(work.run, *train, work.listener.notice), key
-        self.size = self.stage.batch_size
+        self.size, self._next_measured = self.stage.batch_size, _STEPS_A_MEASUREMENT - 1
         self._draws = {
             name: _Draws(*found, work.run.train.seed)
             for name, found in (("train", train), ("held_out", held_out))
@@ -100,8 +100,9 @@ class _PriorFitting(Fitting):
     def figures(self, means: dict[str, float], index: int) -> dict[str, float]:
         """The loss, and now and then that on faces the flow is fitted to, and held-out ones."""
         is_last = index + 1 == self.stage.budget.num_steps
-        if not is_last and (index + 1) % _STEPS_A_MEASUREMENT:
+        if not is_last and index < self._next_measured:
             return means
+        self._next_measured = index + _STEPS_A_MEASUREMENT
         prior = self.stage.prior
         found = {f"{name}_flow_loss": d.loss(prior) for name, d in self._draws.items()}
         return means | found

@@ -6,10 +6,8 @@ import platform
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -69,57 +67,13 @@ def _cpu_has_bfloat16() -> bool:
     return any(probe() for probe in probes if probe is not None)
 
 
-Step = Callable[..., torch.Tensor]
-WARM_UP = 3  # calls in which libraries choose their kernels, which a recording keeps
-
-
-class Fast:
-    """A step of a training as its device does it fastest; it does the same either way.
-
-    On CUDA the step is recorded at its fourth call as one graph, and replayed from then on, which
-    launches hundreds of kernels at the cost of one. So it may depend on the values of its tensors,
-    and on what it keeps in tensors and changes in place: nothing else may change between calls.
-    Where it cannot be recorded, `warn` is told so once, and it is called as it is.
-    """
-
-    def __init__(
-        self,
-        step: Step,
-        device: torch.device,
-        warn: Callable[[str], None],
-        record: "Callable[[Step, tuple[torch.Tensor, ...]], Step] | None" = None,
-    ) -> None:
-        """`record` is how: given a step and its tensors, what does it again for others like them."""
-        self._step, self._warn = step, warn
-        on_cuda = device.type == "cuda"
-        self._record = record or (_cuda_graph if on_cuda else None)
-        self._aside = partial(_side_stream, device) if on_cuda else nullcontext
-        self._num_calls = 0
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the step returns, (…), which the next call leaves as it is."""
-        self._num_calls += 1
-        if self._record and self._num_calls <= WARM_UP:
-            with self._aside(), warnings.catch_warnings():
-                # that the optimiser could be recorded and is not yet
-                warnings.filterwarnings("ignore", message=".*capturable")
-                return self._step(*inputs)
-        if self._record:
-            try:
-                self._step = self._record(self._step, inputs)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                self._warn(f"training goes on without CUDA graphs, more slowly ({reason})")
-            self._record = None
-        return self._step(*inputs)
-
-
 @contextmanager
-def _side_stream(device: torch.device) -> Iterator[None]:
-    # gradients are added up on the stream that they were first seen on, and no graph may hold the
-    # default one
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Inside, a CUDA device's work is queued beside its default stream, in order with it.
+
+    Gradients are added up on the stream that they were first seen on, and no graph may hold the
+    default one.
+    """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -127,8 +81,10 @@ def _side_stream(device: torch.device) -> Iterator[None]:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _cuda_graph(step: Step, inputs: tuple[torch.Tensor, ...]) -> Step:
-    """The step as a CUDA graph; recording takes no step."""
+def cuda_graph(
+    step: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
+) -> Callable[..., torch.Tensor]:
+    """The step as a CUDA graph, for inputs like these; recording takes no step."""
     held, device = [tensor.clone() for tensor in inputs], inputs[0].device
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize(device)
@@ -172,6 +128,33 @@ def keep_freed_memory() -> None:
     mallopt(m_mmap_threshold, 2**31 - 1)
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 2**26)
+
+
+class Gathered:
+    """Parts (K, B, …) one after another as (K, N, …), in one block, which grows as they come.
+
+    Many small ones, kept while large activations come and go between them, would leave holes that
+    no activation fits in: half a GB of them for every 10,000 faces.
+    """
+
+    def __init__(self) -> None:
+        self._block, self._count = torch.empty(0, 0), 0
+
+    def add(self, part: torch.Tensor) -> None:
+        """Append it, at least one row."""
+        end = self._count + part.shape[1]
+        if end > self._block.shape[1]:
+            larger = part.new_empty(len(part), 2 * end, *part.shape[2:])
+            if self._count:
+                larger[:, : self._count] = self.rows
+            self._block = larger
+        self._block[:, self._count : end] = part
+        self._count = end
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """All of them so far."""
+        return self._block[:, : self._count]
 
 
 def free_bytes(device: torch.device) -> int:

@@ -21,18 +21,20 @@ from facevae.runs import Run, RunFolder
 from facevae.runtime import exact
 from facevae.stages import NetworkStage
 
-_NUM_PROBES = 1024  # training faces for batch-norm statistics and the priors of progress pictures
+# faces for figures on the way, batch-norm statistics, and the priors of progress pictures
+NUM_PROBES = 1024
 _PROBE_BATCH = 128
 _NUM_PICTURES = 16
 
 
-def measure(run: Run, vae: VAE) -> dict[str, float]:
-    """Figures of held-out faces, decoded from their posterior means.
+def measure(run: Run, vae: VAE, most: int | None = None) -> dict[str, float]:
+    """Figures of held-out faces, at `most` so many, decoded from their posterior means.
 
     `psnr` in dB, `mse`, `sharpness` over that of the faces themselves, `kl_nats` an image and a dimension,
     `active_units`, and the `r_loss_factor` and `sigma` that the error amounts to.
     """
-    batches = batches_of(run.faces, run.faces.held_out, run.device)
+    rows = run.faces.held_out if most is None else evenly(run.faces.held_out, most)
+    batches = batches_of(run.faces, rows, run.device)
     found = reconstruct(vae, batches)
     mse, kl_nats = found.average("mse"), found.kl_nats
     return {
@@ -68,7 +70,7 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
         norm.momentum = None  # the plain mean over the batches that follow
         norm.train()
     with exact():
-        probes = evenly(run.faces.train, _NUM_PROBES)
+        probes = evenly(run.faces.train, NUM_PROBES)
         num_batches = -(-len(probes) // _PROBE_BATCH)  # of one size, since each counts as much
         for rows in np.array_split(probes, num_batches):
             (images,) = batches_of(run.faces, rows, run.device, size=_PROBE_BATCH)
@@ -109,7 +111,7 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
 
 def probe(run: Run, vae: VAE) -> tuple[Tensor, Tensor]:
     """Means and log-variances, each (N, D), of some training faces."""
-    rows = evenly(run.faces.train, _NUM_PROBES)
+    rows = evenly(run.faces.train, NUM_PROBES)
     return posteriors(vae, batches_of(run.faces, rows, run.device))
 
 
@@ -160,7 +162,8 @@ def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
     """Histograms of samples of the posteriors (N, D), where there is matplotlib to draw them."""
     if not plots.is_available():
         return
-    latents = draw_posteriors(mean, logvar, 0).cpu()
+    shown = evenly(np.arange(len(mean)), latent_plots.MAX_LATENTS)
+    latents = draw_posteriors(mean[shown], logvar[shown], 0).cpu()
     plots.save(latent_plots.draw_histograms(latents), folder.pictures / "latents.png")
 
 

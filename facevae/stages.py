@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,10 +18,11 @@ from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import TrainConfig
+from facevae.fast import Fast, Part
 from facevae.guard import Guard
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior
-from facevae.runtime import Fast, generator, seeded, training_precision
+from facevae.runtime import generator, seeded, training_precision
 from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
 # what a generator's numbers are for, so that no two uses share them
@@ -70,9 +72,10 @@ class NetworkStage:
         records = parallel.size() == 1 and not vae.config.dropout
         self.optimizer = adam(vae, config.learning_rate, (0.9, 0.999), records=records)
         self.guard = Guard(vae, self.optimizer)
-        self._update = (
-            Fast(self._update_from, batches.device, warn) if records else self._update_from
-        )
+        self._update: Callable[..., Tensor] = partial(self._update_from, self._terms)
+        if records:
+            left = self.budget.seconds_left
+            self._update = Fast(self._update_from, self._terms, vae, warn, left)
 
     def step(self, index: int) -> Tensor:
         """One update; returns the values of `terms`, (3,), zeros if it was skipped."""
@@ -85,16 +88,9 @@ class NetworkStage:
         with self._dropout(index, images.device):
             return self._update(images, noise, rates.to(images.device, non_blocking=True))
 
-    def _update_from(self, images: Tensor, noise: Tensor, rates: Tensor) -> Tensor:
-        """One update from what changes at each step: of tensors alone, so that it can be recorded.
-
-        Of images (B, 3, H, W), noise (B, D), and learning rate and decay of the average (2,).
-        """
-        # Reconstruct
-        with training_precision(images.device):
-            reconstructions, mean, logvar = self.vae(images, noise)
-
-        # Weigh
+    def _terms(self, images: Tensor, noise: Tensor) -> Tensor:
+        """The values of `terms`, (3,), of images (B, 3, H, W) and noise (B, D)."""
+        reconstructions, mean, logvar = self.vae(images, noise)
         errors = losses.mean_squared_error(reconstructions, images)
         divergences = losses.kl_divergence(mean, logvar).sum(1)
         mse, kl = parallel.mean(torch.stack([errors, divergences]), self.batches.size)
@@ -102,14 +98,23 @@ class NetworkStage:
             reconstruction = losses.calibrated_reconstruction(mse, self.vae.config.num_pixels)
         else:
             reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
+        return torch.stack([reconstruction, kl, mse])
 
-        # Update
+    def _update_from(self, part: Part, images: Tensor, noise: Tensor, rates: Tensor) -> Tensor:
+        """One update from what changes at each step: of tensors alone, so that it can be recorded.
+
+        Of images (B, 3, H, W), noise (B, D), and learning rate and decay of the average (2,);
+        `part` is `_terms`, or what does the same.
+        """
+        with training_precision(images.device):
+            terms = part(images, noise)
+        reconstruction, kl, _ = terms
         rate, decay = rates
         self.optimizer.param_groups[0]["lr"].copy_(rate)
         is_sound = self.guard.step(reconstruction + self.config.kl_weight * kl)
         if self.averaged is not self.vae:
             average(self.averaged, self.vae, decay)
-        return torch.stack([reconstruction, kl, mse]).detach().where(is_sound, 0.0)
+        return terms.detach().where(is_sound, 0.0)
 
     def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
         if not self.vae.config.dropout:
@@ -186,7 +191,10 @@ class PriorStage:
         records = parallel.size() == 1
         self.optimizer = adam(self.raw, self.learning_rate, (0.9, 0.99), records=records)
         self.guard = Guard(self.raw, self.optimizer)
-        self._update = Fast(self._update_from, mean.device, warn) if records else self._update_from
+        self._update: Callable[..., Tensor] = partial(self._update_from, self._loss)
+        if records:
+            left = self.budget.seconds_left
+            self._update = Fast(self._update_from, self._loss, self.raw, warn, left)
 
     def step(self, index: int) -> Tensor:
         """One update; returns the flow-matching loss, (1,), zero if it was skipped."""
@@ -206,23 +214,30 @@ class PriorStage:
         rates = torch.tensor([self.learning_rate * rate, decay]).to(device, non_blocking=True)
         return self._update(noise[share], target[share], times[share], rates)
 
-    def _update_from(self, noise: Tensor, target: Tensor, times: Tensor, rates: Tensor) -> Tensor:
+    def _loss(self, noise: Tensor, target: Tensor, times: Tensor) -> Tensor:
+        """How far the velocity is from that which leads from noise (B, D) to target (B, D): (1,).
+
+        At the points between them that belong to times (B, 1).
+        """
+        velocity = self.raw.velocity((1 - times) * noise + times * target, times)
+        errors = losses.flow_matching(velocity, noise, target)
+        return parallel.mean(errors, self.batch_size).reshape(1)
+
+    def _update_from(
+        self, part: Part, noise: Tensor, target: Tensor, times: Tensor, rates: Tensor
+    ) -> Tensor:
         """One update from what changes at each step: of tensors alone, so that it can be recorded.
 
         Of noise and whitened latents (B, D), times (B, 1), and learning rate and decay of the
-        average (2,).
+        average (2,); `part` is `_loss`, or what does the same.
         """
-        # Match the velocity between them
         with training_precision(noise.device):
-            velocity = self.raw.velocity((1 - times) * noise + times * target, times)
-        loss = parallel.mean(losses.flow_matching(velocity, noise, target), self.batch_size)
-
-        # Update
+            loss = part(noise, target, times)
         rate, decay = rates
         self.optimizer.param_groups[0]["lr"].copy_(rate)
-        is_sound = self.guard.step(loss)
+        is_sound = self.guard.step(loss.sum())
         average(self.prior, self.raw, decay)
-        return loss.detach().where(is_sound, 0.0).reshape(1)
+        return loss.detach().where(is_sound, 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, their average, the optimiser's moments, and what the guard counts."""

@@ -4,6 +4,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +23,10 @@ from facevae.stages import Stage
 
 _SECONDS_A_STATE = 300.0
 _STEPS_A_RECORD = 20
+_SECONDS_A_RECORD = 1.0
+# of a stage's time, for what is not steps: figures, pictures, models, states; and the longest
+# without, since slow trainings want to be watched too
+_SHARE_BESIDE, _SECONDS_BETWEEN = 0.01, 120.0
 
 
 class Listener(Protocol):
@@ -109,7 +114,7 @@ class Fitting(ABC):
 
 def fit(work: Work, fitting: Fitting) -> None:
     """Go through a stage, with records of its steps, and of what is measured at each epoch."""
-    run, folder, stage = work.run, work.folder, fitting.stage
+    run, folder, stage, pace = work.run, work.folder, fitting.stage, Pace()
 
     # Go on from where an earlier process stopped
     first = _resume(work, fitting)
@@ -124,7 +129,7 @@ def fit(work: Work, fitting: Fitting) -> None:
         sums += terms
         num_steps += 1
         is_epoch = index + 1 == stage.budget.num_steps or fitting.ends_epoch(index)
-        if (index + 1) % _STEPS_A_RECORD == 0 or is_epoch:
+        if is_epoch or ((index + 1) % _STEPS_A_RECORD == 0 and watch.is_time()):
             earlier, counts = counts, _counted(folder, fitting, index)
             where = {**before, "step": before["step"] + index + 1, "seconds": watch.seconds()}
             where[fitting.unit] = before.get(fitting.unit, 0) + (index + 1) * fitting.size
@@ -142,15 +147,16 @@ def fit(work: Work, fitting: Fitting) -> None:
             num_steps = 0
 
         # Measure what would be saved
-        if is_epoch:
-            found = fitting.measure(index)
-            if found:
-                where["seconds"] = watch.seconds()
-                folder.record({"event": "epoch", "stage": fitting.part, **where, **found})
-                watch.lap()
-            folder.save_state(fitting.name, stage.state(), index + 1, fitting.key)
-            if found:
-                work.listener.epoch(folder.records[-1])
+        is_last = index + 1 == stage.budget.num_steps
+        if is_last or (is_epoch and pace.is_due()):
+            with pace.taken():
+                if found := fitting.measure(index):
+                    where["seconds"] = watch.seconds()
+                    folder.record({"event": "epoch", "stage": fitting.part, **where, **found})
+                folder.save_state(fitting.name, stage.state(), index + 1, fitting.key)
+                if found:
+                    work.listener.epoch(folder.records[-1])
+            watch.lap()
     work.skipped[fitting.name] = stage.guard.counts().num_skipped
 
 
@@ -214,6 +220,10 @@ class Watch:
         self._before, self._begun = before, time.monotonic()
         self._lap = self._begun
 
+    def is_time(self) -> bool:
+        """Whether the lap is long enough to be told: a GPU waits meanwhile, and a disk."""
+        return time.monotonic() - self._lap >= _SECONDS_A_RECORD
+
     def lap(self) -> float:
         """Seconds since the lap before."""
         before, self._lap = self._lap, time.monotonic()
@@ -222,6 +232,35 @@ class Watch:
     def seconds(self) -> float:
         """Seconds in all."""
         return round(self._before + time.monotonic() - self._begun, 3)
+
+
+class Pace:
+    """When there is time for what stands beside the steps: so seldom that it is a small share.
+
+    There always is at first. What it takes depends on nothing else, and nothing else on it.
+    """
+
+    def __init__(self) -> None:
+        self._begun = self._ended = time.monotonic()
+        self._spent, self._last = 0.0, 0.0
+
+    def is_due(self) -> bool:
+        """Whether once more, if it takes as long as the last time, stays within the share.
+
+        Or whether there has been nothing for long.
+        """
+        now = time.monotonic()
+        is_little = self._spent + self._last <= _SHARE_BESIDE * (now - self._begun)
+        return is_little or now - self._ended >= _SECONDS_BETWEEN
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """What is inside counts."""
+        begun = time.monotonic()
+        yield
+        self._ended = time.monotonic()
+        self._last = self._ended - begun
+        self._spent += self._last
 
 
 def check_finite(folder: RunFolder, figures: Mapping[str, float], advice: str) -> None:

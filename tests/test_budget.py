@@ -62,3 +62,16 @@ def test_more_time_than_was_used_goes_on(clock):
     assert before.num_steps == 5
     assert longer.num_steps > 1000
     assert longer.share(5) == pytest.approx(61 / 120)
+
+
+def test_what_is_left_is_that_of_the_steps_or_of_the_time(clock):
+    steps = Budget(10)
+    assert steps.seconds_left(2) == 20
+    steps.close_after(6)
+    assert steps.seconds_left(2) == 6
+    minute = Budget(10, 60)
+    clock.seconds += 15
+    minute.close_after(0)
+    assert minute.seconds_left(2) == 45
+    clock.seconds += 50
+    assert minute.seconds_left(2) == 0

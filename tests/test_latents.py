@@ -216,3 +216,18 @@ def test_numbers_beyond_what_a_model_can_decode_are_refused():
     bundle = tiny_bundle()
     with pytest.raises(UsageError, match="smaller alpha or temperature"):
         decode(bundle.vae, torch.full((1, bundle.config.latent_dim), 3e38))
+
+
+def test_many_posteriors_are_held_as_they_come_and_in_order():
+    class Counter:
+        """Means that say which image they are of."""
+
+        def encode(self, images):
+            mean = images.flatten(1)[:, :3]
+            return mean, -mean
+
+    images = torch.arange(300.0).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    for size in (1, 7, 300):
+        mean, logvar = posteriors(Counter(), iter(images.split(size)))
+        assert mean.equal(images.flatten(1)[:, :3])
+        assert logvar.equal(-mean)

@@ -17,7 +17,7 @@ LAYERS = [
         *("files", "config", "runtime", "metrics", "attribute_names", "hub_files"),
         "parallel",
     ),
-    ("images", "model", "prior", "attributes", "latent_files", "tables", "swd", "guard"),
+    ("images", "model", "prior", "attributes", "latent_files", "tables", "swd", "guard", "fast"),
     ("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
     ("conversion", "faces", "bundle", "page", "curves", "latent_plots"),
     ("data", "hub", "latents", "card", "export"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from facevae.blocks import ResidualBlock, num_groups
 from facevae.config import SIZES, ModelConfig, preset
-from facevae.model import LOGVAR_RANGE, VAE, num_parameters, sample_posterior
+from facevae.model import LOGVAR_RANGE, VAE, ConvTranspose, num_parameters, sample_posterior
 from facevae.prior import build_prior
 
 TINY = ModelConfig(size=32, latent_dim=5, filters=(4, 6))
@@ -89,8 +89,8 @@ def test_the_encoder_is_four_times_convolution_batch_norm_and_leaky_relu():
 
 def test_the_decoder_ends_in_a_transposed_convolution_and_a_sigmoid_without_batch_norm():
     layers = VAE(ModelConfig()).decoder.convolutions
-    inner = [nn.ConvTranspose2d, nn.BatchNorm2d, nn.LeakyReLU] * 3
-    assert kinds(layers) == [*inner, nn.ConvTranspose2d, nn.Sigmoid]
+    inner = [ConvTranspose, nn.BatchNorm2d, nn.LeakyReLU] * 3
+    assert kinds(layers) == [*inner, ConvTranspose, nn.Sigmoid]
 
 
 def test_leaky_relu_leaks_a_fifth():
@@ -116,7 +116,7 @@ def test_dropout_follows_every_activation_but_the_last():
     vae = VAE(config)
     block = [nn.BatchNorm2d, nn.LeakyReLU, nn.Dropout]
     assert kinds(leaves(vae.encoder.convolutions)) == [nn.Conv2d, *block] * 2
-    decoder = [nn.ConvTranspose2d, *block, nn.ConvTranspose2d, nn.Sigmoid]
+    decoder = [ConvTranspose, *block, ConvTranspose, nn.Sigmoid]
     assert kinds(leaves(vae.decoder.convolutions)) == decoder
     assert {m.p for m in vae.modules() if isinstance(m, nn.Dropout)} == {0.25}
     assert num_parameters(vae) == num_parameters(VAE(TINY))
@@ -230,3 +230,24 @@ def test_the_residual_presets_are_as_large_as_they_say(name, least, most):
     if name == "compact":  # with its prior it goes into the package, at half precision
         stored = sum(t.numel() for m in (vae, prior) for t in m.state_dict().values())
         assert 2 * stored + 2 * vae.config.latent_dim**2 < 45e6
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_transposed_convolution_with_its_bias_beside_it_is_the_usual_one(precision):
+    torch.manual_seed(0)
+    ours, usual = ConvTranspose(6, 4), nn.ConvTranspose2d(6, 4, 3, 2, 1, 1)
+    usual.load_state_dict(ours.state_dict())
+    features = torch.randn(5, 6, 8, 8).to(memory_format=torch.channels_last)
+    found = []
+    for layer in (ours, usual):
+        given = features.clone().requires_grad_()
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            out = layer(given)
+        assert out.dtype == precision
+        out.float().square().sum().backward()
+        found.append((out.detach().float(), given.grad, layer.weight.grad, layer.bias.grad))
+    tolerance = 1e-5 if precision == torch.float32 else 0.02
+    for mine, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(
+            mine, wanted, rtol=tolerance, atol=float(tolerance * wanted.abs().max())
+        )

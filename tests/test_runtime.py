@@ -11,7 +11,6 @@ import torch
 
 from facevae import runtime
 from facevae.errors import UsageError
-from facevae.runtime import Fast
 
 
 def numbers(*key):
@@ -168,49 +167,3 @@ def test_the_environment_names_versions_and_the_device():
     assert found["torch"] == torch.__version__
     assert found["device"] == "cpu"
     assert all(isinstance(value, str) and value for value in found.values())
-
-
-# ---------------------------------------------------------------- recorded steps
-
-
-def test_elsewhere_than_on_cuda_a_step_is_called_as_it_is():
-    step = Fast(torch.square, torch.device("cpu"), pytest.fail)
-    assert [step(torch.tensor(float(i))).item() for i in range(6)] == [i * i for i in range(6)]
-
-
-def test_a_step_is_recorded_once_and_then_replayed():
-    events = []
-
-    def square(x):
-        events.append("step")
-        return x * x
-
-    def record(step, inputs):
-        events.append("record")
-        assert inputs[0] == 3
-        return lambda x: (events.append("replay"), step(x))[1]
-
-    step = Fast(square, torch.device("cpu"), pytest.fail, record)
-    assert [step(torch.tensor(i)).item() for i in range(6)] == [0, 1, 4, 9, 16, 25]
-    assert events == ["step"] * 3 + ["record"] + ["replay", "step"] * 3
-
-
-def test_a_step_that_cannot_be_recorded_is_called_as_it_is_and_that_is_told_once():
-    told = []
-
-    def record(_step, _inputs):
-        msg = "operation not permitted\nwhen stream is capturing"
-        raise RuntimeError(msg)
-
-    step = Fast(torch.square, torch.device("cpu"), told.append, record)
-    assert [step(torch.tensor(i)).item() for i in range(6)] == [0, 1, 4, 9, 16, 25]
-    assert told == ["training goes on without CUDA graphs, more slowly (operation not permitted)"]
-
-
-def test_too_little_memory_for_a_recording_is_told_as_such():
-    def record(_step, _inputs):
-        raise torch.OutOfMemoryError
-
-    step = Fast(torch.square, torch.device("cpu"), pytest.fail, record)
-    with pytest.raises(torch.OutOfMemoryError):
-        [step(torch.tensor(i)) for i in range(6)]

@@ -15,11 +15,12 @@ from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.config import ModelConfig
 from facevae.data import Faces
+from facevae.fast import LEAST_SECONDS, WARM_UP, WATCHED, Fast
 from facevae.images import from_pixels
 from facevae.latents import posteriors
 from facevae.model import VAE
 from facevae.prior import FlowPrior
-from facevae.runtime import Fast, training_precision
+from facevae.runtime import training_precision
 from facevae.stages import NetworkStage, PriorStage
 
 CPU = torch.device("cpu")
@@ -226,8 +227,17 @@ def recorded(stage):
         recordings.append(traced)
         return torch.no_grad()(traced)
 
-    stage._update = Fast(stage._update_from, CPU, pytest.fail, record)
+    stage._update = Fast(
+        stage._update_from, *part_of(stage), pytest.fail, lambda _: 0.0, record=record
+    )
     return recordings
+
+
+def part_of(stage):
+    """What of a stage's step is worth compiling, and the module that it is a loss of."""
+    if isinstance(stage, NetworkStage):
+        return stage._terms, stage.vae
+    return stage._loss, stage.raw
 
 
 @pytest.mark.parametrize("build", [network, flow])
@@ -258,3 +268,29 @@ def test_a_recorded_step_leaves_out_what_is_not_sound(faces):
     changed = [k for k in before if not before[k].equal(after[k]) and "tracked" not in k]
     assert changed == ["guard.figures"]
     assert stage.guard.counts().num_skipped == 1
+
+
+@pytest.mark.parametrize("build", [network, flow])
+def test_a_compiled_step_does_what_the_step_does(faces, build):
+    """What makes one graph of it, and its gradient, is the compiler's; only the kernels are not."""
+    plain, compiled = build(faces), build(faces)
+    told = []
+
+    def compiler(part):
+        told.append("compiled")
+        return torch.compile(part, backend="aot_eager", fullgraph=True, dynamic=False)
+
+    compiled._update = Fast(
+        compiled._update_from,
+        *part_of(compiled),
+        told.append,
+        lambda _: LEAST_SECONDS,
+        record=lambda step, _: step,
+        compiler=compiler,
+    )
+    compiled._update._num_calls = WARM_UP + WATCHED  # as after many steps
+    for i in range(6):
+        torch.testing.assert_close(compiled.step(i), plain.step(i), rtol=1e-4, atol=1e-5)
+    assert [what.split()[0] for what in told] == ["compiling", "compiled"]
+    for (name, found), wanted in zip(compiled.state().items(), plain.state().values(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5, msg=name)

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
-from facevae import budget, estimate, losses
+from facevae import budget, estimate, losses, steps
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load, load_state, save
@@ -706,13 +706,30 @@ def test_what_a_killed_process_left_half_written_is_cleared(faces, whole, tmp_pa
     assert not left.exists()
 
 
-def test_each_epoch_has_a_number_and_pictures_of_its_own(faces, tmp_path):
+def test_each_epoch_has_a_number_and_pictures_of_its_own(faces, tmp_path, monkeypatch):
     """A batch size that divides no epoch must not skip or repeat one."""
+    monkeypatch.setattr(steps, "_SHARE_BESIDE", math.inf)
     long = dataclasses.replace(TRAIN, epochs=7, batch_size=29, prior="normal")
     ear = Ear()
     train(tiny_run(tmp_path / "run", faces, train=long), ear)
     assert [figures["epoch"] for figures in ear.epochs] == [1, 2, 3, 4, 5, 6, 7]
     assert len(list((tmp_path / "run" / "pictures").glob("samples-*.png"))) == 7
+
+
+def test_where_time_is_short_the_first_epoch_and_the_last_are_shown_and_training_is_the_same(
+    faces, tmp_path, monkeypatch
+):
+    long = dataclasses.replace(TRAIN, epochs=5, prior="normal")
+    shown, ends = [], []
+    for number, share in enumerate((0.0, math.inf)):
+        monkeypatch.setattr(steps, "_SHARE_BESIDE", share)
+        ear = Ear()
+        bundle = train(tiny_run(tmp_path / f"{number}", faces, train=long), ear)
+        shown.append([figures["epoch"] for figures in ear.epochs])
+        ends.append(bundle)
+    assert shown == [[1, 5], [1, 2, 3, 4, 5]]
+    assert differing(*map(tensors_of, ends)) == []
+    assert ends[0].provenance["figures"] == ends[1].provenance["figures"]
 
 
 # ---------------------------------------------------------------- stages

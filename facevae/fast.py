@@ -1,0 +1,147 @@
+"""A step of a training as its device does it fastest: recorded, and compiled where that pays."""
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from facevae.runtime import cuda_graph, is_out_of_memory, side_stream
+
+Part = Callable[..., Tensor]
+Step = Callable[..., Tensor]
+
+WARM_UP = 3  # calls in which libraries choose their kernels, which a recording keeps
+WATCHED = 100  # replayed calls, by which one knows how long those that are left will take
+# Compiling takes half a minute once, and seconds from inductor's cache on disk; what is left then
+# takes about two thirds of the time (the paper's network on an H100).
+LEAST_SECONDS = 45.0
+# between two gradients, in units of one: rounding to bfloat16 makes a few hundredths of it
+MOST_APART = 0.2
+
+
+def inductor(part: Part) -> Part:
+    """For tensors of these very shapes, and without graphs of its own: the whole step is one."""
+    options: dict[str, str | int | bool | Callable[..., object]] = {"triton.cudagraphs": False}
+    compiled: Part = torch.compile(part, fullgraph=True, dynamic=False, options=options)
+    return compiled
+
+
+class Fast:
+    """A step of a training as its device does it fastest; it does the same either way.
+
+    On CUDA it is recorded at its fourth call as one graph, and replayed from then on, which
+    launches hundreds of kernels at the cost of one. So it may depend on the values of its tensors,
+    and on what it keeps in tensors and changes in place: nothing else may change between calls.
+    Where `LEAST_SECONDS` and more are left after `WATCHED` replays, its part is compiled, and it is
+    recorded anew, if the gradient is still the same. It goes on without what cannot be done, of
+    which `tell` is told once.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        part: Part,
+        module: nn.Module,
+        tell: Callable[[str], None],
+        seconds_left: Callable[[float], float],
+        *,
+        record: Callable[[Step, tuple[Tensor, ...]], Step] | None = None,
+        compiler: Callable[[Part], Part] | None = inductor,
+    ) -> None:
+        """`step(part, *inputs)` is a step, of which `part`, a loss of `module`, is worth compiling.
+
+        `seconds_left` says how long all that are left take at so many seconds each. `record` is
+        how to record: given a step and its inputs, what does it again for others like them.
+        """
+        self._step, self._part, self._module = step, part, module
+        self._tell, self._seconds_left = tell, seconds_left
+        device = next(module.parameters()).device
+        on_cuda = device.type == "cuda"
+        self._aside = partial(side_stream, device) if on_cuda else nullcontext
+        self._record = record or (cuda_graph if on_cuda else None)
+        self._compiler: Callable[[Part], Part] | None = compiler
+        self._now: Step = partial(step, part)
+        self._is_compiled, self._num_calls, self._replayed_since = False, 0, 0.0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """What the step returns, (…), which the next call leaves as it is."""
+        if self._record is None:
+            return self._now(*inputs)
+        self._num_calls += 1
+        try:
+            if self._num_calls > WARM_UP + WATCHED and self._compiler:
+                self._compile_if_that_pays(self._compiler)
+            if self._num_calls <= WARM_UP:
+                return self._warm_up(inputs)
+            if self._num_calls == WARM_UP + 1:
+                self._now = self._record(self._now, inputs)
+                self._replayed_since = time.monotonic()
+        except Exception as error:
+            if not self._does_without(error):
+                raise
+        else:
+            return self._now(*inputs)
+        return self(*inputs)
+
+    def _compile_if_that_pays(self, compiler: Callable[[Part], Part]) -> None:
+        self._compiler = None  # this is asked once
+        a_step = (time.monotonic() - self._replayed_since) / WATCHED
+        if self._seconds_left(a_step) < LEAST_SECONDS:
+            return
+        self._tell("compiling the steps that are left, which takes up to a minute the first time")
+        self._is_compiled, self._num_calls = True, 1
+        compiled = compiler(self._part)
+
+        def check(*inputs: Tensor) -> Tensor:
+            apart = _apart(self._module, self._part, compiled, inputs)
+            if not apart < MOST_APART:
+                msg = f"its gradient is off by {apart:.0%}"
+                raise RuntimeError(msg)
+            self._now = partial(self._step, compiled)
+            return self._part(*inputs)
+
+        self._now = partial(self._step, check)
+
+    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        with self._aside(), warnings.catch_warnings():
+            # that the optimiser could be recorded and is not yet
+            warnings.filterwarnings("ignore", message=".*capturable")
+            if self._is_compiled:
+                warnings.simplefilter("ignore")  # advice from the compiler
+            return self._now(*inputs)
+
+    def _does_without(self, error: Exception) -> bool:
+        """Whether the step is done in a simpler way from now on than the one that failed."""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if self._is_compiled:  # compilers fail in many ways; and memory was enough without
+            self._tell(f"training goes on without compiled steps, more slowly ({reason})")
+            self._now, self._is_compiled = partial(self._step, self._part), False
+            self._num_calls = 0
+            return True
+        is_recording = self._num_calls > WARM_UP
+        if is_recording and isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            self._tell(f"training goes on without CUDA graphs, more slowly ({reason})")
+            self._record = None
+            return True
+        return False
+
+
+def _apart(module: nn.Module, part: Part, other: Part, inputs: tuple[Tensor, ...]) -> float:
+    """How far the gradients of two losses are from each other, in units of the first one's.
+
+    What a step would leave as it is stays so: batch-norm statistics too.
+    """
+    parameters, buffers = [*module.parameters()], [*module.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    gradients = []
+    for loss in (part, other):
+        found = torch.autograd.grad(loss(*inputs).sum(), parameters)
+        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+        for buffer, before in zip(buffers, kept, strict=True):
+            buffer.copy_(before)
+    wanted, found_one = gradients
+    return float((found_one - wanted).norm() / wanted.norm())
