@@ -78,8 +78,6 @@ class _Block(nn.Module):
         self.inward = nn.Linear(width, width)
         self.time = nn.Linear(time_width, width)
         self.outward = nn.Linear(width, width)
-        nn.init.zeros_(self.outward.weight)  # each block begins as the identity
-        nn.init.zeros_(self.outward.bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         hidden = self.inward(self.norm(x)) + self.time(time)
@@ -122,6 +120,7 @@ class FlowPrior(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, time_width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.outward = nn.Linear(width, latent_dim)
+        # zero alone: were the blocks so too, no gradient would tell either what to do for long
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
