@@ -239,7 +239,8 @@ def test_the_packages_model_moves_what_it_is_asked_to_and_little_else():
         ]
         moved = torch.cat([end.moved for end in ends]).mean(0)
         assert torch.cat([end.distance for end in ends]).max() < 1, name
-        assert abs(moved[0] - 1) < 0.15, name
+        # pictures say a little less than the latents they are decoded from
+        assert 0.8 < moved[0] < 1.1, name
         assert moved[1:].abs().max() < 0.1, name
 
 
