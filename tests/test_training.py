@@ -135,7 +135,9 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(faces, whole, tmp
 
 def test_signals_act_as_before_once_a_run_has_ended(whole):
     assert whole[1] is not None
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # a process in the background of a shell begins with it ignored
+    before = (signal.default_int_handler, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) in before
 
 
 def test_a_damaged_newest_state_gives_way_to_the_one_before_it(faces, whole, tmp_path):
