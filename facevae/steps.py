@@ -88,9 +88,7 @@ class Fitting(ABC):
     event: str  # of the records of its steps
     task: str  # what the user is told that is done
     advice: str  # to the user, where it fails
-    too_few: str = (
-        ""  # to the user, where `{epochs}` of them have been made; nothing if that may be
-    )
+    too_few: str = ""  # to the user, where so many `{epochs}` are made already; empty if that may be
     unit = "images"  # what a step sees `size` of: images, or latents
     size: int
     prior_config: PriorConfig | None = None  # of a prior that whoever follows needs
@@ -272,7 +270,7 @@ def check_finite(folder: RunFolder, figures: Mapping[str, float], advice: str) -
 
 
 def _memory(run: Run) -> dict[str, float]:
-    """What the process and the GPU hold at the most, in bytes."""
+    """What the process holds, and the most that PyTorch has held on a GPU, in bytes."""
     return {f"{of}_bytes": count for of, count in memory_bytes(run.device).items()}
 
 
