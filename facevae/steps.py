@@ -88,7 +88,7 @@ class Fitting(ABC):
     event: str  # of the records of its steps
     task: str  # what the user is told that is done
     advice: str  # to the user, where it fails
-    too_few: str = ""  # to the user, where so many `{epochs}` are made already; empty if that may be
+    too_few: str = ""  # to the user, where `{epochs}` of them were made; empty if that may be
     unit = "images"  # what a step sees `size` of: images, or latents
     size: int
     prior_config: PriorConfig | None = None  # of a prior that whoever follows needs
