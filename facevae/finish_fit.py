@@ -65,9 +65,15 @@ class _FinishFitting(Fitting):
     def tell(self, index: int) -> None:
         """Keep with the model how it was finished up to step `index`."""
         train, provenance = self._work.run.train, self._bundle.provenance
-        done = {"epochs": self.stage.batches.epochs(index), "max_seconds": train.max_seconds}
-        how = {"weight": train.finish_weight, "perceptual": train.perceptual}
-        provenance["finish"] = {**done, **how}
+        provenance["finish"] = {
+            "epochs": self.stage.batches.epochs(index),
+            "weight": train.finish_weight,
+            "perceptual": train.perceptual,
+        }
+        provenance["stage_seconds"] = {
+            **provenance.get("stage_seconds", {}),
+            "finish": train.seconds_for("finish"),
+        }
         settings = provenance["train"]
         gone_through = {*settings.get("stages", ("vae", "prior")), *train.stages}
         settings["stages"] = [stage for stage in STAGES if stage in gone_through]

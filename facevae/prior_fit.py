@@ -61,6 +61,8 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
         prior.fit(mean, logvar)
     bundle = new_bundle(run, vae, mean, num_images)
     bundle.prior, bundle.prior_config = prior.eval(), config
+    if config.kind == "flow":
+        bundle.provenance["stage_seconds"]["prior"] = run.train.seconds_for("prior")
     draw_latents(work.folder, mean, logvar)
     return bundle
 

@@ -93,7 +93,7 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
         "fingerprint": run.faces.fingerprint,
         "terms": run.terms,
         "epochs": images // len(run.faces.train),
-        "max_seconds": run.train.max_seconds,
+        "stage_seconds": {"vae": run.train.seconds_for("vae")},
         "images_seen": images,
         "train": run.train.to_dict(),
         "device": run.device.type,

@@ -15,6 +15,7 @@ from facevae import curves, parallel, plots
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
 from facevae.config import STAGES, PriorConfig
+from facevae.config import Stage as StageName
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
@@ -178,8 +179,10 @@ def _is_enough(run: Run, earlier: Bundle) -> bool:
     known = earlier.provenance
     labels = run.labels.fingerprint if run.labels else known.get("labels")
     same = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
-    is_finished = "finish" not in run.train.stages or _covers(
-        run, known.get("finish"), run.train.finish_epochs, **same
+    finish = known.get("finish") or {}
+    is_finished = "finish" not in run.train.stages or (
+        same.items() <= finish.items()
+        and _is_long_enough(run, known, "finish", finish.get("epochs", 0), run.train.finish_epochs)
     )
     is_fitted = _is_fitted(run, earlier)
     return is_finished and is_fitted and known.get("labels") == labels
@@ -193,20 +196,21 @@ def _forgets(run: Run, earlier: Bundle) -> bool:
 
 def _is_fitted(run: Run, earlier: Bundle) -> bool:
     """Whether that is all that the stages before the finish were asked for."""
-    is_trained = _covers(run, earlier.provenance, run.train.epochs)
-    has_prior = earlier.prior_config.kind == run.train.prior
-    return (is_trained or "vae" not in run.train.stages) and (
-        has_prior or "prior" not in run.train.stages
-    )
+    known, train = earlier.provenance, run.train
+    has_prior = earlier.prior_config.kind == train.prior
+    if train.prior == "flow":  # whose epochs are a setting of the run, which does not change
+        has_prior = has_prior and _is_long_enough(run, known, "prior", 0, 0)
+    is_trained = _is_long_enough(run, known, "vae", known.get("epochs", 0), train.epochs)
+    return (is_trained or "vae" not in train.stages) and (has_prior or "prior" not in train.stages)
 
 
-def _covers(run: Run, done: Any, epochs: int, **same: object) -> bool:
-    """Whether what a model says was done is as much as the run asks for, by time or epochs."""
-    if not isinstance(done, dict) or any(done.get(key) != value for key, value in same.items()):
-        return False
-    if run.train.max_seconds is not None:
-        return bool((done.get("max_seconds") or 0) >= run.train.max_seconds)
-    return bool(done.get("epochs", 0) >= epochs)
+def _is_long_enough(run: Run, known: Any, stage: StageName, epochs: int, asked: int) -> bool:
+    """Whether a stage has had the time that the run asks for, or, where that counts, the epochs."""
+    seconds = run.train.seconds_for(stage)
+    if seconds is None:
+        return epochs >= asked
+    had = known.get("stage_seconds") or {}
+    return bool((had.get(stage) or 0) >= seconds)
 
 
 def _fit(work: Work) -> Bundle:
@@ -250,7 +254,9 @@ def _take_over(work: Work, bundle: Bundle, earlier: Bundle) -> None:
     bundle.scorers = earlier.scorers
     known, train = earlier.provenance, bundle.provenance["train"]
     before = known["train"]
-    bundle.provenance |= {key: known.get(key) for key in ("labels", "max_seconds")}
+    bundle.provenance["labels"] = known.get("labels")
+    seconds = bundle.provenance["stage_seconds"]
+    seconds["vae"] = known.get("stage_seconds", {}).get("vae")
     train["epochs"] = before.get("epochs", train["epochs"])
     train["stages"] = [s for s in STAGES if s in (*before.get("stages", ()), *train["stages"])]
     work.skipped["before"] = known.get("skipped_steps", 0)

@@ -869,7 +869,9 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
     folder = tmp_path / "run"
     bundle = train(tiny_run(folder, faces, model=RESIDUAL, train=timed), Ear())
     assert bundle.provenance["complete"]
-    assert bundle.provenance["finish"]["max_seconds"] == 1.0
+    assert bundle.provenance["stage_seconds"] == {
+        stage: timed.seconds_for(stage) for stage in ("vae", "finish")
+    }
     steps = records(folder)[-1]["step"]
     assert 5 < steps < 100
     check_epochs(faces, folder)
@@ -879,7 +881,7 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
     longer = dataclasses.replace(timed, max_seconds=1.5)
     more = train(tiny_run(folder, faces, model=RESIDUAL, train=longer), Ear())
     assert records(folder)[-1]["step"] > steps
-    assert more.provenance["finish"]["max_seconds"] == 1.5
+    assert more.provenance["stage_seconds"]["finish"] == longer.seconds_for("finish")
     check_epochs(faces, folder)
 
 
@@ -968,8 +970,26 @@ def test_a_prior_that_is_fitted_later_leaves_what_is_known_of_the_network(faces,
     before = {"stages": ("vae",), "epochs": 2, "prior": "flow"}
     found, _ = stages_after(faces, tmp_path / "run", before, later)
     assert found.provenance["epochs"] == found.provenance["train"]["epochs"] == 2
-    assert found.provenance["max_seconds"] is None
+    assert found.provenance["stage_seconds"] == {"vae": None, "prior": 5.0}
     assert found.provenance["train"]["stages"] == ["vae", "prior"]
+
+
+def test_time_is_asked_of_each_stage_and_not_of_those_together(faces, tmp_path, monkeypatch):
+    now = SimpleNamespace(seconds=0.0)
+
+    def monotonic() -> float:
+        now.seconds += 0.01
+        return now.seconds
+
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=monotonic))
+    together = {"max_seconds": 1.0, "stages": STAGES, "prior": "flow"}
+    for alone in STAGES:
+        folder = tmp_path / alone
+        # less than all of them had, and more than this one
+        found, _ = stages_after(
+            faces, folder, together, {**together, "max_seconds": 0.9, "stages": (alone,)}
+        )
+        assert found.provenance["stage_seconds"][alone] == pytest.approx(0.9)
 
 
 def test_a_discriminator_whose_steps_are_not_sound_is_counted(faces, tmp_path, monkeypatch):
