@@ -36,7 +36,8 @@ def fill_cache(data: Path, cache: Path, count: int, size: int) -> None:
     """
     from PIL import Image
 
-    from facevae.data import _open_arrays, converted
+    from facevae.conversion import _open_arrays
+    from facevae.data import converted
     from facevae.files import digest, write_json
     from facevae.pictures import find_data
 
