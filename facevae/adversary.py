@@ -24,50 +24,76 @@ from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
-from facevae.runtime import exact, generator, seeded, training_precision
+from facevae.runtime import generator, seeded, training_precision
 from facevae.states import average, optimizer_state, part, prefixed, restore_optimizer
 
 # what a generator's numbers are for, so that no two uses share them
 _SAMPLES, _AUGMENTATION = 5, 6
 
-_LEARNING_RATE = 2e-4
+MAX_BATCH_SIZE = 16  # many small steps sharpen more than fewer large ones of as many images
+_LEARNING_RATE = 5e-4
 _WARM_UP_STEPS = 100  # until the discriminator counts in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
 CYCLE = 16  # steps, of which the first draws the prior's samples for all, and takes the penalty
 _PENALTY = 1.0  # of R1, taken now and then (Karras et al. 2020, section 3.1)
-# weights of log(mean squared error), of feature matching, and of a perceptual distance
-_PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
+# weights of log(mean squared error), of feature matching, of a perceptual distance, and of what
+# the discriminator says, at a `finish_weight` of 1
+_PIXELS, _FEATURES, _PERCEPTUAL, _ADVERSARIAL = 5.0, 2.0, 5.0, 2.0
 _COARSE = 32  # side in pixels at which samples stay what they were
 _SMALLEST = 4  # side in pixels of the discriminator's last features
+_PATCH_LEVEL = 3  # of its features, those that see patches of 22 pixels
+
+
+def batch_size(config: TrainConfig) -> int:
+    """Of the finish: as the training's, but for what is more than is of use."""
+    return min(config.batch_size, max(MAX_BATCH_SIZE, parallel.size()))
 
 
 class Discriminator(nn.Module):
-    """images (B, 3, size, size) in [0, 1] → logits (B,), and features of each level.
+    """images (B, 3, size, size) in [0, 1] → logits (B, 1 + P), and features of each level.
 
-    Convolutions of stride 2 as in DCGAN (Radford et al. 2016), `width` channels at first and at
-    most 8 × as many, without norms: what keeps it in check is R1.
+    The first logit is of the whole image, the others are of patches, which tell texture sooner
+    (Isola et al. 2017, section 3.2.2). Convolutions of stride 2 as in DCGAN (Radford et al. 2016),
+    `width` channels at first and at most 8 × as many, without norms: what keeps it in check is R1.
     """
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
-        self.inward = nn.Conv2d(3, width, kernel_size=3, padding=1)
         halvings = int(math.log2(size // _SMALLEST))
-        widths = [min(width * 2**i, 8 * width) for i in range(halvings + 1)]
+        widths = [3, *(min(width * 2**i, 8 * width) for i in range(halvings))]
         self.levels = nn.ModuleList(
             nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1)
             for before, after in pairwise(widths)
         )
-        self.outward = nn.Linear(widths[-1] * _SMALLEST**2, 1)
+        self.of_patches = nn.Conv2d(widths[min(_PATCH_LEVEL, halvings)], 1, kernel_size=1)
+        self.of_whole = nn.Linear(widths[-1] * _SMALLEST**2, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and features."""
-        hidden = functional.leaky_relu(self.inward(2 * images - 1), 0.2)
+        hidden = 2 * images - 1
         features = []
         for level in self.levels:
             hidden = functional.leaky_relu(level(hidden), 0.2)
             features.append(hidden)
-        return self.outward(hidden.flatten(1)).squeeze(1).float(), features
+        of_patches = self.of_patches(features[min(_PATCH_LEVEL, len(features)) - 1])
+        logits = torch.cat([self.of_whole(hidden.flatten(1)), of_patches.flatten(1)], 1)
+        return logits.float(), features
+
+
+def of_images(values: Tensor) -> Tensor:
+    """Of the whole image and of its patches (B, 1 + P), each kind counting half: (B,)."""
+    return (values[:, 0] + values[:, 1:].mean(1)) / 2
+
+
+def steepness(logits: Tensor) -> Tensor:
+    """Of logits (B, 1 + P), what R1 keeps from being steep: (B,).
+
+    Patches overlap little, so that the sum over them divided by the root of their number is as
+    steep as one of them, and the whole and they together as one of the two.
+    """
+    whole, patches = logits[:, 0], logits[:, 1:]
+    return (whole + patches.sum(1) / math.sqrt(patches.shape[1])) / math.sqrt(2)
 
 
 class Augmentation:
@@ -126,7 +152,7 @@ class FinishStage:
         self._before = copy.deepcopy(vae.decoder)
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         with seeded(config.seed):
-            width = max(16, vae.config.filters[0] // 2)
+            width = max(16, vae.config.filters[0])
             self.discriminator = Discriminator(vae.config.size, width).to(batches.device)
         self.discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
@@ -155,12 +181,15 @@ class FinishStage:
         shown = torch.cat([as_shown(made[:own]), elsewhere(made[own:])])
         mean_of = partial(_mean, own, count)
 
+        def mean_verdict(values: Tensor) -> Tensor:
+            return mean_of(of_images(values))
+
         # Tell them from faces
         self._set_rates(index)
         self.discriminator.requires_grad_()
         with training_precision(device):
             logits, _ = self.discriminator(torch.cat([real, shown.detach()]))
-        critic_loss = losses.discriminator_loss(logits[:own], logits[own:], mean_of)
+        critic_loss = losses.discriminator_loss(logits[:own], logits[own:], mean_verdict)
         penalty = self._penalty(real, mean_of) if index % CYCLE == 0 else 0.0
         critic_is_sound = self._critic_guard.step(critic_loss + penalty)
 
@@ -170,11 +199,11 @@ class FinishStage:
             with torch.no_grad():
                 _, real_features = self.discriminator(real)
             logits, features = self.discriminator(shown)
-        adversarial = losses.generator_loss(logits, mean_of)
+        adversarial = losses.generator_loss(logits, mean_verdict)
         as_made = [level[:own] for level in features]
         matching = losses.feature_matching(as_made, real_features, mean_of)
         mse = mean_of(losses.mean_squared_error(made[:own], images))
-        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        weight = _ADVERSARIAL * self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
         strayed = self._strayed(samples, made[own:], mean_of)
         # in the units in which the logarithm's gradient counts an error
         pixels = mse.clamp_min(losses.MIN_MSE).log()
@@ -197,8 +226,8 @@ class FinishStage:
             draw = generator(self.config.seed, _SAMPLES, block)
             shape = (CYCLE * self.batches.size, self.vae.config.latent_dim)
             noise = torch.randn(shape, generator=draw).to(self.batches.device, non_blocking=True)
-            with exact():
-                self._drawn = block, sample_latents(self.prior, noise)
+            with torch.no_grad(), training_precision(noise.device):
+                self._drawn = block, sample_latents(self.prior, noise).float()
         drawn = self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
         return drawn[parallel.share(self.batches.size)]
 
@@ -216,7 +245,7 @@ class FinishStage:
     def _penalty(self, real: Tensor, mean_of: losses.Mean) -> Tensor:
         real = real.detach().requires_grad_()
         logits, _ = self.discriminator(real)
-        return _PENALTY * CYCLE * losses.gradient_penalty(logits, real, mean_of)
+        return _PENALTY * CYCLE * losses.gradient_penalty(steepness(logits), real, mean_of)
 
     def _set_rates(self, index: int) -> None:
         rate = _LEARNING_RATE * min(1.0, (1 - self.budget.share(index)) / _COOL_DOWN)

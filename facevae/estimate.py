@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from facevae.adversary import CYCLE, FinishStage
+from facevae.adversary import CYCLE, FinishStage, batch_size
 from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
@@ -156,8 +156,6 @@ class _Costs:
         self, model: ModelConfig, train: TrainConfig, device: torch.device, num_pictures: int
     ) -> None:
         self._train, self._device, self._num_pictures = train, device, num_pictures
-        self._size = min(train.batch_size, num_pictures)
-        self._batches = _of_noise(self._size, model.size, device)
         self._vae = VAE(model).to(device)
         self._prior = build_prior(train.prior_config, model.latent_dim).to(device)
         self.network_bytes = 4 * sum(t.nbytes for t in self._vae.state_dict().values())
@@ -167,8 +165,10 @@ class _Costs:
         """Epochs, images a second, and seconds of the network's training."""
         if "vae" not in self._train.stages:
             return 0.0, 0.0, 0.0
-        a_step = _seconds_a_step(NetworkStage(self._vae, self._batches, self._train), self._device)
-        return self._length("vae", a_step, self._train.epochs)
+        size = min(self._train.batch_size, self._num_pictures)
+        batches = _of_noise(size, self._vae.config.size, self._device)
+        stage = NetworkStage(self._vae, batches, self._train)
+        return self._length("vae", _seconds_a_step(stage, self._device) / size, self._train.epochs)
 
     def prior(self) -> float:
         """Seconds of fitting a flow."""
@@ -186,20 +186,22 @@ class _Costs:
         """Epochs, images a second, and seconds of the decoder's finish."""
         if "finish" not in self._train.stages:
             return 0.0, 0.0, 0.0
-        stage = FinishStage(self._vae, self._prior, self._batches, self._train)
+        size = min(batch_size(self._train), self._num_pictures)
+        batches = _of_noise(size, self._vae.config.size, self._device)
+        stage = FinishStage(self._vae, self._prior, batches, self._train)
         self.finish_bytes = sum(t.nbytes for t in stage.state().values())
-        a_step = _seconds_a_step(stage, self._device, CYCLE)
-        return self._length("finish", a_step, self._train.finish_epochs)
+        an_image = _seconds_a_step(stage, self._device, CYCLE) / size
+        return self._length("finish", an_image, self._train.finish_epochs)
 
     def _length(
-        self, stage: Literal["vae", "finish"], a_step: float, epochs: int
+        self, stage: Literal["vae", "finish"], an_image: float, epochs: int
     ) -> tuple[float, float, float]:
         # figures, pictures and states take a little more
-        an_epoch = 1.02 * a_step * self._num_pictures / self._size
+        an_epoch = 1.02 * an_image * self._num_pictures
         seconds = self._train.seconds_for(stage)
         if seconds is None:
-            return float(epochs), self._size / a_step, epochs * an_epoch
-        return round(seconds / an_epoch, 1), self._size / a_step, seconds
+            return float(epochs), 1 / an_image, epochs * an_epoch
+        return round(seconds / an_epoch, 1), 1 / an_image, seconds
 
 
 def _some(pictures: Sequence[Picture]) -> list[int]:

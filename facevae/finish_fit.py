@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from facevae.adversary import FinishStage
+from facevae.adversary import FinishStage, batch_size
 from facevae.batches import Batches
 from facevae.bundle import Bundle
 from facevae.config import STAGES
@@ -24,7 +24,7 @@ def finish(work: Work, bundle: Bundle) -> None:
 def finish_stage(run: Run, vae: VAE, prior: Prior) -> FinishStage:
     """Its steps, from a fitted model on, both parts of which are on the run's device."""
     perceptual = load_perceptual(run.device) if run.train.perceptual else None
-    batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
+    batches = Batches(run.faces, batch_size(run.train), run.train.seed, run.device)
     return FinishStage(vae, prior, batches, run.train, perceptual)
 
 

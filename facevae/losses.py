@@ -64,11 +64,11 @@ def flow_matching(velocity: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
 
 
 Mean = Callable[[Tensor], Tensor]
-"""Over a batch, of one value an image (B,): a scalar."""
+"""Over a batch, of one value an image (B,), or of so many logits an image (B, L): a scalar."""
 
 
 def discriminator_loss(real: Tensor, made: Tensor, mean: Mean = torch.mean) -> Tensor:
-    """Of logits (B,) of real images and (M,) of made ones, higher for real: a scalar.
+    """Of logits (B, L) of real images and (M, L) of made ones, higher for real: a scalar.
 
     Goodfellow et al. 2014, equation 1: the logistic loss of telling them apart.
     """
@@ -77,7 +77,7 @@ def discriminator_loss(real: Tensor, made: Tensor, mean: Mean = torch.mean) -> T
 
 
 def generator_loss(made: Tensor, mean: Mean = torch.mean) -> Tensor:
-    """The non-saturating loss of logits (M,) of made images (ibid., section 3): a scalar."""
+    """The non-saturating loss of logits (M, L) of made images (ibid., section 3): a scalar."""
     return mean(torch.nn.functional.softplus(-made))
 
 

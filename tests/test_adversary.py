@@ -9,7 +9,14 @@ import torch
 from tiny import CONFIG, TRAIN, differing, tiny_bundle
 from torch import nn
 
-from facevae.adversary import Augmentation, Discriminator, FinishStage
+from facevae.adversary import (
+    Augmentation,
+    Discriminator,
+    FinishStage,
+    batch_size,
+    of_images,
+    steepness,
+)
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.data import Faces
@@ -149,13 +156,46 @@ def test_a_step_reports_the_error_of_what_is_decoded_from_the_mean(faces):
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_a_discriminator_tells_one_number_of_each_image_and_features_of_each_level(size):
+def test_a_discriminator_tells_whole_and_patches_of_each_image_and_features_of_each_level(size):
     network = Discriminator(size, 4)
     logits, features = network(torch.rand(3, 3, size, size))
-    assert logits.shape == (3,)
+    assert logits.shape == (3, 1 + (size // 8) ** 2)
     sides = [size // 2 ** (i + 1) for i in range(len(features))]
     assert [f.shape[-1] for f in features] == sides
     assert sides[-1] == 4
+
+
+def test_a_patch_is_judged_by_what_is_within_22_pixels():
+    network = Discriminator(64, 4)
+    images = torch.rand(1, 3, 64, 64)
+    changed = images.clone()
+    changed[..., :22, :22] = 0
+    before, after = network(images)[0], network(changed)[0]
+    moved = (before != after)[0]
+    assert moved[0]
+    assert moved[1]
+    # the square of 22 pixels about a patch's middle, at 8 pixels from one to the next
+    assert not moved[1:].view(8, 8)[5:, 5:].any()
+
+
+def test_whole_and_patches_count_half_each():
+    verdicts = torch.tensor([[2.0, 0.0, 4.0, 8.0]])
+    assert of_images(verdicts).tolist() == [3.0]
+
+
+def test_r1_takes_many_patches_for_as_steep_as_one():
+    """Logits that each see pixels of their own, all as steeply."""
+    sizes = []
+    for num_patches in (1, 4, 64):
+        images = torch.rand(2, 1, 1 + num_patches, requires_grad=True)
+        logits = 3 * images.flatten(1)
+        (gradient,) = torch.autograd.grad(steepness(logits).sum(), images)
+        sizes.append(gradient.square().sum().item() / 2)
+    assert sizes == pytest.approx([9.0] * 3)
+
+
+def test_batches_of_a_finish_are_small_whatever_the_training_has():
+    assert [batch_size(replace(TRAIN, batch_size=n)) for n in (4, 16, 150)] == [4, 16, 16]
 
 
 def test_a_discriminator_learns_to_tell_what_can_be_told():
@@ -169,7 +209,7 @@ def test_a_discriminator_learns_to_tell_what_can_be_told():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert real.min() > made.max()
+    assert of_images(real).min() > of_images(made).max()
 
 
 def test_augmentation_is_alike_for_all_of_a_step_and_gradients_pass_it():

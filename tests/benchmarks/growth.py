@@ -114,8 +114,9 @@ def main() -> None:
                     f"{megabytes:6,.0f} MB\n"
                 )
                 sys.stdout.flush()
-        all_cores, _ = cost(convert(TIMES[-1], "-all"))
-        one_core, _ = cost(convert(TIMES[-1], "-one"), cores=1)
+        all_cores, one_core = (
+            min(cost(convert(TIMES[-1], f"-{n}-{i}"), cores=n)[0] for i in range(3)) for n in (0, 1)
+        )
         share = (one_core - empty) / (all_cores - empty) / cores
         sys.stdout.write(f"conversion has {share:.0%} of {cores} × what one core does\n")
 
