@@ -88,7 +88,8 @@ def share_beside_steps(run: Path) -> float:
     """Of the time of the stage `vae`, by its records."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     rate = statistics.median(r["images_per_second"] for r in records if r["event"] == "steps")
-    first, last = records[0], records[-1]
+    of_network = [r for r in records if r["event"] == "steps" or r.get("stage") == "vae"]
+    first, last = of_network[0], of_network[-1]
     seconds = last["seconds"] - first["seconds"]
     return 1 - (last["images"] - first["images"]) / rate / seconds
 
