@@ -66,7 +66,7 @@ class Discriminator(nn.Module):
             nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1)
             for before, after in pairwise(widths)
         )
-        self.of_patches = nn.Conv2d(widths[min(_PATCH_LEVEL, halvings)], 1, kernel_size=1)
+        self.of_patches = nn.Conv2d(widths[_PATCH_LEVEL], 1, kernel_size=1)
         self.of_whole = nn.Linear(widths[-1] * _SMALLEST**2, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -76,7 +76,7 @@ class Discriminator(nn.Module):
         for level in self.levels:
             hidden = functional.leaky_relu(level(hidden), 0.2)
             features.append(hidden)
-        of_patches = self.of_patches(features[min(_PATCH_LEVEL, len(features)) - 1])
+        of_patches = self.of_patches(features[_PATCH_LEVEL - 1])
         logits = torch.cat([self.of_whole(hidden.flatten(1)), of_patches.flatten(1)], 1)
         return logits.float(), features
 

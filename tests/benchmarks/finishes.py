@@ -1,0 +1,140 @@
+"""What a finish learns fastest by: variants, each for as long, from one model on.
+
+    python tests/benchmarks/finishes.py runs/compact/state/unfinished.safetensors celeba128/ --seconds 120
+
+Prints a table: images seen, PSNR and sharpness of held-out reconstructions, and the sliced
+Wasserstein distance × 1000 of reconstructions and of samples at each level. Every row but the first
+two changes one thing of what `facevae.adversary` does; its own learning rates fall to zero within
+the time, on one core, and a row says nothing of where longer finishes end.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from facevae import adversary, metrics
+from facevae.batches import Batches, batches_of, evenly
+from facevae.bundle import Bundle
+from facevae.config import TrainConfig
+from facevae.data import Faces, load_faces
+from facevae.hub import load_model
+from facevae.model import VAE
+from facevae.prior import sample_latents
+from facevae.runtime import exact, face_noise, keep_freed_memory
+from facevae.swd import SlicedWasserstein
+
+CPU = torch.device("cpu")
+NUM_MEASURED = 600
+BATCH = adversary.MAX_BATCH_SIZE
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How many faces a step takes, how much the verdict counts, and on what it is."""
+
+    batch_size: int = BATCH
+    weight: float = 1.0
+    patches: bool = True
+
+
+VARIANTS = {
+    f"as it is (batches of {BATCH})": Variant(),
+    "batches of 8": Variant(batch_size=8),
+    "batches of 64": Variant(batch_size=64),
+    "half the weight": Variant(weight=0.5),
+    "twice the weight": Variant(weight=2.0),
+    "a verdict on whole faces alone": Variant(patches=False),
+}
+
+
+def of_whole(logits: Tensor) -> Tensor:
+    """What patches say is left out: (B,) of (B, 1 + P)."""
+    return logits[:, 0]
+
+
+@contextmanager
+def judged(*, patches: bool) -> Iterator[None]:
+    """Have the discriminator's verdict be that on whole faces alone, or as it is."""
+    if patches:
+        yield
+        return
+    with mock.patch.multiple(adversary, of_images=of_whole, steepness=of_whole):
+        yield
+
+
+def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> tuple[VAE, int]:
+    """The VAE after so long a finish, and the images that it has seen."""
+    config = TrainConfig(
+        stages=("finish",),
+        batch_size=variant.batch_size,
+        finish_weight=variant.weight,
+        max_seconds=seconds,
+    )
+    batches = Batches(faces, variant.batch_size, 0, CPU)
+    stage = adversary.FinishStage(copy.deepcopy(bundle.vae), bundle.prior, batches, config)
+    index = 0
+    with judged(patches=variant.patches):
+        while index < stage.budget.num_steps:
+            stage.step(index)
+            stage.budget.close_after(index)
+            index += 1
+    return stage.vae, index * variant.batch_size
+
+
+def main() -> None:
+    """Finish by every variant, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seconds", type=float, default=120)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    bundle, _ = load_model(options.model)
+    faces = load_faces([options.data], bundle.config.size)
+    rows = evenly(faces.held_out, NUM_MEASURED)
+    distance = SlicedWasserstein(batches_of(faces, rows, CPU), bundle.config.size)
+    noise = face_noise(list(range(len(rows))), bundle.config.latent_dim)
+    with exact():
+        latents = sample_latents(bundle.prior, noise)
+
+    def measure(vae: VAE) -> str:
+        def made() -> Iterator[tuple[Tensor, Tensor]]:
+            for images in batches_of(faces, rows, CPU):
+                yield images, vae.decode(vae.encode(images)[0])
+
+        def levels(images: Iterator[Tensor]) -> str:
+            return " / ".join(f"{d:.0f}" for d in distance(images).values())
+
+        with exact():
+            pairs = [
+                (metrics.psnr(b, a), metrics.sharpness(b), metrics.sharpness(a)) for a, b in made()
+            ]
+            psnr, own, real = (torch.cat(column).mean() for column in zip(*pairs, strict=True))
+            reconstructions = levels(b for _, b in made())
+            samples = levels(vae.decode(part) for part in latents.split(128))
+        return f"{psnr:.2f} | {own / real:.3f} | {reconstructions} | {samples}"
+
+    def tell(*cells: object) -> None:
+        sys.stdout.write("| " + " | ".join(map(str, cells)) + " |\n")
+        sys.stdout.flush()
+
+    sides = " / ".join(map(str, distance.sizes))
+    tell("", "images", "PSNR, dB", "sharpness", f"SWD of reconstructions, {sides} px", "of samples")
+    tell(*["---"] * 6)
+    tell("before", 0, measure(bundle.vae.eval()))
+    for name, variant in VARIANTS.items():
+        vae, count = finished(bundle, faces, variant, options.seconds)
+        tell(name, f"{count:,}", measure(vae))
+
+
+if __name__ == "__main__":
+    main()
