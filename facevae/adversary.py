@@ -37,9 +37,8 @@ _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
 CYCLE = 16  # steps, of which the first draws the prior's samples for all, and takes the penalty
 _PENALTY = 1.0  # of R1, taken now and then (Karras et al. 2020, section 3.1)
-# weights of log(mean squared error), of feature matching, of a perceptual distance, and of what
-# the discriminator says, at a `finish_weight` of 1
-_PIXELS, _FEATURES, _PERCEPTUAL, _ADVERSARIAL = 5.0, 2.0, 5.0, 2.0
+# weights of log(mean squared error), of feature matching, and of a perceptual distance
+_PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
 _COARSE = 32  # side in pixels at which samples stay what they were
 _SMALLEST = 4  # side in pixels of the discriminator's last features
 _PATCH_LEVEL = 3  # of its features, those that see patches of 22 pixels
@@ -203,7 +202,7 @@ class FinishStage:
         as_made = [level[:own] for level in features]
         matching = losses.feature_matching(as_made, real_features, mean_of)
         mse = mean_of(losses.mean_squared_error(made[:own], images))
-        weight = _ADVERSARIAL * self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
         strayed = self._strayed(samples, made[own:], mean_of)
         # in the units in which the logarithm's gradient counts an error
         pixels = mse.clamp_min(losses.MIN_MSE).log()
