@@ -90,7 +90,7 @@ class Source:
             "--preset",
             name,
         ]
-        seconds = train.get("max_seconds")
+        seconds = _seconds_of(known, train)
         if isinstance(seconds, int | float):
             words += ["--max-time", f"{seconds:g}s"]
             usual |= {key: found.get(key) for key in ("prior_epochs", "finish_epochs")}
@@ -108,6 +108,15 @@ class Source:
         if known.get("terms"):
             words += ["--terms", str(known["terms"])]
         return shlex.join(words)
+
+
+def _seconds_of(known: Mapping[str, Any], train: Mapping[str, Any]) -> Any:
+    """The time that all stages had, whether asked for at once or one by one; else None."""
+    stages = known.get("stage_seconds")
+    if not isinstance(stages, dict) or not stages:
+        return train.get("max_seconds")
+    each = list(stages.values())
+    return sum(each) if all(isinstance(s, int | float) for s in each) else None
 
 
 def open_source(name: str, device: torch.device, cache: Path | None = None) -> Source:

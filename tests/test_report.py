@@ -14,7 +14,7 @@ from facevae.data import load_faces
 from facevae.errors import FacevaeError, ModelError
 from facevae.labels import read_labels
 from facevae.report import write_report
-from facevae.sources import open_source
+from facevae.sources import _seconds_of, open_source
 from facevae.training import train
 
 pytest.importorskip("jinja2")
@@ -242,3 +242,15 @@ def test_a_damaged_cache_is_as_good_as_none(place, tmp_path):
     pixels.write_bytes(pixels.read_bytes()[:1000])
     assert open_source(str(place / "run"), CPU, place / "cache").faces is not None
     assert open_source(str(place / "run"), CPU, tmp_path / "cache").faces is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ({"vae": 60.0, "prior": 10.0, "finish": 20.0}, 90.0),
+        ({"vae": None, "prior": 10.0}, None),
+        ({}, 5.0),
+    ],
+)
+def test_the_time_of_stages_that_were_asked_for_one_by_one_is_that_of_all(seconds, wanted):
+    assert _seconds_of({"stage_seconds": seconds}, {"max_seconds": 5.0}) == wanted

@@ -855,9 +855,9 @@ def test_there_is_nothing_to_go_on_with_in_an_empty_folder(faces, tmp_path, stag
         train(tiny_run(tmp_path / "run", faces, train=alone), Ear())
 
 
-def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
-    faces, tmp_path, monkeypatch
-):
+@pytest.fixture
+def ticking(monkeypatch):
+    """Budgets by a clock that goes on by 10 ms whenever one looks at it."""
     now = SimpleNamespace(seconds=0.0)
 
     def monotonic() -> float:
@@ -865,6 +865,10 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(
         return now.seconds
 
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=monotonic))
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(faces, tmp_path):
     timed = dataclasses.replace(FINISHED, max_seconds=1.0)
     folder = tmp_path / "run"
     bundle = train(tiny_run(folder, faces, model=RESIDUAL, train=timed), Ear())
@@ -974,14 +978,8 @@ def test_a_prior_that_is_fitted_later_leaves_what_is_known_of_the_network(faces,
     assert found.provenance["train"]["stages"] == ["vae", "prior"]
 
 
-def test_time_is_asked_of_each_stage_and_not_of_those_together(faces, tmp_path, monkeypatch):
-    now = SimpleNamespace(seconds=0.0)
-
-    def monotonic() -> float:
-        now.seconds += 0.01
-        return now.seconds
-
-    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=monotonic))
+@pytest.mark.usefixtures("ticking")
+def test_time_is_asked_of_each_stage_and_not_of_those_together(faces, tmp_path):
     together = {"max_seconds": 1.0, "stages": STAGES, "prior": "flow"}
     for alone in STAGES:
         folder = tmp_path / alone
