@@ -98,8 +98,11 @@ def test_samples_of_the_prior_depend_on_seed_and_step_alone(faces):
 def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
     def rise(weight):
         """How much more a step's own faces and samples are taken for real after it."""
-        stage = finish(faces, RESIDUAL, finish_weight=weight)
+        stage = finish(faces, RESIDUAL, finish_weight=0.0)
         stage.budget.num_steps = 10**6  # no cool-down
+        for index in range(30):  # until the discriminator knows something
+            stage.step(index)
+        stage.config = replace(stage.config, finish_weight=weight)
         before = copy.deepcopy(stage.decoder)
         stage.step(100)  # past the warm-up
         latents = torch.cat([stage.vae.encode(stage.batches(100))[0], stage._samples(100)])
@@ -107,9 +110,8 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
             was, now = (stage.discriminator(d(latents))[0] for d in (before, stage.decoder))
         return (now - was).mean().item()
 
-    without, little, much = (rise(weight) for weight in (0.0, 1.0, 1e6))
+    without, little, much = (rise(weight) for weight in (0.0, 1.0, 10.0))
     assert without < little < much
-    assert without < 0 < much
 
 
 def test_samples_stay_coarsely_what_they_were(faces):
@@ -165,16 +167,16 @@ def test_a_discriminator_tells_whole_and_patches_of_each_image_and_features_of_e
     assert sides[-1] == 4
 
 
-def test_a_patch_is_judged_by_what_is_within_22_pixels():
+def test_a_patch_is_judged_by_what_is_within_24_pixels():
     network = Discriminator(64, 4)
     images = torch.rand(1, 3, 64, 64)
     changed = images.clone()
-    changed[..., :22, :22] = 0
+    changed[..., :24, :24] = 0
     before, after = network(images)[0], network(changed)[0]
     moved = (before != after)[0]
     assert moved[0]
     assert moved[1]
-    # the square of 22 pixels about a patch's middle, at 8 pixels from one to the next
+    # the square of 24 pixels about a patch's middle, at 8 pixels from one to the next
     assert not moved[1:].view(8, 8)[5:, 5:].any()
 
 
@@ -198,13 +200,15 @@ def test_batches_of_a_finish_are_small_whatever_the_training_has():
     assert [batch_size(replace(TRAIN, batch_size=n)) for n in (4, 16, 150)] == [4, 16, 16]
 
 
-def test_a_discriminator_learns_to_tell_what_can_be_told():
+def test_a_discriminator_soon_tells_texture_that_is_faint_beside_light_and_shade():
+    """Fields of any colour, real ones with noise of 5 levels of 255 on them."""
     torch.manual_seed(0)
     network = Discriminator(32, 8)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    plain, noisy = torch.full((16, 3, 32, 32), 0.5), torch.rand(16, 3, 32, 32)
-    for _ in range(20):
-        real, made = network(noisy)[0], network(plain)[0]
+    for _ in range(40):
+        fields = torch.rand(2, 16, 3, 1, 1).expand(2, 16, 3, 32, 32)
+        noisy = fields[0] + 0.02 * torch.randn(16, 3, 32, 32)
+        real, made = network(noisy)[0], network(fields[1])[0]
         loss = nn.functional.softplus(-real).mean() + nn.functional.softplus(made).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -11,9 +11,8 @@ the time, on one core, and a row says nothing of where longer finishes end.
 import argparse
 import copy
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -36,13 +35,18 @@ NUM_MEASURED = 600
 BATCH = adversary.MAX_BATCH_SIZE
 
 
+def of_whole(logits: Tensor) -> Tensor:
+    """What patches say is left out: (B,) of (B, 1 + P)."""
+    return logits[:, 0]
+
+
 @dataclass(frozen=True)
 class Variant:
-    """How many faces a step takes, how much the verdict counts, and on what it is."""
+    """How many faces a step takes, how much the verdict counts, and what of the module is else."""
 
     batch_size: int = BATCH
     weight: float = 1.0
-    patches: bool = True
+    changed: Mapping[str, object] = field(default_factory=dict)
 
 
 VARIANTS = {
@@ -51,23 +55,13 @@ VARIANTS = {
     "batches of 64": Variant(batch_size=64),
     "half the weight": Variant(weight=0.5),
     "twice the weight": Variant(weight=2.0),
-    "a verdict on whole faces alone": Variant(patches=False),
+    "a verdict on whole faces alone": Variant(
+        changed={"of_images": of_whole, "steepness": of_whole}
+    ),
+    "no detail given apart": Variant(changed={"_DETAIL": 0.0}),
+    "twice the detail": Variant(changed={"_DETAIL": 2 * adversary._DETAIL}),
+    "R1 of 1": Variant(changed={"_PENALTY": 1.0}),
 }
-
-
-def of_whole(logits: Tensor) -> Tensor:
-    """What patches say is left out: (B,) of (B, 1 + P)."""
-    return logits[:, 0]
-
-
-@contextmanager
-def judged(*, patches: bool) -> Iterator[None]:
-    """Have the discriminator's verdict be that on whole faces alone, or as it is."""
-    if patches:
-        yield
-        return
-    with mock.patch.multiple(adversary, of_images=of_whole, steepness=of_whole):
-        yield
 
 
 def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> tuple[VAE, int]:
@@ -81,7 +75,7 @@ def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> 
     batches = Batches(faces, variant.batch_size, 0, CPU)
     stage = adversary.FinishStage(copy.deepcopy(bundle.vae), bundle.prior, batches, config)
     index = 0
-    with judged(patches=variant.patches):
+    with mock.patch.multiple(adversary, **variant.changed):
         while index < stage.budget.num_steps:
             stage.step(index)
             stage.budget.close_after(index)
