@@ -10,16 +10,16 @@ import copy
 import math
 from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import TrainConfig
+from facevae.discriminator import Augmentation, Discriminator, of_images, steepness
 from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.perceptual import Perceptual
@@ -40,107 +40,11 @@ _PENALTY = 0.02  # of R1, taken now and then (Karras et al. 2020, section 3.1)
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 5.0, 2.0, 5.0
 _COARSE = 32  # side in pixels at which samples stay what they were
-_SMALLEST = 4  # side in pixels of the discriminator's last features
-_PATCH_LEVEL = 3  # of its features, those that see patches of 24 pixels
-_DETAIL = 32.0  # times a pixel's difference from its neighbourhood, which is about 0.02 in faces
 
 
 def batch_size(config: TrainConfig) -> int:
     """Of the finish: as the training's, but for what is more than is of use."""
     return min(config.batch_size, max(MAX_BATCH_SIZE, parallel.size()))
-
-
-class Discriminator(nn.Module):
-    """images (B, 3, size, size) in [0, 1] → logits (B, 1 + P), and features of each level.
-
-    The first logit is of the whole image, the others are of patches, which tell texture sooner
-    (Isola et al. 2017, section 3.2.2). Detail is given apart and amplified, as by a level of a
-    Laplacian pyramid (Denton et al. 2015): by pixels alone it takes thousands of steps until what
-    is faint beside light and shade counts. Convolutions of stride 2 as in DCGAN (Radford et al.
-    2016), `width` channels at first and at most 8 × as many, without norms: what keeps it in
-    check is R1.
-    """
-
-    def __init__(self, size: int, width: int) -> None:
-        super().__init__()
-        halvings = int(math.log2(size // _SMALLEST))
-        widths = [6, *(min(width * 2**i, 8 * width) for i in range(halvings))]
-        self.levels = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1)
-            for before, after in pairwise(widths)
-        )
-        self.of_patches = nn.Conv2d(widths[_PATCH_LEVEL], 1, kernel_size=1)
-        self.of_whole = nn.Linear(widths[-1] * _SMALLEST**2, 1)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits and features."""
-        detail = _DETAIL * (images - _neighbourhoods(images))
-        hidden = torch.cat([2 * images - 1, detail], 1)
-        features = []
-        for level in self.levels:
-            hidden = functional.leaky_relu(level(hidden), 0.2)
-            features.append(hidden)
-        of_patches = self.of_patches(features[_PATCH_LEVEL - 1])
-        logits = torch.cat([self.of_whole(hidden.flatten(1)), of_patches.flatten(1)], 1)
-        return logits.float(), features
-
-
-def _neighbourhoods(images: Tensor) -> Tensor:
-    """The mean of the 3 × 3 pixels about each: images (B, 3, H, W) → (B, 3, H, W).
-
-    Sums of shifted images take a third of the time of `avg_pool2d` or less, and are not
-    rounded to bfloat16 as a convolution's are.
-    """
-    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
-    columns = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
-    return (columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]) / 9
-
-
-def of_images(values: Tensor) -> Tensor:
-    """Of the whole image and of its patches (B, 1 + P), each kind counting half: (B,)."""
-    return (values[:, 0] + values[:, 1:].mean(1)) / 2
-
-
-def steepness(logits: Tensor) -> Tensor:
-    """Of logits (B, 1 + P), what R1 keeps from being steep: (B,).
-
-    Patches overlap little, so that the sum over them divided by the root of their number is as
-    steep as one of them, and the whole and they together as one of the two.
-    """
-    whole, patches = logits[:, 0], logits[:, 1:]
-    return (whole + patches.sum(1) / math.sqrt(patches.shape[1])) / math.sqrt(2)
-
-
-class Augmentation:
-    """Light changes of colour and place, alike for all that goes through it in a step.
-
-    Zhao et al. 2020: what the discriminator sees is augmented, real or made, so that it does not
-    learn its few faces by heart. Brightness by up to ±.1, contrast and saturation by up to a
-    quarter, an image each; all are moved by up to a sixteenth.
-    """
-
-    def __init__(self, count: int, size: int, draw: torch.Generator) -> None:
-        """For a batch of `count`, of which each process has its share."""
-        uniform = 2 * torch.rand(3, count, 1, 1, 1, generator=draw) - 1
-        uniform = uniform[:, parallel.share(count)]
-        self._brightness, contrast, saturation = uniform * torch.tensor([0.1, 0.25, 0.25]).view(
-            3, 1, 1, 1, 1
-        )
-        self._contrast, self._saturation = 1 + contrast, 1 + saturation
-        self._reach = size // 16
-        moves = torch.randint(2 * self._reach + 1, (2,), generator=draw)
-        self._down, self._right = moves.tolist()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) → (B, 3, H, W), with gradients."""
-        grey = images.mean(1, keepdim=True)
-        images = grey + (images - grey) * self._saturation.to(images, non_blocking=True)
-        level = images.mean((1, 2, 3), keepdim=True)
-        images = level + (images - level) * self._contrast.to(images, non_blocking=True)
-        images = images + self._brightness.to(images, non_blocking=True)
-        height, width = images.shape[2:]
-        padded = functional.pad(images, (self._reach,) * 4)
-        return padded[:, :, self._down : self._down + height, self._right : self._right + width]
 
 
 class FinishStage:

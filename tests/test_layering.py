@@ -17,7 +17,10 @@ LAYERS = [
         *("files", "config", "runtime", "metrics", "attribute_names", "hub_files"),
         "parallel",
     ),
-    ("images", "model", "prior", "attributes", "latent_files", "tables", "swd", "guard", "fast"),
+    (
+        *("images", "model", "prior", "attributes", "latent_files", "tables", "swd", "guard"),
+        *("fast", "discriminator"),
+    ),
     ("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
     ("conversion", "faces", "bundle", "page", "curves", "latent_plots"),
     ("data", "hub", "latents", "card", "export"),

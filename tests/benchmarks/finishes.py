@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from facevae import adversary, metrics
+from facevae import adversary, discriminator, metrics
 from facevae.batches import Batches, batches_of, evenly
 from facevae.bundle import Bundle
 from facevae.config import TrainConfig
@@ -42,10 +42,11 @@ def of_whole(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Variant:
-    """How many faces a step takes, how much the verdict counts, and what of the module is else."""
+    """How many faces a step takes, how much verdict and detail count, and what of the module is else."""
 
     batch_size: int = BATCH
     weight: float = 1.0
+    detail: float = discriminator._DETAIL
     changed: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -58,8 +59,8 @@ VARIANTS = {
     "a verdict on whole faces alone": Variant(
         changed={"of_images": of_whole, "steepness": of_whole}
     ),
-    "no detail given apart": Variant(changed={"_DETAIL": 0.0}),
-    "twice the detail": Variant(changed={"_DETAIL": 2 * adversary._DETAIL}),
+    "no detail given apart": Variant(detail=0.0),
+    "twice the detail": Variant(detail=2 * discriminator._DETAIL),
     "R1 of 1": Variant(changed={"_PENALTY": 1.0}),
 }
 
@@ -75,7 +76,10 @@ def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> 
     batches = Batches(faces, variant.batch_size, 0, CPU)
     stage = adversary.FinishStage(copy.deepcopy(bundle.vae), bundle.prior, batches, config)
     index = 0
-    with mock.patch.multiple(adversary, **variant.changed):
+    with (
+        mock.patch.object(discriminator, "_DETAIL", variant.detail),
+        mock.patch.multiple(adversary, **variant.changed),
+    ):
         while index < stage.budget.num_steps:
             stage.step(index)
             stage.budget.close_after(index)
