@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny import CONFIG, TRAIN, differing, tiny_bundle
 
-from facevae.adversary import FinishStage, batch_size
+from facevae import adversary
+from facevae.adversary import FinishStage, batch_size, lattice_energy
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.data import Faces
@@ -149,3 +150,37 @@ def test_a_step_reports_the_error_of_what_is_decoded_from_the_mean(faces):
 
 def test_batches_of_a_finish_are_small_whatever_the_training_has():
     assert [batch_size(replace(TRAIN, batch_size=n)) for n in (4, 16, 150)] == [4, 16, 16]
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_a_lattice_has_energy_and_noise_light_and_edges_have_next_to_none(size):
+    columns = 0.01 * (-1.0) ** torch.arange(size)
+    noise = 0.01 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    grey = torch.full((1, 3, size, size), 0.5)
+    edge = grey + 0.3 * (torch.arange(size) >= size // 2 - 1)
+    ramp = grey + torch.linspace(-0.4, 0.4, size)
+    lattice = lattice_energy(grey + columns).item()
+    assert lattice == pytest.approx(1.0e-4, rel=1)
+    assert lattice_energy(grey + columns[:, None]).item() == pytest.approx(lattice, rel=0.01)
+    assert lattice_energy(grey).item() < 1e-9
+    assert lattice_energy(ramp).item() < lattice / 10
+    if size == 128:
+        assert lattice_energy(grey + noise).item() < lattice / 20
+        assert lattice_energy(edge).item() < lattice
+
+
+def test_a_lattice_goes_sooner_than_by_its_error_alone(faces, monkeypatch):
+    def left(weight):
+        monkeypatch.setattr(adversary, "_LATTICE", weight)
+        stage = finish(faces, RESIDUAL, finish_weight=0.0)
+        stage.budget.num_steps = 10**6  # no cool-down
+        with torch.no_grad():  # the biases of a pixel's four places, one colour after another
+            bias = stage.decoder.convolutions[-3].bias
+            bias += torch.tensor([0.5, -0.5, 0.5, -0.5]).repeat(3)
+        for index in range(10):
+            stage.step(index)
+        with torch.no_grad():
+            made = stage.decoder(stage.vae.encode(stage.batches(0))[0])
+        return lattice_energy(made).mean().item()
+
+    assert left(10.0) < 0.8 * left(0.0)
