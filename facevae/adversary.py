@@ -127,8 +127,7 @@ class FinishStage:
         strayed = self._strayed(samples, made[own:], mean_of)
         # in the units in which the logarithm's gradient counts an error
         pixels = mse.clamp_min(losses.MIN_MSE).log()
-        lattice = mean_of(lattice_energy(made))
-        held = strayed + _LATTICE * lattice
+        held = strayed + _LATTICE * mean_of(lattice_energy(made))
         pixels = pixels + held / mse.detach().clamp_min(losses.MIN_MSE)
         loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
         if self._perceptual:
