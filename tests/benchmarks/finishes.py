@@ -12,6 +12,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -76,10 +77,10 @@ def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> 
     batches = Batches(faces, variant.batch_size, 0, CPU)
     stage = adversary.FinishStage(copy.deepcopy(bundle.vae), bundle.prior, batches, config)
     index = 0
-    with (
-        mock.patch.object(discriminator, "_DETAIL", variant.detail),
-        mock.patch.multiple(adversary, **variant.changed),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(discriminator, "_DETAIL", variant.detail))
+        for name, value in variant.changed.items():
+            stack.enter_context(mock.patch.object(adversary, name, value))
         while index < stage.budget.num_steps:
             stage.step(index)
             stage.budget.close_after(index)
