@@ -153,7 +153,7 @@ def test_batches_of_a_finish_are_small_whatever_the_training_has():
 
 
 @pytest.mark.parametrize("size", [32, 128])
-def test_a_lattice_has_energy_and_noise_light_and_edges_have_next_to_none(size):
+def test_a_lattice_has_more_energy_than_noise_light_and_edges(size):
     columns = 0.01 * (-1.0) ** torch.arange(size)
     noise = 0.01 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     grey = torch.full((1, 3, size, size), 0.5)
