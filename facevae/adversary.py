@@ -1,9 +1,11 @@
 """The finish of a decoder against a discriminator, with encoder and prior as they are.
 
 A likelihood of pixels blurs what a latent leaves open. Here the decoder goes on until what it
-makes, of faces and of the prior's samples, is not told from faces, while it holds on to the
-pixels; since the encoder does not change, latents, prior and directions stay valid (Esser et al.
-2021 finish their autoencoder at once with such a loss).
+makes, of faces and of the prior's samples, is not told from faces, while reconstructions hold on to
+the pixels; since the encoder does not change, latents, prior and directions stay valid (Esser et al.
+2021 finish their autoencoder at once with such a loss). Samples have no pixels to hold on to: their
+finest layers are apart, the decoder's `textured`, so that detail which would cost a reconstruction
+its likeness is there for them.
 """
 
 import copy
@@ -18,7 +20,7 @@ from torch.nn import functional
 from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
-from facevae.config import TrainConfig
+from facevae.config import WHOLE_TEXTURE, TrainConfig
 from facevae.discriminator import Augmentation, Discriminator, detail, of_images, steepness
 from facevae.guard import Guard
 from facevae.model import VAE
@@ -39,6 +41,8 @@ CYCLE = 16  # steps, of which the first draws the prior's samples for all, and t
 _PENALTY = 0.02  # of R1, taken now and then (Karras et al. 2020, section 3.1)
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
+# and of what the discriminator says of reconstructions, and of samples
+_VERDICT, _VERDICT_ON_SAMPLES = 1.5, 3.0
 _LATTICE = 10.0  # times what its square counts in the mean squared error
 _COARSE = 32  # side in pixels at which samples stay what they were
 
@@ -70,6 +74,7 @@ class FinishStage:
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
         self._before = copy.deepcopy(vae.decoder)
+        vae.decoder.add_texture()
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         with seeded(config.seed):
             width = max(16, vae.config.filters[0])
@@ -94,7 +99,7 @@ class FinishStage:
             mean, _ = self.vae.encode(images)
         samples = self._samples(index)
         with training_precision(device):
-            made = self.decoder(torch.cat([mean, samples])).float()
+            made = torch.cat([self.decoder(mean), self.decoder(samples, WHOLE_TEXTURE)]).float()
         draw = generator(self.config.seed, _AUGMENTATION, index)
         as_shown, elsewhere = (Augmentation(count, self.vae.config.size, draw) for _ in range(2))
         real = as_shown(images)
@@ -119,7 +124,9 @@ class FinishStage:
             with torch.no_grad():
                 _, real_features = self.discriminator(real)
             logits, features = self.discriminator(shown)
-        adversarial = losses.generator_loss(logits, mean_verdict)
+        adversarial, of_samples = (
+            losses.generator_loss(part, mean_verdict) for part in (logits[:own], logits[own:])
+        )
         as_made = [level[:own] for level in features]
         matching = losses.feature_matching(as_made, real_features, mean_of)
         mse = mean_of(losses.mean_squared_error(made[:own], images))
@@ -129,7 +136,8 @@ class FinishStage:
         pixels = mse.clamp_min(losses.MIN_MSE).log()
         held = strayed + _LATTICE * mean_of(lattice_energy(made))
         pixels = pixels + held / mse.detach().clamp_min(losses.MIN_MSE)
-        loss = _PIXELS * pixels + _FEATURES * matching + weight * adversarial
+        verdicts = _VERDICT * adversarial + _VERDICT_ON_SAMPLES * of_samples
+        loss = _PIXELS * pixels + _FEATURES * matching + weight * verdicts
         if self._perceptual:
             loss = loss + _PERCEPTUAL * mean_of(self._perceptual(made[:own], images))
         # where the one is left out, so is the other
@@ -137,7 +145,7 @@ class FinishStage:
         seen = (index + 1) * self.batches.size
         half_life = min(_EMA_IMAGES, 0.1 * seen)
         average(self.vae.decoder, self.decoder, 0.5 ** (self.batches.size / half_life))
-        found = torch.stack([adversarial, critic_loss, matching, mse])
+        found = torch.stack([(adversarial + of_samples) / 2, critic_loss, matching, mse])
         return found.detach().where(is_sound, 0.0)
 
     def _samples(self, index: int) -> Tensor:
@@ -199,7 +207,7 @@ class FinishStage:
 
     def inputs(self) -> dict[str, Tensor]:
         """The model as it was fitted."""
-        vae = self.vae.state_dict() | prefixed("decoder.", self._before.state_dict())
+        vae = self.vae.plain_state() | prefixed("decoder.", self._before.state_dict())
         return prefixed("fitted.vae.", vae) | prefixed("fitted.prior.", self.prior.state_dict())
 
 

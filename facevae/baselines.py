@@ -43,7 +43,7 @@ class Eigenfaces:
         coefficients = (images.flatten(1) - self.mean) @ self.components.T
         return coefficients, torch.full_like(coefficients, LOGVAR_RANGE[0])
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, texture: float = 0.0) -> Tensor:  # noqa: ARG002 - there is none
         """latents (B, D) → images (B, 3, size, size), clipped to [0, 1]."""
         flat = self.mean + latents @ self.components
         return flat.clamp(0, 1).view(-1, 3, self.size, self.size)

@@ -56,17 +56,18 @@ def residual_encoder(filters: Sequence[int], blocks: int) -> list[nn.Module]:
     return [*layers, nn.GroupNorm(num_groups(filters[-1]), filters[-1]), nn.SiLU()]
 
 
-def residual_decoder(filters: Sequence[int], blocks: int) -> list[nn.Module]:
-    """Layers from features (B, filters[-1], h, w) to images (B, 3, H, W), before a sigmoid.
+def residual_decoder(filters: Sequence[int], blocks: int) -> list[list[nn.Module]]:
+    """Layers, by level, from features (B, filters[-1], h, w) to images (B, 3, H, W) before a sigmoid.
 
     Between two levels the channels change where pixels are fewest, before these are doubled.
     """
-    layers: list[nn.Module] = []
+    levels: list[list[nn.Module]] = []
     inward = tuple(filters[::-1])
     for before, after in pairwise(inward):
-        layers += [ResidualBlock(before) for _ in range(blocks)]
-        layers += [nn.Conv2d(before, after, kernel_size=1), nn.Upsample(scale_factor=2)]
-    layers += [ResidualBlock(inward[-1]) for _ in range(blocks)]
+        residual = [ResidualBlock(before) for _ in range(blocks)]
+        to_next = nn.Conv2d(before, after, kernel_size=1)
+        levels.append([*residual, to_next, nn.Upsample(scale_factor=2)])
+    residual = [ResidualBlock(inward[-1]) for _ in range(blocks)]
     norm = nn.GroupNorm(num_groups(inward[-1]), inward[-1])
     to_pixels = nn.Conv2d(inward[-1], 3 * 2 * 2, kernel_size=3, padding=1)
-    return [*layers, norm, nn.SiLU(), to_pixels, nn.PixelShuffle(2)]
+    return [*levels, [*residual, norm, nn.SiLU(), to_pixels, nn.PixelShuffle(2)]]

@@ -1,9 +1,9 @@
 """One `.safetensors` file is one model; another is a run's state, from which it goes on.
 
 A model file holds weights, configuration, framing, prior, attributes and provenance, and is read
-without executing anything. Metadata are JSON strings; tensors are `vae.*`, `prior.*`,
-`latents.mean` (D,), `latents.covariance` (D, D), and with attributes `directions` and `scorers`
-(A, D).
+without executing anything. Metadata are JSON strings; tensors are `vae.*`, those of a finish under
+`vae.decoder.textured.*`, `prior.*`, `latents.mean` (D,), `latents.covariance` (D, D), and with
+attributes `directions` and `scorers` (A, D).
 """
 
 import dataclasses
@@ -28,11 +28,12 @@ from facevae.framing import Framing
 from facevae.model import VAE
 from facevae.prior import Prior, build_prior
 
-FORMAT = 4  # raised when a reader of the old format could not read the new one
+FORMAT = 5  # raised when a reader of the old format could not read the new one
 # what a format that is still read does not say, since all of its models were so
 _UNSAID: dict[int, dict[str, dict[str, object]]] = {
     2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0}},
     3: {"prior": {"guidance": 1.0}},
+    4: {},
     FORMAT: {},
 }
 _PICKLES = (
@@ -42,6 +43,7 @@ _PICKLES = (
     b"\x80\x04",
     b"\x80\x05",
 )  # zipped, and protocols 2 to 5
+_TEXTURED = "vae.decoder.textured."  # of models that have been through a finish
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -138,6 +140,8 @@ def load(path: Path) -> Bundle:
             raise ModelError(msg) from error
         with torch.device("meta"):
             vae, prior = VAE(config), build_prior(prior_config, config.latent_dim)
+            if any(name.startswith(_TEXTURED) for name in file.keys()):  # noqa: SIM118 - no dictionary
+                vae.decoder.add_texture()
         expected: dict[str, tuple[int, ...]] = {
             **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
             **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},

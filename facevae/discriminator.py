@@ -10,16 +10,18 @@ from torch.nn import functional
 from facevae import parallel
 
 _SMALLEST = 4  # side in pixels of the last features
-_PATCH_LEVEL = 3  # of the features, those that see patches of 24 pixels
-_DETAIL = 32.0  # times a pixel's difference from its neighbourhood, which is about 0.02 in faces
+_PATCH_LEVEL = 3  # of the features, those that see patches of 28 pixels
+# times a pixel's difference from its neighbourhood, which is about 0.02 in faces, and the same of
+# the image at half the size
+_DETAIL, _COARSER_DETAIL = 32.0, 16.0
 
 
 class Discriminator(nn.Module):
     """images (B, 3, size, size) in [0, 1] → logits (B, 1 + P), and features of each level.
 
     The first logit is of the whole image, the others are of patches, which tell texture sooner
-    (Isola et al. 2017, section 3.2.2). Detail is given apart and amplified, as by a level of a
-    Laplacian pyramid (Denton et al. 2015): by pixels alone it takes thousands of steps until what
+    (Isola et al. 2017, section 3.2.2). Detail is given apart and amplified, as by the levels of a
+    Laplacian pyramid (Denton et al. 2015), two of them: by pixels alone it takes thousands of steps until what
     is faint beside light and shade counts. Convolutions of stride 2 as in DCGAN (Radford et al.
     2016), `width` channels at first and at most 8 × as many, without norms: what keeps it in
     check is R1.
@@ -28,7 +30,7 @@ class Discriminator(nn.Module):
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         halvings = int(math.log2(size // _SMALLEST))
-        widths = [6, *(min(width * 2**i, 8 * width) for i in range(halvings))]
+        widths = [9, *(min(width * 2**i, 8 * width) for i in range(halvings))]
         self.levels = nn.ModuleList(
             nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1)
             for before, after in pairwise(widths)
@@ -38,7 +40,9 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and features."""
-        hidden = torch.cat([2 * images - 1, _DETAIL * detail(images)], 1)
+        coarser = functional.interpolate(detail(functional.avg_pool2d(images, 2)), scale_factor=2.0)
+        parts = [2 * images - 1, _DETAIL * detail(images), _COARSER_DETAIL * coarser]
+        hidden = torch.cat(parts, 1)
         features = []
         for level in self.levels:
             hidden = functional.leaky_relu(level(hidden), 0.2)

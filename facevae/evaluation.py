@@ -11,6 +11,7 @@ from torch import Tensor
 from facevae import metrics
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
+from facevae.config import WHOLE_TEXTURE
 from facevae.conversion import Progress
 from facevae.data import Faces, Rows
 from facevae.errors import ModelError
@@ -169,9 +170,12 @@ class Evaluation:
         # Come back, and go half the way to another face
         mean = found.mean[self.order]
         halfway = (mean + mean.roll(-1, 0)) / 2
-        for key, latents in (("swd_reconstructions", mean), ("swd_midpoints", halfway)):
+        for key, latents, texture in (
+            ("swd_reconstructions", mean, 0.0),
+            ("swd_midpoints", halfway, WHOLE_TEXTURE),
+        ):
             what = key.removeprefix("swd_").capitalize()
-            decoded = self._decode(f"{what} ({name})", coder, latents)
+            decoded = self._decode(f"{what} ({name})", coder, latents, texture)
             figures[key] = _with_mean(self._swd(decoded))
 
         # What may not be had
@@ -184,7 +188,7 @@ class Evaluation:
             figures,
             reasons,
             self.faces.pixels[self.rows[shown]],
-            to_pixels(_decode(coder, found.mean[shown])),
+            to_pixels(_decode(coder, found.mean[shown], 0.0)),
             np.concatenate(samples.shown)[:_NUM_SAMPLES_SHOWN],
             _ways(coder, mean),
             found.mean,
@@ -241,12 +245,12 @@ class Evaluation:
                     kept.append(sample_latents(candidate.prior, noise))
                 yield kept[-1]
 
-        decoded = (_decode(candidate.coder, part) for part in latents())
+        decoded = (_decode(candidate.coder, part, WHOLE_TEXTURE) for part in latents())
         task = f"Sampling ({candidate.name})"
         return watched(decoded, task, self.num_samples, self.progress)
 
-    def _decode(self, task: str, coder: Coder, latents: Tensor) -> Iterator[Tensor]:
-        decoded = (_decode(coder, part) for part in latents.split(_CHUNK))
+    def _decode(self, task: str, coder: Coder, latents: Tensor, texture: float) -> Iterator[Tensor]:
+        decoded = (_decode(coder, part, texture) for part in latents.split(_CHUNK))
         return watched(decoded, task, len(latents), self.progress)
 
 
@@ -270,9 +274,9 @@ class _Samples:
             yield images
 
 
-def _decode(coder: Coder, latents: Tensor) -> Tensor:
+def _decode(coder: Coder, latents: Tensor, texture: float) -> Tensor:
     with exact():
-        images = coder.decode(latents)
+        images = coder.decode(latents, texture)
     if not images.isfinite().all():
         msg = (
             "the model decodes to what are no numbers; train it again with a lower --learning-rate"
@@ -286,7 +290,7 @@ def _ways(coder: Coder, mean: Tensor) -> Pixels:
     pairs = mean[: 2 * _NUM_WAYS].split(2)
     times = torch.linspace(0, 1, _WAY_STEPS)
     strips = [interpolate(p[0], p[-1], times, "lerp") for p in pairs]
-    return np.stack([to_pixels(_decode(coder, strip)) for strip in strips])
+    return np.stack([to_pixels(_decode(coder, strip, WHOLE_TEXTURE)) for strip in strips])
 
 
 def _first(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from facevae.bundle import Bundle
+from facevae.config import WHOLE_TEXTURE
 from facevae.conversion import Progress
 from facevae.errors import ModelError, UsageError
 from facevae.files import replacing, write_json
@@ -55,7 +56,7 @@ def export_onnx(
     """Write `encoder.onnx`, `decoder.onnx`, `prior.onnx` and `model.json` into `folder`.
 
     Images (N, 3, size, size) in [0, 1] → mean, logvar (N, D); latents (N, D) → images; standard
-    normal noise (N, D) → latents, a flow's steps unrolled. `name` says which model it is. Raises
+    normal noise (N, D) → latents, a flow's steps unrolled. Images have all of their texture. `name` says which model it is. Raises
     `UsageError` without the extra `onnx`, `ModelError` where a file's outputs are not torch's.
     """
     require_onnx()
@@ -93,6 +94,17 @@ class _Posterior(nn.Module):
         return self.vae.encode(images)
 
 
+class _Texture(nn.Module):
+    """Latents to images with all of their texture, as `sample` makes them."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents, WHOLE_TEXTURE)
+
+
 def _parts(bundle: Bundle) -> list[_Part]:
     size, latent_dim = bundle.config.size, bundle.config.latent_dim
 
@@ -104,7 +116,7 @@ def _parts(bundle: Bundle) -> list[_Part]:
 
     return [
         _Part("encoder", _Posterior(bundle.vae), images, "images", ("mean", "logvar")),
-        _Part("decoder", bundle.vae.decoder, noise, "latents", ("images",)),
+        _Part("decoder", _Texture(bundle.vae), noise, "latents", ("images",)),
         _Part("prior", bundle.prior, noise, "noise", ("latents",)),
     ]
 

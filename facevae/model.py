@@ -6,16 +6,23 @@ and kernel are those of the lineage it builds on (Foster, Generative Deep Learni
 With `residual_blocks` the convolutions are those of `blocks` instead.
 """
 
+import copy
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from facevae.blocks import residual_decoder, residual_encoder
 from facevae.config import ModelConfig
 from facevae.runtime import generator
 
 SLOPE = 0.2  # of LeakyReLU; the paper names none
+_TEXTURED_LEVELS = 2  # the finest
+_NUM_NOISES, _NOISE = 8, 7  # of each level, and what a generator's numbers are for
+_TEXTURED = "decoder.textured."
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
 
 
@@ -25,7 +32,7 @@ class Coder(Protocol):
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, size, size) in [0, 1] → mean and log-variance, each (B, D)."""
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, texture: float = ...) -> Tensor:
         """latents (B, D) → images (B, 3, size, size) in [0, 1]."""
 
 
@@ -71,25 +78,103 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1]."""
+    """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1].
+
+    After a finish the layers of its finest levels are there twice: those that hold on to a face's
+    pixels, and `textured` ones, which need not. Since these began as those, there is a way from the
+    ones to the others: `texture`, from 0 to 1, says how far along it the weights are (Wang et al.
+    2018, ESRGAN, section 3.4, interpolate networks so).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         side = config.size >> len(config.filters)
         self.shape = (config.filters[-1], side, side)
         self.dense = nn.Linear(config.latent_dim, config.filters[-1] * side * side)
-        layers = (
+        levels = (
             residual_decoder(config.filters, config.residual_blocks)
             if config.residual_blocks
             else _plain_decoder(config)
         )
-        self.convolutions = nn.Sequential(*layers, nn.Sigmoid())
+        levels[-1].append(nn.Sigmoid())
+        self.convolutions = nn.Sequential(*chain.from_iterable(levels))
+        self._num_layers = [len(level) for level in levels]
+        self._widths, self._size = config.filters[::-1], config.size
+        self.textured: Texture | None = None
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def add_texture(self) -> None:
+        """Have the layers of the finest levels twice, if they are not yet: all images stay the same."""
+        if self.textured is None:
+            _, fine = self._levels()
+            self.textured = Texture(fine, self._widths[-len(fine) :], self._size)
+
+    def forward(self, latents: Tensor, texture: float = 0.0) -> Tensor:
         """Images, through a sigmoid."""
-        features = self.dense(latents).unflatten(1, self.shape)
-        images: Tensor = self.convolutions(features)
-        return images
+        features: Tensor = self.dense(latents).unflatten(1, self.shape)
+        coarse, fine = self._levels()
+        features = _through(coarse, features)
+        if self.textured is None or not texture:
+            return _through(chain.from_iterable(fine), features)
+        if texture == 1:
+            images: Tensor = self.textured(features)
+            return images
+        between: Tensor = functional_call(
+            self.textured, self.textured.part_of(texture, fine), features
+        )
+        return between
+
+    def _levels(self) -> tuple[list[nn.Module], list[list[nn.Module]]]:
+        """The layers before the finest levels, and those of each of these."""
+        layers = iter(self.convolutions)
+        levels = [list(islice(layers, count)) for count in self._num_layers]
+        coarse, fine = levels[:-_TEXTURED_LEVELS], levels[-_TEXTURED_LEVELS:]
+        return list(chain.from_iterable(coarse)), fine
+
+
+class Texture(nn.Module):
+    """features (B, C, H, W) → images (B, 3, size, size): a decoder's finest levels once more.
+
+    Before each there is noise, always the same: of a plain wall's features, which are alike
+    everywhere, convolutions alone could make no grain but what repeats (Karras et al. 2019,
+    section 3.2). How much of it goes into a channel is learned, and none at first.
+    """
+
+    def __init__(
+        self, levels: Sequence[Sequence[nn.Module]], widths: Sequence[int], size: int
+    ) -> None:
+        """The levels begin with so many channels each; the last of them at half of `size`."""
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Sequential(*copy.deepcopy(level)) for level in levels)
+        grains = [nn.Conv2d(_NUM_NOISES, width, kernel_size=1, bias=False) for width in widths]
+        self.grains = nn.ModuleList(grains)
+        for i, grain in enumerate(grains):
+            nn.init.zeros_(grain.weight)
+            side = size >> (len(levels) - i)
+            noise = torch.randn(1, _NUM_NOISES, side, side, generator=generator(_NOISE, i))
+            self.register_buffer(f"noise{i}", noise)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Images, through a sigmoid."""
+        for i, (grain, level) in enumerate(zip(self.grains, self.levels, strict=True)):
+            noise = self.get_buffer(f"noise{i}").to(features.dtype)
+            features = level(features + grain(noise))
+        return features
+
+    def part_of(self, texture: float, plain: Sequence[Sequence[nn.Module]]) -> dict[str, Tensor]:
+        """Parameters by name, `texture` of the way from those of the plain levels to these."""
+        starts = {
+            f"levels.{i}.{name}": parameter
+            for i, level in enumerate(plain)
+            for name, parameter in nn.Sequential(*level).named_parameters()
+        }
+        ends = self.named_parameters()
+        return {name: starts.get(name, torch.zeros_like(p)).lerp(p, texture) for name, p in ends}
+
+
+def _through(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
+    for layer in layers:
+        features = layer(features)
+    return features
 
 
 class VAE(nn.Module):
@@ -106,10 +191,18 @@ class VAE(nn.Module):
         mean, logvar = self.encoder(images)
         return mean.float(), logvar.float().clamp(*LOGVAR_RANGE)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1]."""
-        images: Tensor = self.decoder(latents)
+    def decode(self, latents: Tensor, texture: float = 0.0) -> Tensor:
+        """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1].
+
+        `texture` from 0 to 1 is how much detail a finished decoder makes up, beside what it knows of a
+        face; the others make up none.
+        """
+        images: Tensor = self.decoder(latents, texture)
         return images
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """All weights but those of the texture: those that every VAE of this configuration has."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(_TEXTURED)}
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images, standard normal noise (B, latent_dim) → reconstructions, mean, log-variance."""
@@ -137,16 +230,14 @@ def _plain_encoder(config: ModelConfig) -> list[nn.Module]:
     return layers
 
 
-def _plain_decoder(config: ModelConfig) -> list[nn.Module]:
-    layers: list[nn.Module] = []
+def _plain_decoder(config: ModelConfig) -> list[list[nn.Module]]:
     inward = config.filters[::-1]
-    for before, after in zip(inward, (*inward[1:], 3), strict=True):
-        layers += [
-            ConvTranspose(before, after),
-            nn.BatchNorm2d(after),
-            _activation(config.dropout),
-        ]
-    return layers[:-2]  # the last convolution's batch norm and activation give way to a sigmoid
+    levels: list[list[nn.Module]] = [
+        [ConvTranspose(before, after), nn.BatchNorm2d(after), _activation(config.dropout)]
+        for before, after in zip(inward, (*inward[1:], 3), strict=True)
+    ]
+    del levels[-1][1:]  # its batch norm and activation give way to a sigmoid
+    return levels
 
 
 def _activation(dropout: float) -> nn.Module:

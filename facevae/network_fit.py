@@ -42,7 +42,7 @@ def _new_vae(run: Run) -> VAE:
     with seeded(run.train.seed):
         vae = VAE(run.model)
     if run.init:
-        vae.load_state_dict(run.init.vae.state_dict())
+        vae.load_state_dict(run.init.vae.plain_state())
     if not run.train.kl_weight:
         remove_variance(vae)
     return vae.to(run.device)

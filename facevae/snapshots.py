@@ -150,7 +150,7 @@ def draw_progress(
     rows = evenly(run.faces.held_out, _NUM_PICTURES)
     images = next(batches_of(run.faces, rows, run.device))
     mean, _ = posteriors(bundle.vae, [images])
-    pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
+    pairs = torch.stack([images.cpu(), decode(bundle.vae, mean, texture=0.0)]).flatten(0, 1)
     samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(_NUM_PICTURES))))
     names = {kind: f"{kind}-{when}.png" for kind in ("reconstructions", "samples")}
     save_picture(folder.pictures / names["reconstructions"], grid(to_pixels(pairs), len(images)))

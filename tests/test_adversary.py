@@ -13,6 +13,7 @@ from facevae.adversary import FinishStage, batch_size, lattice_energy
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.data import Faces
+from facevae.discriminator import detail
 
 CPU = torch.device("cpu")
 RESIDUAL = replace(CONFIG, residual_blocks=1)
@@ -64,6 +65,19 @@ def test_encoder_prior_and_batch_norm_statistics_stay_as_they_are(faces):
     assert not [name for name in changed if "running" in name or "tracked" in name]
 
 
+def test_texture_is_for_samples_and_leaves_reconstructions_to_their_pixels(faces):
+    stage = finish(faces, RESIDUAL)
+    stage.budget.num_steps = 10**6  # no cool-down
+    for index in range(120):  # past the warm-up
+        stage.step(index)
+    images = stage.batches(120)
+    with torch.no_grad():
+        mean, _ = stage.vae.encode(images)
+        plain, textured = (stage.vae.decode(mean, texture) for texture in (0.0, 1.0))
+    assert detail(textured).square().mean() > 1.5 * detail(plain).square().mean()
+    assert (plain - images).square().mean() < 0.95 * (textured - images).square().mean()
+
+
 def test_the_penalty_is_taken_at_steps_that_their_numbers_name(faces, monkeypatch):
     taken = []
     penalty = FinishStage._penalty
@@ -96,9 +110,12 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
         stage.config = replace(stage.config, finish_weight=weight)
         before = copy.deepcopy(stage.decoder)
         stage.step(100)  # past the warm-up
-        latents = torch.cat([stage.vae.encode(stage.batches(100))[0], stage._samples(100)])
         with torch.no_grad():
-            was, now = (stage.discriminator(d(latents))[0] for d in (before, stage.decoder))
+            mean, _ = stage.vae.encode(stage.batches(100))
+            was, now = (
+                stage.discriminator(torch.cat([d(mean), d(stage._samples(100), 1.0)]))[0]
+                for d in (before, stage.decoder)
+            )
         return (now - was).mean().item()
 
     without, little, much = (rise(weight) for weight in (0.0, 1.0, 10.0))

@@ -274,6 +274,24 @@ def test_a_residual_model_comes_back_as_it_was(tmp_path):
     assert differing(tensors_of(again), tensors_of(bundle)) == []
 
 
+def test_a_finished_decoder_comes_back_with_its_texture(tmp_path):
+    bundle, path = tiny_bundle(), tmp_path / "finished.safetensors"
+    bundle.vae.decoder.add_texture()
+    for parameter in bundle.vae.decoder.textured.parameters():
+        parameter.data += 0.1
+    save(bundle, path)
+    again = load(path)
+    assert differing(tensors_of(again), tensors_of(bundle)) == []
+    latents = torch.zeros(1, bundle.config.latent_dim)
+    made, wanted = (b.vae.decode(latents, 1.0) for b in (again, bundle))
+    torch.testing.assert_close(made, wanted)
+    tensors, texts = parts_of(path)
+    missing = next(name for name in tensors if ".textured." in name)
+    del tensors[missing]
+    save_file(tensors, path, texts)
+    assert missing in refusal(path)
+
+
 def test_metadata_that_are_not_json_are_refused(saved):
     tensors, texts = parts_of(saved)
     save_file(tensors, saved, texts | {"config": "{size: 32"})

@@ -18,7 +18,7 @@ def test_a_discriminator_tells_whole_and_patches_of_each_image_and_features_of_e
     assert sides[-1] == 4
 
 
-def test_a_patch_is_judged_by_what_is_within_24_pixels():
+def test_a_patch_is_judged_by_what_is_within_28_pixels():
     network = Discriminator(64, 4)
     images = torch.rand(1, 3, 64, 64)
     changed = images.clone()
@@ -27,7 +27,7 @@ def test_a_patch_is_judged_by_what_is_within_24_pixels():
     moved = (before != after)[0]
     assert moved[0]
     assert moved[1]
-    # the square of 24 pixels about a patch's middle, at 8 pixels from one to the next
+    # the square of 28 pixels about a patch's middle, at 8 pixels from one to the next
     assert not moved[1:].view(8, 8)[5:, 5:].any()
 
 

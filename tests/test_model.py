@@ -219,6 +219,68 @@ def test_the_weights_of_a_residual_network_take_part_and_noise_reaches_the_pictu
     assert [name for name, p in vae.named_parameters() if p.grad is None] == []
 
 
+def textured(config):
+    """A VAE whose texture is another than it began as."""
+    vae = build(config)
+    vae.decoder.add_texture()
+    with torch.no_grad():
+        for parameter in vae.decoder.textured.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
+    return vae
+
+
+@pytest.mark.parametrize("config", [TINY, RESIDUAL], ids=["plain", "residual"])
+def test_texture_begins_as_nothing(config):
+    vae, latents = build(config), torch.randn(3, 5)
+    with torch.no_grad():
+        plain = vae.decode(latents)
+        assert vae.decode(latents, 1.0).equal(plain)
+        vae.decoder.add_texture()
+        for texture in (0.0, 0.3, 1.0):
+            torch.testing.assert_close(vae.decode(latents, texture), plain)
+
+
+@pytest.mark.parametrize("config", [TINY, RESIDUAL], ids=["plain", "residual"])
+def test_texture_goes_from_none_to_all_by_the_weights(config):
+    vae, latents = textured(config), torch.randn(3, 5)
+    half = VAE(config).eval()
+    half.load_state_dict(vae.plain_state())
+    ends = [*vae.decoder.textured.levels.parameters()]
+    last = [*half.decoder.parameters()][-len(ends) :]
+    with torch.no_grad():
+        without, whole = vae.decode(latents, 0.0), vae.decode(latents, 1.0)
+        assert without.equal(half.decode(latents))
+        for mine, end in zip(last, ends, strict=True):
+            mine.lerp_(end, 0.5)
+        for grain in vae.decoder.textured.grains:
+            grain.weight.zero_()
+        torch.testing.assert_close(vae.decode(latents, 0.5), half.decode(latents))
+    assert not whole.allclose(without, atol=0.01)
+
+
+def test_grain_is_always_the_same_and_goes_with_texture():
+    vae = build(RESIDUAL)
+    vae.decoder.add_texture()
+    with torch.no_grad():
+        vae.decoder.textured.grains[-1].weight.fill_(0.1)
+        latents = torch.randn(1, 5)
+        some, half, whole = (vae.decode(latents, texture) for texture in (0.0, 0.5, 1.0))
+        assert vae.decode(latents, 1.0).equal(whole)
+    assert (half - some).norm() < (whole - some).norm()
+    again = build(RESIDUAL, seed=3).decoder
+    again.add_texture()
+    for mine, other in zip(vae.decoder.textured.buffers(), again.textured.buffers(), strict=True):
+        assert mine.equal(other)
+
+
+def test_texture_is_of_the_finest_levels_alone():
+    vae = textured(ModelConfig(size=32, latent_dim=5, filters=(4, 6, 8), residual_blocks=1))
+    blocks = [m for m in vae.decoder.textured.modules() if isinstance(m, ResidualBlock)]
+    assert [b.layers[2].in_channels for b in blocks] == [6, 4]
+    vae.decoder.add_texture()  # once is enough
+    assert [b for b in vae.decoder.textured.modules() if isinstance(b, ResidualBlock)] == blocks
+
+
 @pytest.mark.parametrize(
     ("name", "least", "most"), [("compact", 13e6, 16e6), ("sharp", 55e6, 65e6)]
 )
@@ -228,6 +290,7 @@ def test_the_residual_presets_are_as_large_as_they_say(name, least, most):
         prior = build_prior(preset(name).train.prior_config, vae.config.latent_dim)
     assert least < num_parameters(vae) < most
     if name == "compact":  # with its prior it goes into the package, at half precision
+        vae.decoder.add_texture()
         stored = sum(t.numel() for m in (vae, prior) for t in m.state_dict().values())
         assert 2 * stored + 2 * vae.config.latent_dim**2 < 45e6
 

@@ -13,6 +13,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.edits import Attr, Keep, is_photo, kept_names, sequence_output, write_frames
 from facevae.cli.session import finish, open_model
+from facevae.config import WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -61,6 +62,7 @@ def arith(
         bool, typer.Option("--compare", help="Put the original beside the edited face.")
     ] = False,
     paste: options.Paste = False,
+    texture: options.Texture = WHOLE_TEXTURE,
     output: options.Output = None,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
@@ -117,18 +119,19 @@ def arith(
     summed = sum_of_faces(bundle, latent, added, removed)
     repeated = summed.repeat(len(alphas), 1)
     edited = edit.apply(repeated, torch.tensor(alphas)) if edit else repeated
-    images = decode(bundle.vae, edited)
+    drawn = partial(decode, bundle.vae, texture=texture)
+    images = drawn(edited)
     frames = to_pixels(images)
     if paste:
-        unedited = to_pixels(decode(bundle.vae, latent[None]))[0]
+        unedited = to_pixels(drawn(latent[None]))[0]
         frames = np.stack([placed.paste(frame, unedited) for frame in frames])
     more = {"attributes": attrs, "alphas": alphas}
     if edit and paste:
-        (start,) = to_pixels(decode(bundle.vae, summed[None]))
+        (start,) = to_pixels(drawn(summed[None]))
         photos = [placed.paste(start, unedited), *frames]
         more |= _report_pasted(console, bundle, edit, placed, photos)
     elif edit:
-        more |= _report(console, bundle, edit, decode(bundle.vae, summed[None])[0], images)
+        more |= _report(console, bundle, edit, drawn(summed[None])[0], images)
     if compare:
         frames = np.concatenate([original[None], frames])
     written = write_frames(target, frames, moving=moving, fps=fps, columns=columns)

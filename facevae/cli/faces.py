@@ -10,7 +10,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import finish, open_model
-from facevae.config import MAX_SEED
+from facevae.config import MAX_SEED, WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import ImageError, UsageError
 
@@ -36,6 +36,7 @@ def reconstruct(
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
     paste: options.Paste = False,
+    texture: options.Texture = 0.0,
     model: options.Model = "default",
     device: options.Device = "auto",
     json: options.Json = False,
@@ -67,7 +68,7 @@ def reconstruct(
         if paste:
             msg = f"{images[0]}: --paste puts faces back into photos, and this is none"
             raise UsageError(msg)
-        decode_stored(console, stored, output, model, device, latents=latents)
+        decode_stored(console, stored, output, model, device, texture, latents=latents)
         return
     keep = LatentsKeeper(latents)
     files = _find_photos(images)
@@ -86,7 +87,7 @@ def reconstruct(
     for places, originals in chunks:
         encoded = encode_pixels(bundle, originals)
         keep.add([stems[place] for place in places], encoded)
-        pixels = to_pixels(decode(bundle.vae, encoded))
+        pixels = to_pixels(decode(bundle.vae, encoded, texture))
         if paste or target.is_folder:
             for place, picture in zip(places, pixels, strict=True):
                 whole = partial(place_photo, files[place], framing, face_number)
@@ -160,6 +161,7 @@ def sample(
         Literal["flow", "gaussian", "normal"] | None,
         typer.Option("--prior", help="Draw from another prior than the model's own, to compare."),
     ] = None,
+    texture: options.Texture = WHOLE_TEXTURE,
     columns: Annotated[
         int | None, typer.Option("--columns", min=1, help="Faces in a row (default: a square).")
     ] = None,
@@ -202,7 +204,7 @@ def sample(
         some = chosen[start : start + _CHUNK]
         drawn = latents_of_seeds(bundle, some, temperature, guidance)
         keep.add([f"seed:{s}" for s in some], drawn)
-        writer.add(to_pixels(decode(bundle.vae, drawn)))
+        writer.add(to_pixels(decode(bundle.vae, drawn, texture)))
         console.progress("Sampling", writer.num_written, len(chosen))
     paths = writer.finish()
     keep.save(bundle, used["name"])

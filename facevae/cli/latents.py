@@ -76,6 +76,7 @@ def decode_stored(
     output: str | None,
     model: str,
     device: str,
+    texture: float,
     *,
     latents: Path | None,
 ) -> None:
@@ -101,7 +102,7 @@ def decode_stored(
     writer.check(bundle.config.size)
     for file, rows in parts:
         for some in file.read(rows.start, rows.stop, _CHUNK):
-            writer.add(to_pixels(decode(bundle.vae, some)))
+            writer.add(to_pixels(decode(bundle.vae, some, texture)))
             console.progress("Decoding", writer.num_written, len(names))
     finish(console, used, writer.finish(), {"skipped": []})
 

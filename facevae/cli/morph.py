@@ -8,6 +8,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.edits import Attr, Keep, kept_names, sequence_output, write_frames
 from facevae.cli.session import finish, open_model
+from facevae.config import WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -38,6 +39,7 @@ def morph(
         Literal["slerp", "lerp"],
         typer.Option("--path", help="Turn around the average face, or go straight through."),
     ] = "slerp",
+    texture: options.Texture = WHOLE_TEXTURE,
     loop: Annotated[bool, typer.Option("--loop", help="There and back again.")] = False,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
@@ -83,7 +85,7 @@ def morph(
         starts, stops = torch.tensor(ramps).T
         times = times_of(len(latents), loop=loop)[:, None]
         latents = edit.apply(latents, (1 - times) * starts + times * stops)
-    frames = to_pixels(decode(bundle.vae, latents))
+    frames = to_pixels(decode(bundle.vae, latents, texture))
     written = write_frames(target, frames, moving=moving, fps=fps)
     finish(console, used, written, {"num_pictures": len(frames)})
 

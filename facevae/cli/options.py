@@ -78,6 +78,15 @@ Guidance = Annotated[
         "(default: the model's own).",
     ),
 ]
+Texture = Annotated[
+    float,
+    typer.Option(
+        "--texture",
+        min=0,
+        max=1,
+        help="How much detail a finished model makes up beside what it knows of a face.",
+    ),
+]
 Latents = Annotated[
     Path | None,
     typer.Option(
