@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, draw_face
 from PIL import Image
-from tiny import ATTRIBUTES, CONFIG, tiny_bundle
+from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 
 import facevae
 from facevae.api import Model
@@ -208,6 +208,22 @@ def test_edits_have_names_and_numbers(model):
     with pytest.raises(UsageError, match=r"keep='gender'\): needs a list of names"):
         model.edit(model.sample(1), {"smile": 1.0}, keep="gender")
     assert model.edit(model.sample(1), {"smile": np.float32(1)}).shape == (1, CONFIG.latent_dim)
+
+
+def test_a_finished_model_decodes_with_texture_or_without():
+    model = Model(with_texture(tiny_bundle()), "finished")
+    latents = model.sample(2)
+    whole, half, none = (model.decode_images(latents, texture=t) for t in (1, 0.5, 0))
+    assert model.decode_images(latents).equal(whole)
+    assert none.equal(decode(model.bundle.vae, latents, 0.0))
+    assert (half - none).norm() < (whole - none).norm()
+    assert np.array_equal(np.array(model.decode(latents, texture=0)[0]), to_pixels(none)[0])
+
+
+@pytest.mark.parametrize("texture", [-0.1, 1.1, float("nan")])
+def test_texture_is_from_0_to_1(model, texture):
+    with pytest.raises(UsageError, match=r"decode\(texture="):
+        model.decode(model.sample(1), texture=texture)
 
 
 @pytest.mark.parametrize("temperature", [-1, float("nan"), float("inf")])

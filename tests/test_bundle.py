@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import CONFIG, differing, tensors_of, tiny_bundle
+from tiny import CONFIG, differing, tensors_of, tiny_bundle, with_texture
 
 from facevae.bundle import FORMAT, load, load_state, save, save_state
 from facevae.config import ModelConfig
@@ -275,10 +275,7 @@ def test_a_residual_model_comes_back_as_it_was(tmp_path):
 
 
 def test_a_finished_decoder_comes_back_with_its_texture(tmp_path):
-    bundle, path = tiny_bundle(), tmp_path / "finished.safetensors"
-    bundle.vae.decoder.add_texture()
-    for parameter in bundle.vae.decoder.textured.parameters():
-        parameter.data += 0.1
+    bundle, path = with_texture(tiny_bundle()), tmp_path / "finished.safetensors"
     save(bundle, path)
     again = load(path)
     assert differing(tensors_of(again), tensors_of(bundle)) == []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import draw_face
 from PIL import Image
-from tiny import ATTRIBUTES, CONFIG, tiny_bundle
+from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 
 from facevae import hub, images, latents
 from facevae.bundle import save
@@ -24,6 +24,13 @@ SIDE = CONFIG.size
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save(tiny_bundle(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(model):
+    path = model.with_name("finished.safetensors")
+    save(with_texture(tiny_bundle()), path)
     return path
 
 
@@ -416,6 +423,38 @@ def test_more_photos_than_fit_at_a_time_are_all_reconstructed_alike(run):
     run("reconstruct", "in/68.png", "-o", "one")
     assert len(list(Path("all").iterdir())) == 70
     assert alike(pixels_of("all/68.png"), pixels_of("one/68.png"))
+
+
+# ---------------------------------------------------------------- texture
+
+
+def test_texture_is_whole_in_what_is_made_and_none_in_reconstructions(run, finished, monkeypatch):
+    monkeypatch.setenv("FACEVAE_MODEL", str(finished))
+    run("sample", "-n", 2, "-o", "samples.png", "--latents", "samples.npz")
+    for texture in (0, 0.5, 1):
+        run("sample", "-n", 2, "-o", f"samples-{texture}.png", "--texture", texture)
+        run("reconstruct", "a.png", "-o", f"rec-{texture}/", "--texture", texture)
+        run("reconstruct", "samples.npz", "-o", f"again-{texture}.png", "--texture", texture)
+        assert alike(pixels_of(f"samples-{texture}.png"), pixels_of(f"again-{texture}.png"))
+    assert Path("samples.png").read_bytes() == Path("samples-1.png").read_bytes()
+    assert not alike(pixels_of("samples-0.png"), pixels_of("samples-0.5.png"))
+    assert not alike(pixels_of("samples-0.5.png"), pixels_of("samples-1.png"))
+    run("reconstruct", "a.png", "-o", "rec/")
+    assert Path("rec/a.png").read_bytes() == Path("rec-0/a.png").read_bytes()
+    assert not alike(pixels_of("rec/a.png"), pixels_of("rec-1/a.png"))
+    for texture in (0, 1):
+        run("morph", "a.png", "b.png", "-o", f"morph-{texture}.png", "--texture", texture)
+        edit = ("arith", "a.png", "--attr", "smile", "--alpha", 0, "--texture", texture)
+        run(*edit, "-o", f"edit-{texture}.png")
+        for picture in (cells(f"morph-{texture}.png")[0], pixels_of(f"edit-{texture}.png")):
+            assert alike(picture, pixels_of(f"rec-{texture}/a.png"))
+
+
+def test_without_a_finish_there_is_no_texture(run):
+    run("sample", "-n", 2, "-o", "some.png", "--texture", 0)
+    run("sample", "-n", 2, "-o", "whole.png", "--texture", 1)
+    assert Path("some.png").read_bytes() == Path("whole.png").read_bytes()
+    assert run("sample", "--texture", 1.5, code=2).stdout == ""
 
 
 # ---------------------------------------------------------------- morph

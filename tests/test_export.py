@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from tiny import ATTRIBUTES, CONFIG, differing, tensors_of, tiny_bundle
+from tiny import ATTRIBUTES, CONFIG, differing, tensors_of, tiny_bundle, with_texture
 
 from facevae import prior
 from facevae.bundle import load, save
@@ -45,7 +45,7 @@ def exported(tmp_path_factory):
     """The folder, what the command returned, and all that it said."""
     folder = tmp_path_factory.mktemp("export") / "onnx"
     model = folder.parent / "tiny.safetensors"
-    save(tiny_bundle(), model)
+    save(with_texture(tiny_bundle()), model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prior, "SAMPLING_STEPS", 2)  # of 25, which take the exporter their time
         code, out, err = command(model, "--onnx", "-o", folder, "--json")
@@ -62,7 +62,7 @@ def run(folder, name, given):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_each_file_gives_what_torch_gives_for_any_batch(exported, count, monkeypatch):
-    folder, bundle = exported[0], tiny_bundle()
+    folder, bundle = exported[0], with_texture(tiny_bundle())
     monkeypatch.setattr(prior, "SAMPLING_STEPS", 2)
     noise = face_noise(list(range(count)), CONFIG.latent_dim)
     (latents,) = run(folder, "prior", noise)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_bundle, with_texture
 from torch import nn
 
 from facevae.blocks import ResidualBlock, num_groups
@@ -219,16 +220,6 @@ def test_the_weights_of_a_residual_network_take_part_and_noise_reaches_the_pictu
     assert [name for name, p in vae.named_parameters() if p.grad is None] == []
 
 
-def textured(config):
-    """A VAE whose texture is another than it began as."""
-    vae = build(config)
-    vae.decoder.add_texture()
-    with torch.no_grad():
-        for parameter in vae.decoder.textured.parameters():
-            parameter.add_(torch.randn(parameter.shape), alpha=0.1)
-    return vae
-
-
 @pytest.mark.parametrize("config", [TINY, RESIDUAL], ids=["plain", "residual"])
 def test_texture_begins_as_nothing(config):
     vae, latents = build(config), torch.randn(3, 5)
@@ -242,7 +233,7 @@ def test_texture_begins_as_nothing(config):
 
 @pytest.mark.parametrize("config", [TINY, RESIDUAL], ids=["plain", "residual"])
 def test_texture_goes_from_none_to_all_by_the_weights(config):
-    vae, latents = textured(config), torch.randn(3, 5)
+    vae, latents = with_texture(tiny_bundle(config)).vae, torch.randn(3, config.latent_dim)
     half = VAE(config).eval()
     half.load_state_dict(vae.plain_state())
     ends = [*vae.decoder.textured.levels.parameters()]
@@ -274,7 +265,8 @@ def test_grain_is_always_the_same_and_goes_with_texture():
 
 
 def test_texture_is_of_the_finest_levels_alone():
-    vae = textured(ModelConfig(size=32, latent_dim=5, filters=(4, 6, 8), residual_blocks=1))
+    config = ModelConfig(size=32, latent_dim=5, filters=(4, 6, 8), residual_blocks=1)
+    vae = with_texture(tiny_bundle(config)).vae
     blocks = [m for m in vae.decoder.textured.modules() if isinstance(m, ResidualBlock)]
     assert [b.layers[2].in_channels for b in blocks] == [6, 4]
     vae.decoder.add_texture()  # once is enough

@@ -58,6 +58,18 @@ def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
     )
 
 
+def with_texture(bundle: Bundle) -> Bundle:
+    """The same, in place, as if it had been through a finish."""
+    vae = bundle.vae
+    vae.decoder.add_texture()
+    assert vae.decoder.textured is not None
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in vae.decoder.textured.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.2)
+    return bundle
+
+
 class Ear:
     """Remembers what a run tells."""
 

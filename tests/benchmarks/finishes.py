@@ -23,7 +23,7 @@ from torch import Tensor
 from facevae import adversary, discriminator, metrics
 from facevae.batches import Batches, batches_of, evenly
 from facevae.bundle import Bundle
-from facevae.config import TrainConfig
+from facevae.config import WHOLE_TEXTURE, TrainConfig
 from facevae.data import Faces, load_faces
 from facevae.hub import load_model
 from facevae.model import VAE
@@ -43,11 +43,16 @@ def of_whole(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Variant:
-    """How many faces a step takes, how much verdict and detail count, and what of the module is else."""
+    """How many faces a step takes, how much verdict and detail count, and what of the module is else.
+
+    `texture` is that of samples: with 0 they have the layers of reconstructions.
+    """
 
     batch_size: int = BATCH
     weight: float = 1.0
     detail: float = discriminator._DETAIL
+    coarser_detail: float = discriminator._COARSER_DETAIL
+    texture: float = WHOLE_TEXTURE
     changed: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -60,7 +65,10 @@ VARIANTS = {
     "a verdict on whole faces alone": Variant(
         changed={"of_images": of_whole, "steepness": of_whole}
     ),
-    "no detail given apart": Variant(detail=0.0),
+    "samples by the layers of reconstructions": Variant(texture=0.0),
+    "verdicts count alike": Variant(changed={"_VERDICT": 1.0, "_VERDICT_ON_SAMPLES": 1.0}),
+    "no detail given apart": Variant(detail=0.0, coarser_detail=0.0),
+    "only the finest detail": Variant(coarser_detail=0.0),
     "twice the detail": Variant(detail=2 * discriminator._DETAIL),
     "R1 of 1": Variant(changed={"_PENALTY": 1.0}),
 }
@@ -79,7 +87,9 @@ def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> 
     index = 0
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(discriminator, "_DETAIL", variant.detail))
-        for name, value in variant.changed.items():
+        coarser = variant.coarser_detail
+        stack.enter_context(mock.patch.object(discriminator, "_COARSER_DETAIL", coarser))
+        for name, value in {**variant.changed, "WHOLE_TEXTURE": variant.texture}.items():
             stack.enter_context(mock.patch.object(adversary, name, value))
         while index < stage.budget.num_steps:
             stage.step(index)
@@ -105,7 +115,7 @@ def main() -> None:
     with exact():
         latents = sample_latents(bundle.prior, noise)
 
-    def measure(vae: VAE) -> str:
+    def measure(vae: VAE, texture: float) -> str:
         def made() -> Iterator[tuple[Tensor, Tensor]]:
             for images in batches_of(faces, rows, CPU):
                 yield images, vae.decode(vae.encode(images)[0])
@@ -119,7 +129,7 @@ def main() -> None:
             ]
             psnr, own, real = (torch.cat(column).mean() for column in zip(*pairs, strict=True))
             reconstructions = levels(b for _, b in made())
-            samples = levels(vae.decode(part) for part in latents.split(128))
+            samples = levels(vae.decode(part, texture) for part in latents.split(128))
         return f"{psnr:.2f} | {own / real:.3f} | {reconstructions} | {samples}"
 
     def tell(*cells: object) -> None:
@@ -129,10 +139,10 @@ def main() -> None:
     sides = " / ".join(map(str, distance.sizes))
     tell("", "images", "PSNR, dB", "sharpness", f"SWD of reconstructions, {sides} px", "of samples")
     tell(*["---"] * 6)
-    tell("before", 0, measure(bundle.vae.eval()))
+    tell("before", 0, measure(bundle.vae.eval(), 0.0))
     for name, variant in VARIANTS.items():
         vae, count = finished(bundle, faces, variant, options.seconds)
-        tell(name, f"{count:,}", measure(vae))
+        tell(name, f"{count:,}", measure(vae, variant.texture))
 
 
 if __name__ == "__main__":
