@@ -11,13 +11,10 @@ from torch import Tensor, nn
 
 from facevae.config import MAX_GUIDANCE, PriorConfig
 from facevae.errors import UsageError
-from facevae.runtime import exact, face_noise
 
 SAMPLING_STEPS = (
     25  # of Heun's method; twice as many change a pixel by a third of a level on average
 )
-GUIDANCES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)  # among which `best_guidance` chooses
-_NUM_GUIDED = 512  # samples by which it does
 
 
 _ROWS = 8192  # of latents that are held at once in double precision
@@ -191,22 +188,6 @@ def sample_latents(
     with nullcontext() if guidance is None else guided(prior, guidance):
         latents: Tensor = prior(noise * temperature)
     return latents
-
-
-def best_guidance(flow: FlowPrior) -> float:
-    """Of `GUIDANCES`, that at which samples lie as far from the mean as the latents do.
-
-    Whitened latents (D,) have by construction a mean squared length of D. What a flow has not
-    learned brings its samples nearer to the mean than that, and guidance away from it.
-    """
-    device, dim = flow.whitening.mean.device, len(flow.whitening.mean)
-    noise = face_noise(list(range(_NUM_GUIDED)), dim).to(device)
-    misses = {}
-    for guidance in GUIDANCES:
-        with exact(), guided(flow, guidance):
-            squares = flow.white(noise).square().sum(1)
-        misses[guidance] = abs(squares.mean().item() / dim - 1)
-    return min(misses, key=misses.__getitem__)
 
 
 @contextmanager

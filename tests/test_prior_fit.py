@@ -1,12 +1,14 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny import Ear
 
-from facevae.config import TrainConfig
-from facevae.prior import FlowPrior
-from facevae.prior_fit import _Draws, _warn_of_memorising
+from facevae.config import ModelConfig, TrainConfig
+from facevae.data import Faces
+from facevae.prior import FlowPrior, sample_latents
+from facevae.prior_fit import GUIDANCES, _Draws, _warn_of_memorising, best_guidance
 from facevae.runs import RunFolder
 from facevae.stages import PriorStage
 
@@ -39,6 +41,41 @@ def test_a_flow_is_measured_alike_each_time_and_on_as_many_draws_of_few_faces():
     assert few.loss(flow) == few.loss(flow) == again.loss(flow)
     many = _Draws(*(part.repeat_interleave(500, 0) for part in posteriors(3, seed=2)), seed=3)
     assert many.loss(flow) == pytest.approx(few.loss(flow), rel=0.01)
+
+
+def fields(colours: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, 32, 32) in [0, 1] of one colour each, of latents (N, 3)."""
+    return (0.5 + 0.1 * colours).clamp(0, 1).view(-1, 3, 1, 1).expand(-1, 3, 32, 32)
+
+
+def test_a_flow_is_guided_so_that_samples_differ_as_much_as_faces_do():
+    """Latents are colours, and a flow that spreads them more, the more it is guided."""
+    flow = FlowPrior(3, width=8, blocks=1, residual=True).eval()
+    learned = flow.velocity
+
+    def velocity(points, times):
+        with_gaussian = learned(points, times)
+        return with_gaussian + (flow.guidance * 0.15) * points
+
+    flow.velocity = velocity
+    draw, found = torch.Generator().manual_seed(1), set()
+    noise = torch.randn(2000, 3, generator=draw)
+    for wanted in (1.2, 1.3, 1.4):
+        colours = wanted * torch.randn(600, 3, generator=draw)
+        pixels = (255 * fields(colours)).byte().permute(0, 2, 3, 1).numpy()
+        faces = Faces(pixels, [str(i) for i in range(600)], np.arange(600), np.arange(0), [], "")
+        model = ModelConfig(size=32, latent_dim=3, filters=(4,))
+        run = SimpleNamespace(faces=faces, device=torch.device("cpu"), model=model)
+        told = []
+        work = SimpleNamespace(run=run, progress=lambda *which, told=told: told.append(which))
+        chosen = best_guidance(work, flow, SimpleNamespace(decode=fields))
+        assert told[-1] == ("Guiding", len(GUIDANCES), len(GUIDANCES))
+        assert flow.guidance == 1
+        spread = {g: sample_latents(flow, noise, guidance=g).std().item() for g in GUIDANCES}
+        least = min(abs(s - wanted) for s in spread.values())
+        assert abs(spread[chosen] - wanted) < least + 0.05
+        found.add(chosen)
+    assert len(found) > 1
 
 
 def warned(folder, held_out, **settings) -> list[str]:

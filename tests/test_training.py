@@ -840,7 +840,7 @@ def test_without_its_prior_a_run_takes_one_gaussian_until_that_stage_is_gone_thr
 
 
 def test_a_flow_is_guided_as_its_samples_need_it_and_the_file_says_so(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("facevae.prior_fit.best_guidance", lambda _: 1.75)
+    monkeypatch.setattr("facevae.prior_fit.best_guidance", lambda *_: 1.75)
     flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=2)
     bundle = train(tiny_run(tmp_path / "run", faces, train=flow), Ear())
     found = load(tmp_path / "run" / "model.safetensors")

@@ -22,7 +22,8 @@ from facevae.data import load_faces
 from facevae.hub import load_model
 from facevae.latents import posteriors
 from facevae.model import draw_posteriors
-from facevae.prior import GUIDANCES, FlowPrior, GaussianPrior, guided
+from facevae.prior import FlowPrior, GaussianPrior, guided
+from facevae.prior_fit import GUIDANCES
 from facevae.runtime import exact, face_noise, generator, keep_freed_memory
 from facevae.stages import PriorStage
 from facevae.swd import SlicedWasserstein
