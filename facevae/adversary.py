@@ -42,7 +42,7 @@ _PENALTY = 0.02  # of R1, taken now and then (Karras et al. 2020, section 3.1)
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
 # and of what the discriminator says of reconstructions, and of samples
-_VERDICT, _VERDICT_ON_SAMPLES = 3.0, 3.0
+_VERDICT, _VERDICT_ON_SAMPLES = 1.5, 3.0
 _LATTICE = 10.0  # times what its square counts in the mean squared error
 _COARSE = 32  # side in pixels at which samples stay what they were
 

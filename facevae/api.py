@@ -126,7 +126,7 @@ class Model:
         """A picture of each latent, (size, size) in RGB.
 
         `texture` from 0 to 1 is how much detail a finished model makes up beside what it knows of a
-        face: 0 is truest, as `facevae reconstruct` shows faces.
+        face: 0 is truest, and `facevae reconstruct` has 0.2.
         """
         images = self.decode_images(latents, texture=texture)
         return [Image.fromarray(pixels) for pixels in to_pixels(images)]

@@ -15,7 +15,8 @@ SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**63 - 1
-WHOLE_TEXTURE = 1.0  # that samples are made with; reconstructions have none of it
+# that samples are made with, and reconstructions: as much as leaves them true to their faces
+WHOLE_TEXTURE, TRUE_TEXTURE = 1.0, 0.2
 
 
 def _require(holds: object, message: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from facevae import metrics
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
-from facevae.config import WHOLE_TEXTURE
+from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.conversion import Progress
 from facevae.data import Faces, Rows
 from facevae.errors import ModelError
@@ -171,7 +171,7 @@ class Evaluation:
         mean = found.mean[self.order]
         halfway = (mean + mean.roll(-1, 0)) / 2
         for key, latents, texture in (
-            ("swd_reconstructions", mean, 0.0),
+            ("swd_reconstructions", mean, TRUE_TEXTURE),
             ("swd_midpoints", halfway, WHOLE_TEXTURE),
         ):
             what = key.removeprefix("swd_").capitalize()
@@ -188,7 +188,7 @@ class Evaluation:
             figures,
             reasons,
             self.faces.pixels[self.rows[shown]],
-            to_pixels(_decode(coder, found.mean[shown], 0.0)),
+            to_pixels(_decode(coder, found.mean[shown], TRUE_TEXTURE)),
             np.concatenate(samples.shown)[:_NUM_SAMPLES_SHOWN],
             _ways(coder, mean),
             found.mean,

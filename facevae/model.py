@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from facevae.blocks import residual_decoder, residual_encoder
-from facevae.config import ModelConfig
+from facevae.config import TRUE_TEXTURE, ModelConfig
 from facevae.runtime import generator
 
 SLOPE = 0.2  # of LeakyReLU; the paper names none
@@ -191,7 +191,7 @@ class VAE(nn.Module):
         mean, logvar = self.encoder(images)
         return mean.float(), logvar.float().clamp(*LOGVAR_RANGE)
 
-    def decode(self, latents: Tensor, texture: float = 0.0) -> Tensor:
+    def decode(self, latents: Tensor, texture: float = TRUE_TEXTURE) -> Tensor:
         """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1].
 
         `texture` from 0 to 1 is how much detail a finished decoder makes up, beside what it knows of a

@@ -10,7 +10,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import finish, open_model
-from facevae.config import MAX_SEED, WHOLE_TEXTURE
+from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import ImageError, UsageError
 
@@ -36,7 +36,7 @@ def reconstruct(
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
     paste: options.Paste = False,
-    texture: options.Texture = 0.0,
+    texture: options.Texture = TRUE_TEXTURE,
     model: options.Model = "default",
     device: options.Device = "auto",
     json: options.Json = False,
