@@ -19,7 +19,7 @@ from torch import Tensor
 
 from facevae.attributes import Attribute
 from facevae.bundle import Bundle
-from facevae.config import MAX_SEED, WHOLE_TEXTURE
+from facevae.config import MAX_SEED, TRUE_TEXTURE
 from facevae.edits import plan_edit
 from facevae.errors import ImageError, UsageError
 from facevae.faces import place
@@ -122,16 +122,16 @@ class Model:
         batches = (part.to(self.bundle.device) for part in torch.stack(images).split(64))
         return posteriors(self.bundle.vae, batches)[0].cpu()
 
-    def decode(self, latents: Latents, *, texture: float = WHOLE_TEXTURE) -> list[Image.Image]:
+    def decode(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> list[Image.Image]:
         """A picture of each latent, (size, size) in RGB.
 
         `texture` from 0 to 1 is how much detail a finished model makes up beside what it knows of a
-        face: 0 is truest, and `facevae reconstruct` has 0.2.
+        face. 0 is truest; 1 is what `facevae sample` makes samples with.
         """
         images = self.decode_images(latents, texture=texture)
         return [Image.fromarray(pixels) for pixels in to_pixels(images)]
 
-    def decode_images(self, latents: Latents, *, texture: float = WHOLE_TEXTURE) -> Tensor:
+    def decode_images(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> Tensor:
         """The same as a float tensor (N, 3, size, size) in [0, 1]."""
         if not 0 <= texture <= 1:
             msg = f"decode(texture={texture}): must be from 0 to 1"

@@ -15,7 +15,7 @@ SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**63 - 1
-# that samples are made with, and reconstructions: as much as leaves them true to their faces
+# that samples are made with, and all else: as much as leaves reconstructions true to their faces
 WHOLE_TEXTURE, TRUE_TEXTURE = 1.0, 0.2
 
 

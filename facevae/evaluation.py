@@ -172,7 +172,7 @@ class Evaluation:
         halfway = (mean + mean.roll(-1, 0)) / 2
         for key, latents, texture in (
             ("swd_reconstructions", mean, TRUE_TEXTURE),
-            ("swd_midpoints", halfway, WHOLE_TEXTURE),
+            ("swd_midpoints", halfway, TRUE_TEXTURE),
         ):
             what = key.removeprefix("swd_").capitalize()
             decoded = self._decode(f"{what} ({name})", coder, latents, texture)
@@ -290,7 +290,7 @@ def _ways(coder: Coder, mean: Tensor) -> Pixels:
     pairs = mean[: 2 * _NUM_WAYS].split(2)
     times = torch.linspace(0, 1, _WAY_STEPS)
     strips = [interpolate(p[0], p[-1], times, "lerp") for p in pairs]
-    return np.stack([to_pixels(_decode(coder, strip, WHOLE_TEXTURE)) for strip in strips])
+    return np.stack([to_pixels(_decode(coder, strip, TRUE_TEXTURE)) for strip in strips])
 
 
 def _first(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from facevae.bundle import Bundle
-from facevae.config import MAX_SEED, WHOLE_TEXTURE
+from facevae.config import MAX_SEED, TRUE_TEXTURE
 from facevae.errors import ImageError, LatentsError, UsageError
 from facevae.faces import load_face
 from facevae.files import expanded
@@ -46,7 +46,7 @@ def encode_both_sides(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tens
         return plain, mirrored
 
 
-def decode(vae: VAE, latents: Tensor, texture: float = WHOLE_TEXTURE, chunk: int = 64) -> Tensor:
+def decode(vae: VAE, latents: Tensor, texture: float = TRUE_TEXTURE, chunk: int = 64) -> Tensor:
     """Images (N, 3, size, size) in [0, 1], on the CPU, of latents (N, D).
 
     `texture` from 0 to 1 is how much detail a finished decoder makes up.

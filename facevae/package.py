@@ -21,6 +21,7 @@ from facevae.card import (
     best_attributes,
     write_card,
 )
+from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.edits import plan_edit
 from facevae.errors import UsageError
 from facevae.files import read_json, replacing, write_json, write_text
@@ -84,14 +85,14 @@ def draw_pictures(bundle: Bundle) -> tuple[dict[str, Pixels], list[int]]:
     Returns the two seeds as well.
     """
 
-    def sheet(latents: torch.Tensor, columns: int) -> Pixels:
-        return grid(to_pixels(decode(bundle.vae, latents)), columns)
+    def sheet(latents: torch.Tensor, columns: int, texture: float = TRUE_TEXTURE) -> Pixels:
+        return grid(to_pixels(decode(bundle.vae, latents, texture)), columns)
 
     faces = latents_of_seeds(bundle, list(range(NUM_SAMPLES)))
     distances = ((faces - bundle.latent_mean) / bundle.latent_spread).norm(dim=1)
     seeds = distances.argsort(stable=True)[:2].tolist()
     pictures = {
-        SAMPLES: sheet(faces, 8),
+        SAMPLES: sheet(faces, 8, WHOLE_TEXTURE),
         MORPH: sheet(morph(bundle, faces[seeds], NUM_MORPHED), NUM_MORPHED),
     }
     if bundle.directions is not None:

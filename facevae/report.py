@@ -15,6 +15,7 @@ from facevae import curves, latent_plots
 from facevae.attributes import Attribute
 from facevae.batches import batches_of
 from facevae.bundle import Bundle
+from facevae.config import WHOLE_TEXTURE
 from facevae.conversion import Progress
 from facevae.data import Faces
 from facevae.errors import ImageError
@@ -102,7 +103,7 @@ def _samples(source: Source) -> Section | None:
         shown = [] if sheet is None else [photo(sheet, "Samples of the last epoch.")]
         return Section("Samples", problem, shown) if path else None
     latents = latents_of_seeds(source.bundle, list(range(_NUM_SAMPLES)))
-    sheet = grid(to_pixels(decode(source.bundle.vae, latents)))
+    sheet = grid(to_pixels(decode(source.bundle.vae, latents, WHOLE_TEXTURE)))
     text = f"{_NUM_SAMPLES} faces that do not exist, one of each of the first seeds, none left out."
     command = f"facevae sample -n {_NUM_SAMPLES} -m {shlex.quote(source.name)} -o grid.png"
     return Section("Samples", text, [photo(sheet, "Generated faces.")], command=command)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from facevae import latent_plots, losses, metrics, plots
 from facevae.batches import batches_of, evenly
 from facevae.bundle import Bundle
-from facevae.config import TRUE_TEXTURE, PriorConfig
+from facevae.config import WHOLE_TEXTURE, PriorConfig
 from facevae.figures import reconstruct
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
@@ -150,8 +150,9 @@ def draw_progress(
     rows = evenly(run.faces.held_out, _NUM_PICTURES)
     images = next(batches_of(run.faces, rows, run.device))
     mean, _ = posteriors(bundle.vae, [images])
-    pairs = torch.stack([images.cpu(), decode(bundle.vae, mean, TRUE_TEXTURE)]).flatten(0, 1)
-    samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(_NUM_PICTURES))))
+    pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
+    drawn = latents_of_seeds(bundle, list(range(_NUM_PICTURES)))
+    samples = decode(bundle.vae, drawn, WHOLE_TEXTURE)
     names = {kind: f"{kind}-{when}.png" for kind in ("reconstructions", "samples")}
     save_picture(folder.pictures / names["reconstructions"], grid(to_pixels(pairs), len(images)))
     save_picture(folder.pictures / names["samples"], grid(to_pixels(samples)))

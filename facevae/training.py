@@ -14,7 +14,7 @@ from torch import Tensor
 from facevae import curves, parallel, plots
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
-from facevae.config import STAGES, PriorConfig
+from facevae.config import STAGES, WHOLE_TEXTURE, PriorConfig
 from facevae.config import Stage as StageName
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
@@ -289,8 +289,8 @@ def _complete(work: Work, bundle: Bundle) -> None:
         "skipped_steps": sum(work.skipped.values()),
         "train_seconds": folder.records[-1]["seconds"] if folder.records else None,
     }
-    pixels = to_pixels(decode(bundle.vae, latents_of_seeds(bundle, list(range(64)))))
-    save_picture(folder.pictures / "samples.png", grid(pixels))
+    samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(64))), WHOLE_TEXTURE)
+    save_picture(folder.pictures / "samples.png", grid(to_pixels(samples)))
     if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane can be shown whole
         draw_plane(folder, bundle)
     if plots.is_available():

@@ -213,8 +213,8 @@ def test_edits_have_names_and_numbers(model):
 def test_a_finished_model_decodes_with_texture_or_without():
     model = Model(with_texture(tiny_bundle()), "finished")
     latents = model.sample(2)
-    whole, half, none = (model.decode_images(latents, texture=t) for t in (1, 0.5, 0))
-    assert model.decode_images(latents).equal(whole)
+    whole, half, fifth, none = (model.decode_images(latents, texture=t) for t in (1, 0.5, 0.2, 0))
+    assert model.decode_images(latents).equal(fifth)
     assert none.equal(decode(model.bundle.vae, latents, 0.0))
     assert (half - none).norm() < (whole - none).norm()
     assert np.array_equal(np.array(model.decode(latents, texture=0)[0]), to_pixels(none)[0])

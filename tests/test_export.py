@@ -69,7 +69,7 @@ def test_each_file_gives_what_torch_gives_for_any_batch(exported, count, monkeyp
     expected = latents_of_seeds(bundle, list(range(count)))
     np.testing.assert_allclose(latents, expected, atol=1e-4)
     (images,) = run(folder, "decoder", expected)
-    np.testing.assert_allclose(images, decode(bundle.vae, expected), atol=1e-4)
+    np.testing.assert_allclose(images, decode(bundle.vae, expected, 1.0), atol=1e-4)
     pixels = (255 * torch.rand(count, CONFIG.size, CONFIG.size, 3)).byte().numpy()
     mean, logvar = run(folder, "encoder", torch.from_numpy(pixels).movedim(-1, 1) / 255)
     np.testing.assert_allclose(mean, encode_pixels(bundle, pixels), atol=1e-4)

@@ -13,7 +13,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.edits import Attr, Keep, is_photo, kept_names, sequence_output, write_frames
 from facevae.cli.session import finish, open_model
-from facevae.config import WHOLE_TEXTURE
+from facevae.config import TRUE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -62,7 +62,7 @@ def arith(
         bool, typer.Option("--compare", help="Put the original beside the edited face.")
     ] = False,
     paste: options.Paste = False,
-    texture: options.Texture = WHOLE_TEXTURE,
+    texture: options.Texture = TRUE_TEXTURE,
     output: options.Output = None,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,

@@ -8,7 +8,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.edits import Attr, Keep, kept_names, sequence_output, write_frames
 from facevae.cli.session import finish, open_model
-from facevae.config import WHOLE_TEXTURE
+from facevae.config import TRUE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -39,7 +39,7 @@ def morph(
         Literal["slerp", "lerp"],
         typer.Option("--path", help="Turn around the average face, or go straight through."),
     ] = "slerp",
-    texture: options.Texture = WHOLE_TEXTURE,
+    texture: options.Texture = TRUE_TEXTURE,
     loop: Annotated[bool, typer.Option("--loop", help="There and back again.")] = False,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
