@@ -170,12 +170,9 @@ class Evaluation:
         # Come back, and go half the way to another face
         mean = found.mean[self.order]
         halfway = (mean + mean.roll(-1, 0)) / 2
-        for key, latents, texture in (
-            ("swd_reconstructions", mean, TRUE_TEXTURE),
-            ("swd_midpoints", halfway, TRUE_TEXTURE),
-        ):
+        for key, latents in (("swd_reconstructions", mean), ("swd_midpoints", halfway)):
             what = key.removeprefix("swd_").capitalize()
-            decoded = self._decode(f"{what} ({name})", coder, latents, texture)
+            decoded = self._decode(f"{what} ({name})", coder, latents)
             figures[key] = _with_mean(self._swd(decoded))
 
         # What may not be had
@@ -188,7 +185,7 @@ class Evaluation:
             figures,
             reasons,
             self.faces.pixels[self.rows[shown]],
-            to_pixels(_decode(coder, found.mean[shown], TRUE_TEXTURE)),
+            to_pixels(_decode(coder, found.mean[shown])),
             np.concatenate(samples.shown)[:_NUM_SAMPLES_SHOWN],
             _ways(coder, mean),
             found.mean,
@@ -249,8 +246,8 @@ class Evaluation:
         task = f"Sampling ({candidate.name})"
         return watched(decoded, task, self.num_samples, self.progress)
 
-    def _decode(self, task: str, coder: Coder, latents: Tensor, texture: float) -> Iterator[Tensor]:
-        decoded = (_decode(coder, part, texture) for part in latents.split(_CHUNK))
+    def _decode(self, task: str, coder: Coder, latents: Tensor) -> Iterator[Tensor]:
+        decoded = (_decode(coder, part) for part in latents.split(_CHUNK))
         return watched(decoded, task, len(latents), self.progress)
 
 
@@ -274,7 +271,7 @@ class _Samples:
             yield images
 
 
-def _decode(coder: Coder, latents: Tensor, texture: float) -> Tensor:
+def _decode(coder: Coder, latents: Tensor, texture: float = TRUE_TEXTURE) -> Tensor:
     with exact():
         images = coder.decode(latents, texture)
     if not images.isfinite().all():
@@ -290,7 +287,7 @@ def _ways(coder: Coder, mean: Tensor) -> Pixels:
     pairs = mean[: 2 * _NUM_WAYS].split(2)
     times = torch.linspace(0, 1, _WAY_STEPS)
     strips = [interpolate(p[0], p[-1], times, "lerp") for p in pairs]
-    return np.stack([to_pixels(_decode(coder, strip, TRUE_TEXTURE)) for strip in strips])
+    return np.stack([to_pixels(_decode(coder, strip)) for strip in strips])
 
 
 def _first(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:

@@ -52,18 +52,19 @@ def export_onnx(
     name: str,
     folder: Path,
     progress: Progress = lambda *_: None,
+    texture: float = WHOLE_TEXTURE,
 ) -> list[Exported]:
     """Write `encoder.onnx`, `decoder.onnx`, `prior.onnx` and `model.json` into `folder`.
 
     Images (N, 3, size, size) in [0, 1] → mean, logvar (N, D); latents (N, D) → images; standard
-    normal noise (N, D) → latents, a flow's steps unrolled. Images have all of their texture. `name` says which model it is. Raises
-    `UsageError` without the extra `onnx`, `ModelError` where a file's outputs are not torch's.
+    normal noise (N, D) → latents, a flow's steps unrolled. The decoder draws so much `texture`, from 0
+    to 1. `name` says which model it is. Raises `UsageError` without the extra `onnx`, `ModelError` where a file's outputs are not torch's.
     """
     require_onnx()
     bundle.to(torch.device("cpu"))
-    about = _about(bundle, name)
+    about = {**_about(bundle, name), "texture": texture}
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
-    parts = _parts(bundle)
+    parts = _parts(bundle, texture)
     written = []
     for i, part in enumerate(parts):
         written.append(_export(part, folder / f"{part.name}.onnx", texts))
@@ -94,18 +95,18 @@ class _Posterior(nn.Module):
         return self.vae.encode(images)
 
 
-class _Texture(nn.Module):
-    """Latents to images with all of their texture, as `sample` makes them."""
+class _Pictures(nn.Module):
+    """Latents to images with so much texture."""
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, vae: VAE, texture: float) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.texture = vae, texture
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents, WHOLE_TEXTURE)
+        return self.vae.decode(latents, self.texture)
 
 
-def _parts(bundle: Bundle) -> list[_Part]:
+def _parts(bundle: Bundle, texture: float) -> list[_Part]:
     size, latent_dim = bundle.config.size, bundle.config.latent_dim
 
     def images(count: int) -> Tensor:
@@ -116,7 +117,7 @@ def _parts(bundle: Bundle) -> list[_Part]:
 
     return [
         _Part("encoder", _Posterior(bundle.vae), images, "images", ("mean", "logvar")),
-        _Part("decoder", _Texture(bundle.vae), noise, "latents", ("images",)),
+        _Part("decoder", _Pictures(bundle.vae, texture), noise, "latents", ("images",)),
         _Part("prior", bundle.prior, noise, "noise", ("latents",)),
     ]
 

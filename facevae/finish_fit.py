@@ -41,7 +41,8 @@ class _FinishFitting(Fitting):
         self._work, self._bundle = work, bundle
         train = work.run.train
         fitted = weights_digest(bundle.vae), weights_digest(bundle.prior)
-        self.key = " ".join([*fitted, str(train.finish_weight), *["LPIPS"] * train.perceptual])
+        asked = [str(train.finish_weight), *["LPIPS"] * train.perceptual]
+        self.key = " ".join([*fitted, *asked, "textured"])
         self.prior_config = bundle.prior_config
         self.stage = finish_stage(work.run, bundle.vae, bundle.prior)
         self.size = self.stage.batches.size

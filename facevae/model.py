@@ -7,7 +7,7 @@ With `residual_blocks` the convolutions are those of `blocks` instead.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from typing import Protocol
 
@@ -106,22 +106,25 @@ class Decoder(nn.Module):
         """Have the layers of the finest levels twice, if they are not yet: all images stay the same."""
         if self.textured is None:
             _, fine = self._levels()
-            self.textured = Texture(fine, self._widths[-len(fine) :], self._size)
+            texture = Texture(fine, self._widths[-len(fine) :], self._size)
+            self.textured = texture.to(self.dense.weight.device)
 
     def forward(self, latents: Tensor, texture: float = 0.0) -> Tensor:
         """Images, through a sigmoid."""
         features: Tensor = self.dense(latents).unflatten(1, self.shape)
-        coarse, fine = self._levels()
-        features = _through(coarse, features)
+        images: Tensor
         if self.textured is None or not texture:
-            return _through(chain.from_iterable(fine), features)
-        if texture == 1:
-            images: Tensor = self.textured(features)
+            images = self.convolutions(features)
             return images
-        between: Tensor = functional_call(
-            self.textured, self.textured.part_of(texture, fine), features
-        )
-        return between
+        coarse, fine = self._levels()
+        for layer in coarse:
+            features = layer(features)
+        if texture == 1:
+            images = self.textured(features)
+        else:
+            between = self.textured.part_of(texture, fine)
+            images = functional_call(self.textured, between, features)
+        return images
 
     def _levels(self) -> tuple[list[nn.Module], list[list[nn.Module]]]:
         """The layers before the finest levels, and those of each of these."""
@@ -150,7 +153,7 @@ class Texture(nn.Module):
         for i, grain in enumerate(grains):
             nn.init.zeros_(grain.weight)
             side = size >> (len(levels) - i)
-            noise = torch.randn(1, _NUM_NOISES, side, side, generator=generator(_NOISE, i))
+            noise = torch.randn(1, _NUM_NOISES, side, side, generator=generator(0, _NOISE, i))
             self.register_buffer(f"noise{i}", noise)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -169,12 +172,6 @@ class Texture(nn.Module):
         }
         ends = self.named_parameters()
         return {name: starts.get(name, torch.zeros_like(p)).lerp(p, texture) for name, p in ends}
-
-
-def _through(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
-    for layer in layers:
-        features = layer(features)
-    return features
 
 
 class VAE(nn.Module):

@@ -76,7 +76,7 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
 
 
 def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
-    """Of `GUIDANCES`, the first from which on samples are no more like training faces, coarsely.
+    """Of `GUIDANCES`, the last before samples are no more like training faces, but for detail.
 
     By the sliced Wasserstein distance of the levels of at most 32 pixels: finer ones hang on the
     decoder, which a finish may change. What a flow has not learned leaves its samples too much alike.
@@ -92,9 +92,10 @@ def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
             levels = distance(vae.decode(part) for part in latents.split(_CHUNK))
         work.progress("Guiding", i + 1, len(GUIDANCES))
         miss = sum(d for side, d in levels.items() if int(side) <= _COARSE_SIDE)
-        if miss >= least:
-            break  # from here on it only grows
+        if not miss < least:
+            break
         best, least = guidance, miss
+    work.progress("Guiding", len(GUIDANCES), len(GUIDANCES))
     return best
 
 

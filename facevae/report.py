@@ -213,7 +213,7 @@ def _generated_latents(bundle: Bundle) -> _Latents:
     )
     return _Latents(
         *(text, "generated faces", latents, latents),
-        lambda some: to_pixels(decode(bundle.vae, latents[some])),
+        lambda some: to_pixels(decode(bundle.vae, latents[some], WHOLE_TEXTURE)),
     )
 
 

@@ -114,6 +114,19 @@ def test_each_file_says_what_it_is_and_nothing_of_this_machine(exported, name):
     assert b".py" not in written
 
 
+def test_the_decoder_draws_the_texture_that_is_asked_for(tmp_path):
+    bundle = with_texture(tiny_bundle(kind="gaussian"))
+    save(bundle, tmp_path / "model.safetensors")
+    code, _, err = command(
+        tmp_path / "model.safetensors", "--onnx", "--texture", 0.3, "-o", tmp_path / "onnx"
+    )
+    assert code == 0, err
+    latents = face_noise([1, 2], CONFIG.latent_dim)
+    (images,) = run(tmp_path / "onnx", "decoder", latents)
+    np.testing.assert_allclose(images, decode(bundle.vae, latents, 0.3), atol=1e-4)
+    assert json.loads((tmp_path / "onnx" / "model.json").read_text())["texture"] == 0.3
+
+
 def test_the_sheet_has_what_arithmetic_needs(exported):
     sheet = json.loads((exported[0] / "model.json").read_text())
     bundle = tiny_bundle()
@@ -126,7 +139,7 @@ def test_the_sheet_has_what_arithmetic_needs(exported):
 @pytest.mark.parametrize("kind", ["normal", "gaussian"])
 def test_other_priors_are_exported_too(tmp_path, kind):
     bundle = tiny_bundle(kind=kind)
-    part = export._parts(bundle)[2]
+    part = export._parts(bundle, 1.0)[2]
     export._export(part, tmp_path / "prior.onnx", {})
     noise = face_noise([1, 2, 3], CONFIG.latent_dim)
     (latents,) = run(tmp_path, "prior", noise)
@@ -142,7 +155,7 @@ def test_a_file_that_does_not_do_as_torch_does_is_not_left(tmp_path):
     bundle = tiny_bundle(kind="normal")
     bundle.prior = Wrong()
     with pytest.raises(ModelError, match=r"prior\.onnx: its latents differ from torch's by 1"):
-        export._export(export._parts(bundle)[2], tmp_path / "prior.onnx", {})
+        export._export(export._parts(bundle, 1.0)[2], tmp_path / "prior.onnx", {})
     assert list(tmp_path.iterdir()) == []
 
 

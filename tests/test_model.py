@@ -264,6 +264,13 @@ def test_grain_is_always_the_same_and_goes_with_texture():
         assert mine.equal(other)
 
 
+@pytest.mark.parametrize("config", [TINY, RESIDUAL], ids=["plain", "residual"])
+def test_texture_is_added_where_the_decoder_is(config):
+    vae = VAE(config).to("meta")
+    vae.decoder.add_texture()
+    assert {t.device.type for t in vae.state_dict().values()} == {"meta"}
+
+
 def test_texture_is_of_the_finest_levels_alone():
     config = ModelConfig(size=32, latent_dim=5, filters=(4, 6, 8), residual_blocks=1)
     vae = with_texture(tiny_bundle(config)).vae

@@ -7,6 +7,7 @@ import typer
 
 from facevae.cli import options
 from facevae.cli.session import finish
+from facevae.config import WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -29,6 +30,7 @@ def export(
     half: Annotated[
         bool, typer.Option("--half", help="Store a .safetensors at half precision.")
     ] = False,
+    texture: options.Texture = WHOLE_TEXTURE,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -38,7 +40,7 @@ def export(
 
       facevae export --onnx
 
-      facevae export runs/ffhq --onnx -o ffhq-onnx/
+      facevae export runs/ffhq --onnx --texture 0.2 -o ffhq-onnx/
 
       facevae export runs/ffhq --half -o ffhq.safetensors
     """
@@ -54,7 +56,7 @@ def export(
     console.say(f"model: {located.name}")
     used = {"name": located.name, "path": str(located.path)}
     if onnx:
-        files = export_onnx(bundle, located.name, target, console.progress)
+        files = export_onnx(bundle, located.name, target, console.progress, texture)
         differences = {file.path.stem: file.max_difference for file in files}
         for name, difference in differences.items():
             console.say(f"{name}: differs from torch by {difference:.1e} at most")

@@ -84,7 +84,8 @@ Texture = Annotated[
         "--texture",
         min=0,
         max=1,
-        help="How much detail a finished model makes up beside what it knows of a face.",
+        help="How much detail a finished model makes up beside what it knows of a face; samples "
+        "have 1.",
     ),
 ]
 Latents = Annotated[

@@ -23,7 +23,7 @@ from torch import Tensor
 from facevae import adversary, discriminator, metrics
 from facevae.batches import Batches, batches_of, evenly
 from facevae.bundle import Bundle
-from facevae.config import WHOLE_TEXTURE, TrainConfig
+from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE, TrainConfig
 from facevae.data import Faces, load_faces
 from facevae.hub import load_model
 from facevae.model import VAE
@@ -66,7 +66,7 @@ VARIANTS = {
         changed={"of_images": of_whole, "steepness": of_whole}
     ),
     "samples by the layers of reconstructions": Variant(texture=0.0),
-    "verdicts count alike": Variant(changed={"_VERDICT": 1.0, "_VERDICT_ON_SAMPLES": 1.0}),
+    "verdicts count alike": Variant(changed={"_VERDICT": 2.25, "_VERDICT_ON_SAMPLES": 2.25}),
     "no detail given apart": Variant(detail=0.0, coarser_detail=0.0),
     "only the finest detail": Variant(coarser_detail=0.0),
     "twice the detail": Variant(detail=2 * discriminator._DETAIL),
@@ -118,7 +118,7 @@ def main() -> None:
     def measure(vae: VAE, texture: float) -> str:
         def made() -> Iterator[tuple[Tensor, Tensor]]:
             for images in batches_of(faces, rows, CPU):
-                yield images, vae.decode(vae.encode(images)[0])
+                yield images, vae.decode(vae.encode(images)[0], min(texture, TRUE_TEXTURE))
 
         def levels(images: Iterator[Tensor]) -> str:
             return " / ".join(f"{d:.0f}" for d in distance(images).values())

@@ -64,7 +64,7 @@ def own_seconds(command: list[str], cores: int) -> float:
     every = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(every)[:cores])  # which the process inherits
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     finally:
         os.sched_setaffinity(0, every)
     return float(done.stdout)
