@@ -16,7 +16,7 @@ MAX_LATENT_DIM = 8192
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**63 - 1
 # that samples are made with, and all else: as much as leaves reconstructions true to their faces
-WHOLE_TEXTURE, TRUE_TEXTURE = 1.0, 0.2
+WHOLE_TEXTURE, TRUE_TEXTURE = 1.0, 0.17
 
 
 def _require(holds: object, message: str) -> None:

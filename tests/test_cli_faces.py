@@ -16,6 +16,7 @@ from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 
 from facevae import hub, images, latents
 from facevae.bundle import save
+from facevae.config import TRUE_TEXTURE
 
 SIDE = CONFIG.size
 
@@ -444,9 +445,9 @@ def test_texture_is_whole_in_samples_and_little_in_all_else(run, finished, monke
         assert not alike(pixels_of("rec/a.png"), pixels_of(f"rec-{texture}/a.png"))
     run("morph", "a.png", "b.png", "-o", "morph.png")
     run("arith", "a.png", "--attr", "smile", "--alpha", 0, "-o", "edit.png")
-    run("reconstruct", "a.png", "-o", "fifth/", "--texture", 0.2)
+    run("reconstruct", "a.png", "-o", "little/", "--texture", TRUE_TEXTURE)
     for picture in (pixels_of("rec/a.png"), cells("morph.png")[0], pixels_of("edit.png")):
-        assert alike(picture, pixels_of("fifth/a.png"))
+        assert alike(picture, pixels_of("little/a.png"))
     for texture in (0, 1):
         run("morph", "a.png", "b.png", "-o", f"morph-{texture}.png", "--texture", texture)
         edit = ("arith", "a.png", "--attr", "smile", "--alpha", 0, "--texture", texture)
