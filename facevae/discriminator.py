@@ -21,10 +21,10 @@ class Discriminator(nn.Module):
 
     The first logit is of the whole image, the others are of patches, which tell texture sooner
     (Isola et al. 2017, section 3.2.2). Detail is given apart and amplified, as by the levels of a
-    Laplacian pyramid (Denton et al. 2015), two of them: by pixels alone it takes thousands of steps until what
-    is faint beside light and shade counts. Convolutions of stride 2 as in DCGAN (Radford et al.
-    2016), `width` channels at first and at most 8 × as many, without norms: what keeps it in
-    check is R1.
+    Laplacian pyramid (Denton et al. 2015), two of them: by pixels alone it takes thousands of steps
+    until what is faint beside light and shade counts. Convolutions of stride 2 as in DCGAN (Radford
+    et al. 2016), `width` channels at first and at most 8 × as many, without norms: what keeps it
+    in check is R1.
     """
 
     def __init__(self, size: int, width: int) -> None:
