@@ -25,7 +25,7 @@ from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.files import replacing
 from facevae.framing import Framing
-from facevae.model import VAE
+from facevae.model import TEXTURED, VAE
 from facevae.prior import Prior, build_prior
 
 FORMAT = 5  # raised when a reader of the old format could not read the new one
@@ -43,7 +43,6 @@ _PICKLES = (
     b"\x80\x04",
     b"\x80\x05",
 )  # zipped, and protocols 2 to 5
-_TEXTURED = "vae.decoder.textured."  # of models that have been through a finish
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -140,7 +139,7 @@ def load(path: Path) -> Bundle:
             raise ModelError(msg) from error
         with torch.device("meta"):
             vae, prior = VAE(config), build_prior(prior_config, config.latent_dim)
-            if any(name.startswith(_TEXTURED) for name in file.keys()):  # noqa: SIM118 - no dictionary
+            if any(name.startswith(f"vae.{TEXTURED}") for name in file.keys()):  # noqa: SIM118 - no dictionary
                 vae.decoder.add_texture()
         expected: dict[str, tuple[int, ...]] = {
             **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},

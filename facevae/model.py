@@ -22,7 +22,7 @@ from facevae.runtime import generator
 SLOPE = 0.2  # of LeakyReLU; the paper names none
 _TEXTURED_LEVELS = 2  # the finest
 _NUM_NOISES, _NOISE = 8, 7  # of each level, and what a generator's numbers are for
-_TEXTURED = "decoder.textured."
+TEXTURED = "decoder.textured."  # begins the names of a finished VAE's texture
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
 
 
@@ -199,7 +199,7 @@ class VAE(nn.Module):
 
     def plain_state(self) -> dict[str, Tensor]:
         """All weights but those of the texture: those that every VAE of this configuration has."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(_TEXTURED)}
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(TEXTURED)}
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images, standard normal noise (B, latent_dim) → reconstructions, mean, log-variance."""

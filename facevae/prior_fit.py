@@ -28,10 +28,8 @@ _STEPS_A_MEASUREMENT = 100  # which costs less than one of them
 _CHUNK = 64  # latents that are decoded at a time
 _NUM_MEASURED = 1024  # draws; of as many faces, with their mirror images, as there are
 GUIDANCES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5)  # among which `best_guidance` chooses
-_NUM_GUIDED, _COARSE_SIDE = (
-    1024,
-    32,
-)  # samples by which it does, and the side up to which they count
+_NUM_GUIDED = 1024  # samples by which it does
+_COARSE_SIDE = 32  # in pixels of the finest level that counts there
 MOST_RISE = 1.005  # of the loss on held-out faces over its least: all that a flow gains is some 3 %
 
 Posteriors = tuple[Tensor, Tensor]
@@ -76,7 +74,7 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
 
 
 def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
-    """Of `GUIDANCES`, the last before samples are no more like training faces, but for detail.
+    """Of `GUIDANCES`, the last up to which samples become more like training faces, but for detail.
 
     By the sliced Wasserstein distance of the levels of at most 32 pixels: finer ones hang on the
     decoder, which a finish may change. What a flow has not learned leaves its samples too much alike.
