@@ -34,7 +34,9 @@ from facevae.hub import load_model
 from facevae.labels import Labels, read_labels
 from facevae.latents import decode, posteriors
 from facevae.learning import add_attributes, examples_of_faces
+from facevae.runtime import training_precision
 
+CPU = torch.device("cpu")
 ALPHA, SURE, SIZE = 1.5, 2.2, 64  # 2.2 is the logit of 90 %
 EDITED = ("Eyeglasses", "Smiling", "Male", "Young", "No_Beard", "Wearing_Hat")
 WATCHED = ("Male", "Young", "Smiling", "Eyeglasses")
@@ -110,7 +112,7 @@ def train_classifier(faces: Faces, labels: Labels, epochs: int) -> Classifier:
     for _ in range(num_steps):
         batch = torch.randint(len(rows), (128,))
         seen = augment(images[batch].float() / 255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with training_precision(CPU):
             logits = network(seen * 2 - 1)
         loss = F.binary_cross_entropy_with_logits(logits.float(), wanted[batch], weights[batch])
         optimizer.zero_grad()
@@ -203,7 +205,7 @@ def figures(
 def held_out(bundle: Bundle, faces: Faces, labels: Labels) -> LabelledFaces:
     values = labels.rows_for([faces.stems[row] for row in faces.held_out])
     known = ~np.isnan(values).any(1)
-    images = torch.cat(list(batches_of(faces, faces.held_out[known], torch.device("cpu"))))
+    images = torch.cat(list(batches_of(faces, faces.held_out[known], CPU)))
     latents, _ = posteriors(bundle.vae, images.split(128))
     return LabelledFaces(images, latents, values[known], labels.names)
 
