@@ -22,12 +22,13 @@ from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import WHOLE_TEXTURE, TrainConfig
 from facevae.discriminator import Augmentation, Discriminator, detail, of_images, steepness
+from facevae.fast import Fast, Part, Step, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
 from facevae.runtime import generator, seeded, training_precision
-from facevae.states import average, optimizer_state, part, prefixed, restore_optimizer
+from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
 # what a generator's numbers are for, so that no two uses share them
 _SAMPLES, _AUGMENTATION = 5, 6
@@ -67,6 +68,7 @@ class FinishStage:
         batches: Batches,
         config: TrainConfig,
         perceptual: Perceptual | None = None,
+        warn: Warn = lambda _: None,
     ) -> None:
         """With `perceptual`, reconstructions are held to what it measures too."""
         self._perceptual = perceptual
@@ -82,71 +84,138 @@ class FinishStage:
         self.discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
+        records = parallel.size() == 1
         self.optimizer, self._critic = (
-            torch.optim.Adam(m.parameters(), lr=_LEARNING_RATE, betas=(0.0, 0.99), fused=True)
-            for m in (self.decoder, self.discriminator)
+            adam(module, _LEARNING_RATE, (0.0, 0.99), records=records)
+            for module in (self.decoder, self.discriminator)
         )
         self.guard = Guard(self.decoder, self.optimizer)
         self._critic_guard = Guard(self.discriminator, self._critic)
         self._drawn: tuple[int, Tensor] | None = None
 
+        def fast(step: Step, part: Part) -> Step:
+            if not records:
+                return partial(step, part)
+            # not compiled: that is for one loss of one network
+            return Fast(step, part, self.decoder, warn, self.budget.seconds_left, compiler=None)
+
+        self._draw = fast(lambda part, noise: part(noise), self._drawn_from)
+        # with the penalty, and without: a recording does the same each time
+        self._updates = {
+            penalised: fast(partial(self._update_from, penalised), self._decoded)
+            for penalised in (False, True)
+        }
+
     def step(self, index: int) -> Tensor:
         """One update of both; returns the values of `terms`, (4,), zeros if it was skipped."""
-        # Decode faces and samples of the prior
         images = self.batches(index)
-        own, count, device = len(images), self.batches.size, images.device
-        with torch.no_grad(), training_precision(device):
-            mean, _ = self.vae.encode(images)
-        samples = self._samples(index)
-        with training_precision(device):
-            made = torch.cat([self.decoder(mean), self.decoder(samples, WHOLE_TEXTURE)]).float()
         draw = generator(self.config.seed, _AUGMENTATION, index)
-        as_shown, elsewhere = (Augmentation(count, self.vae.config.size, draw) for _ in range(2))
-        real = as_shown(images)
-        shown = torch.cat([as_shown(made[:own]), elsewhere(made[own:])])
-        mean_of = partial(_mean, own, count)
+        shape = self.batches.size, self.vae.config.size
+        drawn = [Augmentation.drawn(*shape, draw) for _ in range(2)]
+        levels = torch.stack([augmentation.levels for augmentation in drawn])
+        moves = torch.stack([augmentation.moves for augmentation in drawn])
+        changing = (levels, moves, torch.tensor(self._rates(index)))
+        update = self._updates[index % CYCLE == 0]
+        return update(
+            images,
+            self._samples(index),
+            *(tensor.to(images.device, non_blocking=True) for tensor in changing),
+        )
 
-        def mean_verdict(values: Tensor) -> Tensor:
-            return mean_of(of_images(values))
+    def _rates(self, index: int) -> tuple[float, float, float]:
+        """Of step `index`: the learning rate, the discriminator's weight, the average's decay."""
+        rate = _LEARNING_RATE * min(1.0, (1 - self.budget.share(index)) / _COOL_DOWN)
+        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        half_life = min(_EMA_IMAGES, 0.1 * (index + 1) * self.batches.size)
+        return rate, weight, 0.5 ** (self.batches.size / half_life)
 
-        # Tell them from faces
-        self._set_rates(index)
+    def _decoded(self, mean: Tensor, samples: Tensor) -> Tensor:
+        """Reconstructions and samples, (2 B, 3, size, size) from latents (B, D) of each."""
+        return torch.cat([self.decoder(mean), self.decoder(samples, WHOLE_TEXTURE)]).float()
+
+    def _update_from(
+        self,
+        penalised: bool,  # noqa: FBT001 - bound before tensors are given
+        decoded: Part,
+        images: Tensor,
+        samples: Tensor,
+        levels: Tensor,
+        moves: Tensor,
+        rates: Tensor,
+    ) -> Tensor:
+        """One update from what changes at each step: of tensors alone, so that it can be recorded.
+
+        Of images (B, 3, H, W), samples (B, D), the levels (2, 3, B, 1, 1, 1) and moves (2, 2) of the
+        augmentations of faces and of samples, and `_rates` (3,); `decoded` is `_decoded`.
+        """
+        rate, weight, decay = rates
+        for optimizer in (self.optimizer, self._critic):
+            optimizer.param_groups[0]["lr"].copy_(rate)
+        own = len(images)
+
+        # Decode faces and samples of the prior
+        with training_precision(images.device):
+            with torch.no_grad():
+                mean, _ = self.vae.encode(images)
+            made = decoded(mean, samples)
+        of_faces, of_samples = (Augmentation(*drawn) for drawn in zip(levels, moves, strict=True))
+        real = of_faces(images)
+        shown = torch.cat([of_faces(made[:own]), of_samples(made[own:])])
+
+        # Tell them from faces, and be taken for them
+        critic_loss, critic_is_sound = self._tell_apart(real, shown.detach(), penalised=penalised)
+        verdicts, matching = self._judged(shown, real)
+        mse = self._mean(losses.mean_squared_error(made[:own], images))
+        loss = _PIXELS * self._held(made, images, samples, mse) + _FEATURES * matching
+        loss = loss + weight * (_VERDICT * verdicts[0] + _VERDICT_ON_SAMPLES * verdicts[1])
+        if self._perceptual:
+            loss = loss + _PERCEPTUAL * self._mean(self._perceptual(made[:own], images))
+        # where the one is left out, so is the other
+        is_sound = self.guard.step(loss * torch.where(critic_is_sound, 1.0, math.nan))
+        average(self.vae.decoder, self.decoder, decay)
+        found = torch.stack([verdicts.mean(), critic_loss, matching, mse])
+        return found.detach().where(is_sound, 0.0)
+
+    def _tell_apart(self, real: Tensor, shown: Tensor, *, penalised: bool) -> tuple[Tensor, Tensor]:
+        """One update of the discriminator: its loss, and whether that was sound.
+
+        Of real images (B, 3, H, W), and made ones (2 B, 3, H, W) that it is shown.
+        """
         self.discriminator.requires_grad_()
-        with training_precision(device):
-            logits, _ = self.discriminator(torch.cat([real, shown.detach()]))
-        critic_loss = losses.discriminator_loss(logits[:own], logits[own:], mean_verdict)
-        penalty = self._penalty(real, mean_of) if index % CYCLE == 0 else 0.0
-        critic_is_sound = self._critic_guard.step(critic_loss + penalty)
+        with training_precision(real.device):
+            logits, _ = self.discriminator(torch.cat([real, shown]))
+        own = len(real)
+        loss = losses.discriminator_loss(logits[:own], logits[own:], self._mean_verdict)
+        penalty = self._penalty(real) if penalised else 0.0
+        return loss, self._critic_guard.step(loss + penalty)
 
-        # Be taken for faces
+    def _judged(self, shown: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """How little reconstructions and samples, `shown` (2 B, 3, H, W), are taken for faces, (2,).
+
+        And how far features of the reconstructions are from those of `real` (B, 3, H, W), a scalar.
+        """
+        own = len(real)
         self.discriminator.requires_grad_(requires_grad=False)
-        with training_precision(device):
+        with training_precision(real.device):
             with torch.no_grad():
                 _, real_features = self.discriminator(real)
             logits, features = self.discriminator(shown)
-        adversarial, of_samples = (
-            losses.generator_loss(part, mean_verdict) for part in (logits[:own], logits[own:])
-        )
+        verdicts = [
+            losses.generator_loss(part, self._mean_verdict) for part in (logits[:own], logits[own:])
+        ]
         as_made = [level[:own] for level in features]
-        matching = losses.feature_matching(as_made, real_features, mean_of)
-        mse = mean_of(losses.mean_squared_error(made[:own], images))
-        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
-        strayed = self._strayed(samples, made[own:], mean_of)
+        return torch.stack(verdicts), losses.feature_matching(as_made, real_features, self._mean)
+
+    def _held(self, made: Tensor, images: Tensor, samples: Tensor, mse: Tensor) -> Tensor:
+        """What holds the decoder to what is known, a scalar: log(mse), and what counts as an error.
+
+        That is how far samples have strayed, and the lattice of all that was made (2 B, 3, H, W).
+        """
+        strayed = self._strayed(samples, made[len(images) :])
+        held = strayed + _LATTICE * self._mean(lattice_energy(made))
         # in the units in which the logarithm's gradient counts an error
-        pixels = mse.clamp_min(losses.MIN_MSE).log()
-        held = strayed + _LATTICE * mean_of(lattice_energy(made))
-        pixels = pixels + held / mse.detach().clamp_min(losses.MIN_MSE)
-        verdicts = _VERDICT * adversarial + _VERDICT_ON_SAMPLES * of_samples
-        loss = _PIXELS * pixels + _FEATURES * matching + weight * verdicts
-        if self._perceptual:
-            loss = loss + _PERCEPTUAL * mean_of(self._perceptual(made[:own], images))
-        # where the one is left out, so is the other
-        is_sound = self.guard.step(loss * torch.where(critic_is_sound, 1.0, math.nan))
-        seen = (index + 1) * self.batches.size
-        half_life = min(_EMA_IMAGES, 0.1 * seen)
-        average(self.vae.decoder, self.decoder, 0.5 ** (self.batches.size / half_life))
-        found = torch.stack([(adversarial + of_samples) / 2, critic_loss, matching, mse])
-        return found.detach().where(is_sound, 0.0)
+        least = losses.MIN_MSE
+        return mse.clamp_min(least).log() + held / mse.detach().clamp_min(least)
 
     def _samples(self, index: int) -> Tensor:
         """Latents (B, D) of the prior, drawn for some steps at once, since that is many small ones."""
@@ -154,13 +223,17 @@ class FinishStage:
         if self._drawn is None or self._drawn[0] != block:
             draw = generator(self.config.seed, _SAMPLES, block)
             shape = (CYCLE * self.batches.size, self.vae.config.latent_dim)
-            noise = torch.randn(shape, generator=draw).to(self.batches.device, non_blocking=True)
-            with torch.no_grad(), training_precision(noise.device):
-                self._drawn = block, sample_latents(self.prior, noise).float()
+            noise = torch.randn(shape, generator=draw)
+            self._drawn = block, self._draw(noise.to(self.batches.device, non_blocking=True))
         drawn = self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
         return drawn[parallel.share(self.batches.size)]
 
-    def _strayed(self, samples: Tensor, made: Tensor, mean_of: losses.Mean) -> Tensor:
+    def _drawn_from(self, noise: Tensor) -> Tensor:
+        """Latents (N, D) of the prior for noise (N, D)."""
+        with torch.no_grad(), training_precision(noise.device):
+            return sample_latents(self.prior, noise).float()
+
+    def _strayed(self, samples: Tensor, made: Tensor) -> Tensor:
         """How far samples, as they are made now, are coarsely from what they were: a scalar.
 
         Nothing else holds them: where the prior is poor, texture alone makes scribbles of a face.
@@ -169,17 +242,20 @@ class FinishStage:
         with torch.no_grad(), training_precision(made.device):
             before = self._before(samples).float()
         now, was = (functional.avg_pool2d(images, scale) for images in (made, before))
-        return mean_of(losses.mean_squared_error(now, was))
+        return self._mean(losses.mean_squared_error(now, was))
 
-    def _penalty(self, real: Tensor, mean_of: losses.Mean) -> Tensor:
+    def _penalty(self, real: Tensor) -> Tensor:
         real = real.detach().requires_grad_()
         logits, _ = self.discriminator(real)
-        return _PENALTY * CYCLE * losses.gradient_penalty(steepness(logits), real, mean_of)
+        return _PENALTY * CYCLE * losses.gradient_penalty(steepness(logits), real, self._mean)
 
-    def _set_rates(self, index: int) -> None:
-        rate = _LEARNING_RATE * min(1.0, (1 - self.budget.share(index)) / _COOL_DOWN)
-        for optimizer in (self.optimizer, self._critic):
-            optimizer.param_groups[0]["lr"] = rate
+    def _mean(self, values: Tensor) -> Tensor:
+        """The mean over a batch, or over twice that, of which these are this process's."""
+        share = parallel.share(self.batches.size)
+        return parallel.mean(values, len(values) // (share.stop - share.start) * self.batches.size)
+
+    def _mean_verdict(self, logits: Tensor) -> Tensor:
+        return self._mean(of_images(logits))
 
     def state(self) -> dict[str, Tensor]:
         """Both networks, the averaged decoder, the optimisers' moments, and what guards count."""
@@ -220,8 +296,3 @@ def lattice_energy(images: Tensor) -> Tensor:
     """
     of_four = functional.pixel_unshuffle(detail(images), 2)
     return functional.avg_pool2d(of_four, min(8, of_four.shape[-1])).square().mean((1, 2, 3))
-
-
-def _mean(own: int, count: int, values: Tensor) -> Tensor:
-    """The mean over a batch of `count`, or twice that, of which these are this process's `own`."""
-    return parallel.mean(values, len(values) // own * count)

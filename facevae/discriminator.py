@@ -1,7 +1,9 @@
 """What tells faces from what a decoder makes, and what it is shown of both."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -78,33 +80,46 @@ def steepness(logits: Tensor) -> Tensor:
     return (whole + patches.sum(1) / math.sqrt(patches.shape[1])) / math.sqrt(2)
 
 
+@dataclass(frozen=True)
 class Augmentation:
     """Light changes of colour and place, alike for all that goes through it in a step.
 
     Zhao et al. 2020: what the discriminator sees is augmented, real or made, so that it does not
-    learn its few faces by heart. Brightness by up to ±.1, contrast and saturation by up to a
-    quarter, an image each; all are moved by up to a sixteenth.
+    learn its few faces by heart. `levels` (3, B, 1, 1, 1) are what is added to each image's
+    brightness, and to 1 as factors of its contrast and saturation; `moves` (2,) are how far all are
+    moved down and to the right, from 0 to twice `_reach`, which is half way. Tensors alone say what
+    is done, so that it can be recorded.
     """
 
-    def __init__(self, count: int, size: int, draw: torch.Generator) -> None:
-        """For a batch of `count`, of which each process has its share."""
+    levels: Tensor
+    moves: Tensor
+
+    @classmethod
+    def drawn(cls, count: int, size: int, draw: torch.Generator) -> Self:
+        """For a batch of `count` images of `size`, of which each process has its share.
+
+        Brightness changes by up to ±.1, contrast and saturation by up to a quarter, an image each;
+        all are moved by up to a sixteenth.
+        """
         uniform = 2 * torch.rand(3, count, 1, 1, 1, generator=draw) - 1
-        uniform = uniform[:, parallel.share(count)]
-        self._brightness, contrast, saturation = uniform * torch.tensor([0.1, 0.25, 0.25]).view(
-            3, 1, 1, 1, 1
-        )
-        self._contrast, self._saturation = 1 + contrast, 1 + saturation
-        self._reach = size // 16
-        moves = torch.randint(2 * self._reach + 1, (2,), generator=draw)
-        self._down, self._right = moves.tolist()
+        most = torch.tensor([0.1, 0.25, 0.25]).view(3, 1, 1, 1, 1)
+        moves = torch.randint(2 * _reach(size) + 1, (2,), generator=draw)
+        return cls(uniform[:, parallel.share(count)] * most, moves)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) → (B, 3, H, W), with gradients."""
+        """images (B, 3, size, size) → (B, 3, size, size), with gradients."""
+        brightness, contrast, saturation = self.levels
         grey = images.mean(1, keepdim=True)
-        images = grey + (images - grey) * self._saturation.to(images, non_blocking=True)
+        images = grey + (images - grey) * (1 + saturation)
         level = images.mean((1, 2, 3), keepdim=True)
-        images = level + (images - level) * self._contrast.to(images, non_blocking=True)
-        images = images + self._brightness.to(images, non_blocking=True)
-        height, width = images.shape[2:]
-        padded = functional.pad(images, (self._reach,) * 4)
-        return padded[:, :, self._down : self._down + height, self._right : self._right + width]
+        images = level + (images - level) * (1 + contrast)
+        images = images + brightness
+        size = images.shape[-1]
+        padded = functional.pad(images, (_reach(size),) * 4)
+        rows, columns = torch.arange(size, device=images.device) + self.moves[:, None]
+        return padded.index_select(2, rows).index_select(3, columns)
+
+
+def _reach(size: int) -> int:
+    """By how many pixels images of `size` are moved at most."""
+    return size // 16

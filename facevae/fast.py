@@ -13,6 +13,8 @@ from facevae.runtime import cuda_graph, is_out_of_memory, side_stream
 
 Part = Callable[..., Tensor]
 Step = Callable[..., Tensor]
+Warn = Callable[[str], None]
+"""Told what the user should know."""
 
 WARM_UP = 3  # calls in which libraries choose their kernels, which a recording keeps
 WATCHED = 100  # replayed calls, by which one knows how long those that are left will take
@@ -46,7 +48,7 @@ class Fast:
         step: Step,
         part: Part,
         module: nn.Module,
-        tell: Callable[[str], None],
+        tell: Warn,
         seconds_left: Callable[[float], float],
         *,
         record: Callable[[Step, tuple[Tensor, ...]], Step] | None = None,

@@ -6,6 +6,7 @@ from facevae.adversary import FinishStage, batch_size
 from facevae.batches import Batches
 from facevae.bundle import Bundle
 from facevae.config import STAGES
+from facevae.fast import Warn
 from facevae.model import VAE
 from facevae.perceptual import load_perceptual
 from facevae.prior import Prior
@@ -21,11 +22,11 @@ def finish(work: Work, bundle: Bundle) -> None:
     fitting.tell(fitting.stage.budget.num_steps - 1)
 
 
-def finish_stage(run: Run, vae: VAE, prior: Prior) -> FinishStage:
+def finish_stage(run: Run, vae: VAE, prior: Prior, warn: Warn = lambda _: None) -> FinishStage:
     """Its steps, from a fitted model on, both parts of which are on the run's device."""
     perceptual = load_perceptual(run.device) if run.train.perceptual else None
     batches = Batches(run.faces, batch_size(run.train), run.train.seed, run.device)
-    return FinishStage(vae, prior, batches, run.train, perceptual)
+    return FinishStage(vae, prior, batches, run.train, perceptual, warn)
 
 
 class _FinishFitting(Fitting):
@@ -44,7 +45,7 @@ class _FinishFitting(Fitting):
         asked = [str(train.finish_weight), *["LPIPS"] * train.perceptual]
         self.key = " ".join([*fitted, *asked, "textured"])
         self.prior_config = bundle.prior_config
-        self.stage = finish_stage(work.run, bundle.vae, bundle.prior)
+        self.stage = finish_stage(work.run, bundle.vae, bundle.prior, work.listener.notice)
         self.size = self.stage.batches.size
 
     def ends_epoch(self, index: int) -> bool:

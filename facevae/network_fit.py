@@ -3,6 +3,7 @@
 from typing import Any
 
 from facevae.batches import Batches
+from facevae.fast import Warn
 from facevae.framing import Framing
 from facevae.model import VAE, remove_variance
 from facevae.runs import Run
@@ -17,7 +18,7 @@ from facevae.snapshots import (
     progress_model,
     snapshot,
 )
-from facevae.stages import NetworkStage, Warn
+from facevae.stages import NetworkStage
 from facevae.steps import Fitting, Work, check_finite, fit, last_figures, skipped_words
 
 

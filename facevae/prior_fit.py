@@ -11,13 +11,14 @@ from facevae import losses
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
+from facevae.fast import Warn
 from facevae.latents import posteriors
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior, sample_latents
 from facevae.runs import Run, weights_digest
 from facevae.runtime import exact, face_noise, generator, seeded
 from facevae.snapshots import draw_latents, new_bundle
-from facevae.stages import PriorStage, Warn
+from facevae.stages import PriorStage
 from facevae.steps import Fitting, Work, fit, last_figures, skipped_words
 from facevae.swd import SlicedWasserstein
 

@@ -18,7 +18,7 @@ from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import TrainConfig
-from facevae.fast import Fast, Part
+from facevae.fast import Fast, Part, Warn
 from facevae.guard import Guard
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior
@@ -27,10 +27,6 @@ from facevae.states import adam, average, optimizer_state, part, prefixed, resto
 
 # what a generator's numbers are for, so that no two uses share them
 _POSTERIOR, _FLOW, _DROPOUT = 2, 3, 4
-
-
-Warn = Callable[[str], None]
-"""Told what the user should know."""
 
 
 class Stage(Protocol):

@@ -65,11 +65,11 @@ def test_a_discriminator_soon_tells_texture_that_is_faint_beside_light_and_shade
 
 def test_augmentation_is_alike_for_all_of_a_step_and_gradients_pass_it():
     images = torch.rand(4, 3, 32, 32, requires_grad=True)
-    augment = Augmentation(4, 32, generator(1, 2))
+    augment = Augmentation.drawn(4, 32, generator(1, 2))
     once, again = augment(images), augment(images)
     assert once.equal(again)
     assert once.shape == images.shape
-    assert not once.equal(Augmentation(4, 32, generator(1, 3))(images))
+    assert not once.equal(Augmentation.drawn(4, 32, generator(1, 3))(images))
     once.sum().backward()
     assert images.grad.abs().sum() > 0
 
@@ -77,7 +77,7 @@ def test_augmentation_is_alike_for_all_of_a_step_and_gradients_pass_it():
 def test_augmentation_is_light():
     images = torch.rand(64, 3, 32, 32).clamp(0.3, 0.7)
     for seed in range(20):
-        augmented = Augmentation(64, 32, generator(seed))(images)
+        augmented = Augmentation.drawn(64, 32, generator(seed))(images)
         inner = augmented[:, :, 4:-4, 4:-4]
         assert inner.min() > 0
         assert inner.max() < 1
