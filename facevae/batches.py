@@ -45,14 +45,17 @@ class Batches:
         """
         positions = range(step * self.size, (step + 1) * self.size)
         first, last = positions[0] // self.num_faces, positions[-1] // self.num_faces
-        stream = torch.cat([self._order(epoch) for epoch in range(first, last + 1)])
+        orders = [self._order(epoch) for epoch in range(first, last + 1)]
+        stream = torch.cat(orders) if len(orders) > 1 else orders[0]
         begin, share = positions[0] - first * self.num_faces, parallel.share(self.size)
         rows = stream[begin : begin + self.size][share]
         rows = rows.to(self._pixels.device, non_blocking=True)
         pixels = self._pixels[rows].to(self.device, non_blocking=True)
         draw = generator(self.seed, _MIRROR, step)
         mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
-        return mirror(from_pixels(pixels), mirrored[share].to(self.device, non_blocking=True))
+        mirrored = mirrored[share].to(self.device, non_blocking=True)
+        # as bytes, which are a quarter of what they become
+        return from_pixels(mirror(pixels, mirrored))
 
     def ends_epoch(self, step: int) -> bool:
         """Whether a pass over the faces ends within batch number `step`."""
@@ -77,9 +80,9 @@ class Batches:
         return self._orders[epoch]
 
 
-def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Flip left and right those images (B, 3, H, W) whose entry in `chosen` (B,) is true."""
-    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
+def mirror(pixels: Tensor, chosen: Tensor) -> Tensor:
+    """Flip left and right those of pixels (B, H, W, 3) whose entry in `chosen` (B,) is true."""
+    return torch.where(chosen.view(-1, 1, 1, 1), pixels.flip(-2), pixels)
 
 
 def batches_of(

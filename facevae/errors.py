@@ -2,16 +2,20 @@
 
 import re
 import signal
+from pathlib import Path
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM ended the work, and what was done is kept. Carries the signal's number."""
+    """Ctrl-C or SIGTERM ended the work, and what was done is kept.
 
-    def __init__(self, signal_number: int) -> None:
+    Carries the signal's number, and of a run the folder in which it is.
+    """
+
+    def __init__(self, signal_number: int, saved_in: Path | None = None) -> None:
         super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
+        self.signal_number, self.saved_in = signal_number, saved_in
 
     @property
     def exit_code(self) -> int:

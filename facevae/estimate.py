@@ -27,6 +27,7 @@ from facevae.runtime import (
     keep_freed_memory,
     peak_bytes,
     start_peak,
+    wait_for,
 )
 from facevae.stages import NetworkStage, PriorStage, Stage
 
@@ -219,11 +220,13 @@ def _seconds_a_step(stage: Stage, device: torch.device, cycle: int = 1) -> float
         begun = time.perf_counter()
         for index in steps:
             stage.step(index)
-        if device.type == "cuda":
-            torch.ones(1, device=device).cpu()  # waits for what was queued before it
+        wait_for(device)
         return time.perf_counter() - begun
 
     warm_up = 1 if device.type == "cpu" else WARM_UP + 2  # a recording is not what steps cost
     seconds(range(1, 1 + warm_up))
     often = seconds(range(1 + warm_up, 1 + warm_up + _NUM_STEPS)) / _NUM_STEPS
-    return often if cycle == 1 else (seconds([cycle]) + (cycle - 1) * often) / cycle
+    if cycle == 1:
+        return often
+    seconds(cycle * n for n in range(1, warm_up))
+    return (seconds([cycle * warm_up]) + (cycle - 1) * often) / cycle

@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from facevae.runtime import cuda_graph, is_out_of_memory, side_stream
+from facevae.runtime import cuda_graph, is_out_of_memory, side_stream, wait_for
 
 Part = Callable[..., Tensor]
 Step = Callable[..., Tensor]
@@ -17,7 +18,8 @@ Warn = Callable[[str], None]
 """Told what the user should know."""
 
 WARM_UP = 3  # calls in which libraries choose their kernels, which a recording keeps
-WATCHED = 100  # replayed calls, by which one knows how long those that are left will take
+WATCHED = 100  # replayed calls, after which one knows how long those that are left will take
+_TIMED = 20  # of these, the last, are waited for
 # Compiling takes half a minute once, and seconds from inductor's cache on disk; what is left then
 # takes about two thirds of the time (the paper's network on an H100).
 LEAST_SECONDS = 45.0
@@ -67,7 +69,8 @@ class Fast:
         self._record = record or (cuda_graph if on_cuda else None)
         self._compiler: Callable[[Part], Part] | None = compiler
         self._now: Step = partial(step, part)
-        self._is_compiled, self._num_calls, self._replayed_since = False, 0, 0.0
+        self._is_compiled, self._num_calls = False, 0
+        self._wait, self._seconds = partial(wait_for, device), list[float]()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """What the step returns, (…), which the next call leaves as it is."""
@@ -81,18 +84,26 @@ class Fast:
                 return self._warm_up(inputs)
             if self._num_calls == WARM_UP + 1:
                 self._now = self._record(self._now, inputs)
-                self._replayed_since = time.monotonic()
         except Exception as error:
             if not self._does_without(error):
                 raise
         else:
-            return self._now(*inputs)
+            is_timed = self._compiler and self._num_calls > WARM_UP + WATCHED - _TIMED
+            return self._timed(inputs) if is_timed else self._now(*inputs)
         return self(*inputs)
+
+    def _timed(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """A call that is waited for, since it is queued long before it is done."""
+        self._wait()
+        begun = time.monotonic()
+        result = self._now(*inputs)
+        self._wait()
+        self._seconds.append(time.monotonic() - begun)
+        return result
 
     def _compile_if_that_pays(self, compiler: Callable[[Part], Part]) -> None:
         self._compiler = None  # this is asked once
-        a_step = (time.monotonic() - self._replayed_since) / WATCHED
-        if self._seconds_left(a_step) < LEAST_SECONDS:
+        if self._seconds_left(median(self._seconds)) < LEAST_SECONDS:
             return
         self._tell("compiling the steps that are left, which takes up to a minute the first time")
         self._is_compiled, self._num_calls = True, 1
@@ -118,7 +129,8 @@ class Fast:
 
     def _does_without(self, error: Exception) -> bool:
         """Whether the step is done in a simpler way from now on than the one that failed."""
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # what ends a recording fails too where the step within has
+        reason = (str(error.__context__ or error).splitlines() or [type(error).__name__])[0]
         if self._is_compiled:  # compilers fail in many ways; and memory was enough without
             self._tell(f"training goes on without compiled steps, more slowly ({reason})")
             self._now, self._is_compiled = partial(self._step, self._part), False

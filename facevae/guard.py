@@ -62,7 +62,8 @@ class Guard:
         sound = is_finite & ((norm <= MOST_GROWTH * self._norm) | (self._num_sound < _FIRST))
         # what torch's own gradient scaler tells a fused optimiser by: 1 to leave all as it is
         self._optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
-        self._optimizer.step()
+        if sound.device.type != "mps" or bool(sound):  # whose optimisers do not hear of it
+            self._optimizer.step()
         self._optimizer.zero_grad()
         self._kept.copy_(torch.where(sound, statistics, self._kept))
         self._put_back_statistics()

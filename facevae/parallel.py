@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from facevae.errors import FacevaeError, ProcessError, RunError
+from facevae.errors import FacevaeError, ProcessError, RunError, UsageError
 
 # The first process measures, draws and saves while the others wait. That one has died is told by
 # its connection, or by torchrun, which ends the rest: not by time.
@@ -37,9 +37,14 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
         return
     own = device if device.type == "cuda" else None
+    if own and own.index is None:
+        msg = "LOCAL_RANK is not set, which says the GPU of each process; start them by torchrun"
+        raise UsageError(msg)
     dist.init_process_group("nccl" if own else "gloo", timeout=_PATIENCE, device_id=own)
+    is_whole = False
     try:
         yield
+        is_whole = True
     except FacevaeError as error:
         if is_lead():
             raise
@@ -52,7 +57,10 @@ def joined(device: torch.device) -> Iterator[None]:
         msg = "another process of this run has ended; the same command goes on from the last state"
         raise RunError(msg) from error
     finally:
-        dist.destroy_process_group()
+        # where a process has failed, NCCL would wait here for the others, which wait for it: they
+        # are told by its end
+        if is_whole or not own:
+            dist.destroy_process_group()
 
 
 def size() -> int:

@@ -1,6 +1,7 @@
 """The machine: devices, precision, memory and random numbers."""
 
 import ctypes
+import gc
 import os
 import platform
 import signal
@@ -8,9 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,11 +77,17 @@ def side_stream(device: torch.device) -> Iterator[None]:
     Gradients are added up on the stream that they were first seen on, and no graph may hold the
     default one.
     """
-    stream = torch.cuda.Stream(device)
+    stream = _own_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all, since what libraries and the allocator keep for each stream stays theirs."""
+    return torch.cuda.Stream(device)
 
 
 def cuda_graph(
@@ -86,11 +95,16 @@ def cuda_graph(
 ) -> Callable[..., torch.Tensor]:
     """The step as a CUDA graph, for inputs like these; recording takes no step."""
     held, device = [tensor.clone() for tensor in inputs], inputs[0].device
-    graph = torch.cuda.CUDAGraph()
+    graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
     torch.cuda.synchronize(device)
-    # the stream is the device's own, which may not be the current one
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-        result = step(*held)
+    try:
+        # the stream is the device's own, which may not be the current one
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=_own_stream(device)):
+            result = step(*held)
+    except BaseException:
+        # torch leaves the stream of a recording that failed the current one
+        torch.cuda.set_stream(outside)
+        raise
 
     def replay(*inputs: torch.Tensor) -> torch.Tensor:
         for own, given in zip(held, inputs, strict=True):
@@ -104,13 +118,28 @@ def cuda_graph(
 @contextmanager
 def exact() -> Iterator[None]:
     """No gradients, and full float32, so that devices agree within 1/255."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    cuda, cudnn = torch.backends.cuda.matmul, cast("Any", torch.backends.cudnn)
+    # which torch has two ways to ask for, and refuses to be asked in both
+    places: list[tuple[Any, str, object]] = (
+        [(cuda, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
+        if hasattr(cuda, "fp32_precision")
+        else [(cuda, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    )
+    before = [getattr(place, name) for place, name, _ in places]
+    for place, name, full in places:
+        setattr(place, name, full)
     try:
         with torch.no_grad():
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for (place, name, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a CUDA device has done all that was queued; others do at once what they are asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def keep_freed_memory() -> None:
@@ -180,13 +209,15 @@ def peak_bytes(device: torch.device) -> int:
 def start_peak(device: torch.device) -> None:
     """Have `peak_bytes` of a CUDA device count from now on, with nothing held that was freed."""
     if device.type == "cuda":
+        gc.collect()  # a stage that is done with, say
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether that is torch, on any device, that got no more memory."""
-    signs = ("out of memory", "can't allocate memory")  # of the CPU there is no error of its own
+    # of the CPU there is no error of its own, nor of what cuBLAS and cuDNN need for themselves
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )

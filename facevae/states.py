@@ -9,8 +9,11 @@ from torch import Tensor, nn
 @torch.no_grad()
 def average(averaged: nn.Module, current: nn.Module, decay: Tensor | float) -> None:
     """Move averaged weights towards the current ones, in place: `decay` of them is kept."""
-    for own, other in zip(averaged.parameters(), current.parameters(), strict=True):
-        own.lerp_(other, 1 - decay)
+    own, other = (list[Tensor](module.parameters()) for module in (averaged, current))
+    # for many small tensors a few kernels instead of two each
+    apart = list(torch._foreach_sub(other, own))  # noqa: SLF001 - what torch's own optimisers use
+    torch._foreach_mul_(apart, 1 - decay)
+    torch._foreach_add_(own, apart)
 
 
 def adam(

@@ -47,7 +47,10 @@ def train(run: Run, listener: Listener) -> Bundle:
     Raises `RunError` for a folder of another run, for figures that are no longer finite, or where
     most steps have to be skipped, and `Stopped` after Ctrl-C or SIGTERM, with everything saved.
     """
-    bundle = _lead(run, listener)
+    try:
+        bundle = _lead(run, listener)
+    except Stopped as stopped:
+        raise Stopped(stopped.signal_number, run.folder) from stopped
     parallel.from_lead(None)  # there is no further stage to follow
     return bundle
 
@@ -70,7 +73,7 @@ def follow(run: Run) -> None:
                     stage.step(index)
                     index += 1
                     if stop := accord(stop_signal()):
-                        raise Stopped(stop)
+                        raise Stopped(stop, run.folder)
 
 
 def _stage_of(
@@ -125,7 +128,9 @@ def _lead(run: Run, listener: Listener) -> Bundle:
 
 @contextmanager
 def _memory_advice(run: Run, advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a lack of memory into one `RunError` with advice, asked for when all is freed again."""
+    """Around a stage: a lack of memory becomes one `RunError` with advice, asked for when all is
+    freed again.
+    """
     is_short = False
     try:
         yield
@@ -134,8 +139,10 @@ def _memory_advice(run: Run, advice: Callable[[], str]) -> Iterator[None]:
             raise
         is_short = True
         traceback.clear_frames(error.__traceback__)  # which hold what was allocated
-    if is_short:
+    finally:
+        # a stage's recorded step holds the stage, and that all that it has on the device
         gc.collect()
+    if is_short:
         msg = f"{run.folder}: {run.device} has too little memory; {advice()}, in another folder"
         raise RunError(msg)
 

@@ -1,19 +1,23 @@
 """The finish changes the decoder alone, repeatably, towards what the discriminator takes for faces."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from recording import Recorder
 from tiny import CONFIG, TRAIN, differing, tiny_bundle
 
 from facevae import adversary
-from facevae.adversary import FinishStage, batch_size, lattice_energy
+from facevae.adversary import CYCLE, FinishStage, batch_size, lattice_energy
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.data import Faces
 from facevae.discriminator import detail
+from facevae.fast import WARM_UP, Fast
 
 CPU = torch.device("cpu")
 RESIDUAL = replace(CONFIG, residual_blocks=1)
@@ -51,6 +55,37 @@ def test_steps_before_and_after_a_restored_state_are_the_steps_of_one_go(
     for i in range(num_before, 5):
         assert after.step(i).equal(figures[i]), f"step {i}"
     assert differing(whole.state(), after.state()) == []
+
+
+def test_recorded_steps_do_what_the_steps_do(faces, monkeypatch):
+    monkeypatch.setattr(adversary, "training_precision", lambda _: nullcontext())
+    plain, replayed = (finish(faces, RESIDUAL, batch_size=4) for _ in range(2))
+
+    def changed_in_place():
+        guards = (replayed.guard, replayed._critic_guard)
+        optimizers = (replayed.optimizer, replayed._critic)
+        yield from replayed.state().values()
+        yield from (guard._kept for guard in guards)
+        yield from (optimizer.param_groups[0]["lr"] for optimizer in optimizers)
+
+    record = Recorder(changed_in_place)
+
+    def fast(step, part):
+        left = replayed.budget.seconds_left
+        return Fast(step, part, replayed.decoder, pytest.fail, left, record=record, compiler=None)
+
+    replayed._draw = fast(lambda part, noise: part(noise), replayed._drawn_from)
+    replayed._updates = {
+        penalised: fast(partial(replayed._update_from, penalised), replayed._decoded)
+        for penalised in (False, True)
+    }
+    last = WARM_UP * CYCLE + 2
+    found = [replayed.step(i) for i in range(last)]
+    assert record.count == 3, "steps with the penalty and without, and what they draw"
+    wanted = [plain.step(i) for i in range(last)]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    for (name, own), other in zip(replayed.state().items(), plain.state().values(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-4, msg=name)
 
 
 def test_encoder_prior_and_batch_norm_statistics_stay_as_they_are(faces):

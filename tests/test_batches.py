@@ -114,9 +114,9 @@ def test_images_are_floats_from_0_to_1(faces):
 
 
 def test_mirror_flips_left_and_right_of_the_chosen():
-    images = torch.rand(3, 3, 4, 5)
-    got = mirror(images, torch.tensor([True, False, True]))
-    for i, expected in enumerate([images[0].flip(2), images[1], images[2].flip(2)]):
+    pixels = torch.randint(256, (3, 4, 5, 3), dtype=torch.uint8)
+    got = mirror(pixels, torch.tensor([True, False, True]))
+    for i, expected in enumerate([pixels[0].flip(1), pixels[1], pixels[2].flip(1)]):
         assert got[i].equal(expected)
 
 

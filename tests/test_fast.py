@@ -187,6 +187,30 @@ def test_a_step_that_cannot_be_recorded_is_called_as_it_is_and_that_is_told_once
     ]
 
 
+def test_what_is_told_is_the_reason_not_what_it_brought_about():
+    """As on CUDA, where the end of a recording fails because the step within it has."""
+
+    class Broken(RuntimeError):
+        def __init__(self):
+            super().__init__("capture was invalidated")
+            self.__context__ = RuntimeError("operation not permitted")
+
+    machine = Machine(recording={"plain": Broken()})
+    outcome(machine.step)
+    assert "(operation not permitted)" in machine.told[0]
+
+
+def test_how_long_the_steps_take_that_are_left_is_told_from_steps_that_were_waited_for(monkeypatch):
+    waits, asked = [], []
+    monkeypatch.setattr(fast, "wait_for", lambda _: waits.append(len(machine.done)))
+    machine = Machine(seconds_left=0.0)
+    monkeypatch.setattr(machine.step, "_seconds_left", lambda each: asked.append(each) or 0.0)
+    outcome(machine.step)
+    assert len(asked) == 1
+    assert 0 < asked[0] < 1
+    assert len(waits) == 2 * fast._TIMED
+
+
 def test_too_little_memory_for_a_recording_is_told_as_such():
     machine = Machine(recording={"plain": torch.OutOfMemoryError()})
     with pytest.raises(torch.OutOfMemoryError):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from tiny import tiny_bundle, with_texture
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.func import functional_call
 
-from facevae.blocks import ResidualBlock, num_groups
+from facevae.blocks import GroupNorm, ResidualBlock, Upsample, num_groups
 from facevae.config import SIZES, ModelConfig, preset
 from facevae.model import LOGVAR_RANGE, VAE, ConvTranspose, num_parameters, sample_posterior
 from facevae.prior import build_prior
@@ -313,3 +315,47 @@ def test_a_transposed_convolution_with_its_bias_beside_it_is_the_usual_one(preci
         torch.testing.assert_close(
             mine, wanted, rtol=tolerance, atol=float(tolerance * wanted.abs().max())
         )
+
+
+def test_group_norm_is_torchs_own_and_keeps_the_precision_of_its_features():
+    features = torch.randn(2, 32, 4, 4)
+    norm, usual = GroupNorm(2, 32), nn.GroupNorm(2, 32)
+    nn.init.normal_(norm.weight)
+    usual.load_state_dict(norm.state_dict())
+    assert norm(features).equal(usual(features))
+    rounded = norm(features.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), usual(features), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_on_cuda_what_stands_between_convolutions_keeps_their_precision():
+    """By tensors that have no values, but say what they would be on that device."""
+    mode = FakeTensorMode()
+
+    def on_cuda(tensor):
+        return FakeTensor(mode, tensor.to("meta"), torch.device("cuda:0"))
+
+    layers = {
+        "own": (GroupNorm(2, 32), Upsample(scale_factor=2)),
+        "torch's": (nn.GroupNorm(2, 32), nn.Upsample(scale_factor=2)),
+    }
+    features = on_cuda(torch.zeros(2, 32, 4, 4, dtype=torch.bfloat16))
+    torch.set_autocast_enabled("cuda", True)  # noqa: FBT003 - torch.autocast itself wants a GPU
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with torch.no_grad():
+            found = {
+                whose: {
+                    functional_call(layer, weights(layer, on_cuda), features).dtype
+                    for layer in both
+                }
+                for whose, both in layers.items()
+            }
+    finally:
+        torch.set_autocast_enabled("cuda", False)  # noqa: FBT003
+    assert found == {"own": {torch.bfloat16}, "torch's": {torch.float32}}
+
+
+def weights(layer, on_cuda):
+    return {name: on_cuda(parameter.detach()) for name, parameter in layer.named_parameters()}

@@ -27,7 +27,7 @@ from facevae.batches import Batches
 from facevae.bundle import load
 from facevae.config import STAGES
 from facevae.data import load_faces
-from facevae.errors import DataError, ProcessError, RunError, Stopped
+from facevae.errors import DataError, ProcessError, RunError, Stopped, UsageError
 from facevae.model import VAE
 from facevae.prior import FlowPrior, GaussianPrior
 from facevae.stages import NetworkStage, PriorStage
@@ -130,6 +130,29 @@ def test_steps_of_several_processes_are_those_of_one(faces, count, changes):
     for found, their_terms in together(count, steps):
         assert_close(found, wanted)
         np.testing.assert_allclose(their_terms, terms, rtol=1e-3)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_told_what_to_do(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="LOCAL_RANK"), parallel.joined(torch.device("cuda")):
+        pytest.fail("joined")
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("cuda:0")], ids=str)
+def test_a_process_that_has_failed_alone_does_not_wait_for_the_others(monkeypatch, device):
+    """Which NCCL would as it takes leave of them, while they wait for this process."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    left = []
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(parallel.dist, "destroy_process_group", lambda: left.append(device.type))
+    with parallel.joined(device):
+        pass
+    assert left.pop() == device.type
+    with pytest.raises(DataError), parallel.joined(device):
+        raise DataError("no faces")
+    assert left == ([] if device.type == "cuda" else ["cpu"])
 
 
 def test_a_flow_is_fitted_alike():

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from recording import Recorder
 from tiny import CONFIG, TRAIN, differing
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from facevae import losses, stages
 from facevae.batches import Batches
@@ -210,27 +210,13 @@ def test_the_kl_divergence_counts_by_its_weight(faces):
 
 
 def recorded(stage):
-    """A stand-in for a CUDA graph: the operations of one step, done again on the same tensors.
-
-    What a step would read from anywhere else stays as it was when it was recorded, as in a graph.
-    """
+    """Have its steps recorded from now on, by the recorder that is returned."""
     live = [*stage.state().values(), stage.guard._kept, stage.optimizer.param_groups[0]["lr"]]
-    recordings = []
-
-    def record(step, inputs):
-        before = [tensor.clone() for tensor in live]
-        # which takes the step, as recording a graph does not
-        traced = make_fx(lambda *given: step(*given))(*inputs)  # noqa: PLW0108 - no method
-        with torch.no_grad():
-            for tensor, value in zip(live, before, strict=True):
-                tensor.copy_(value)
-        recordings.append(traced)
-        return torch.no_grad()(traced)
-
+    record = Recorder(lambda: live)
     stage._update = Fast(
         stage._update_from, *part_of(stage), pytest.fail, lambda _: 0.0, record=record
     )
-    return recordings
+    return record
 
 
 def part_of(stage):
@@ -247,10 +233,10 @@ def test_a_recorded_step_does_what_the_step_does(faces, build, monkeypatch):
     plain, replayed = build(faces, **changing), build(faces, **changing)
     for i in range(2):  # so that the optimiser has its moments
         assert plain.step(i).equal(replayed.step(i))
-    recordings = recorded(replayed)
+    record = recorded(replayed)
     for i in range(2, 10):
         torch.testing.assert_close(replayed.step(i), plain.step(i), rtol=1e-4, atol=1e-5)
-    assert len(recordings) == 1
+    assert record.count == 1
     for (name, found), wanted in zip(replayed.state().items(), plain.state().values(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5, msg=name)
 

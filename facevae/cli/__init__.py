@@ -106,9 +106,12 @@ def main() -> None:
         app(prog_name=app.info.name)
     except Stopped as stopped:
         Console.close()
-        Console(quiet=Console.is_quiet).say(
-            "stopped; what was converted is kept, and the same command goes on from here"
+        kept = (
+            f"stopped and saved in {stopped.saved_in};"
+            if stopped.saved_in
+            else "stopped; what was converted is kept, and"
         )
+        Console(quiet=Console.is_quiet).say(f"{kept} the same command goes on from here")
         sys.exit(stopped.exit_code)
     except BrokenPipeError:
         # whoever read our output has had enough

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from facevae.cli import options, scores
-from facevae.cli.runs import Data, source_name, train_or_exit, typed_command
+from facevae.cli.runs import Data, source_name, typed_command
 from facevae.cli.session import open_model
 from facevae.config import MAX_SEED
 from facevae.console import Console
@@ -222,10 +222,11 @@ def _eigenfaces(console: Console, bundle: "Bundle", faces: "Faces") -> "Candidat
 
 def _autoencoder(console: Console, run: "Run") -> "Candidate":
     from facevae.evaluation import Candidate
+    from facevae.training import train
 
     console.close()
     console.say(f"autoencoder: {run.train.epochs} epochs in {run.folder}")
-    trained = train_or_exit(run, console, _Fitting(console)).to(run.device)
+    trained = train(run, _Fitting(console)).to(run.device)
     if (found := trained.provenance["epochs"]) != run.train.epochs:
         msg = f"{run.folder}: has been trained for {found} epochs, not {run.train.epochs}; name another --baseline-dir"
         raise UsageError(msg)

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facevae.console import Console
-from facevae.errors import DataError, Stopped
+from facevae.errors import DataError
 
 if TYPE_CHECKING:
-    from facevae.bundle import Bundle
     from facevae.data import Faces
     from facevae.runs import Run
-    from facevae.steps import Listener
 
 _INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
 
@@ -28,24 +26,7 @@ Data = Annotated[
 ]
 
 
-def train_or_exit(run: "Run", console: Console, listener: "Listener | None" = None) -> "Bundle":
-    """Train, and tell of it; when asked to stop, end the command with the signal's exit code."""
-    from facevae import parallel
-    from facevae.training import follow
-    from facevae.training import train as train_run
-
-    try:
-        if not parallel.is_lead():
-            follow(run)
-            raise typer.Exit
-        return train_run(run, listener or _Talk(console))
-    except Stopped as stopped:
-        console.close()
-        console.say(f"stopped and saved in {run.folder}; the same command goes on from here")
-        raise typer.Exit(stopped.exit_code) from stopped
-
-
-class _Talk:
+class Talk:
     """Tells a run's progress on the console."""
 
     def __init__(self, console: Console) -> None:
@@ -53,6 +34,7 @@ class _Talk:
         self.progress = console.progress
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
+        """Say what was measured of held-out faces."""
         if figures.get("stage") == "finish":
             self.console.say(
                 f"finish, epoch {figures['epoch']:.6g}: held-out PSNR {figures['psnr']:.2f} dB, "
@@ -65,6 +47,7 @@ class _Talk:
         )
 
     def notice(self, text: str) -> None:
+        """Say it."""
         self.console.say(text)
 
 

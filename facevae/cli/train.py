@@ -11,7 +11,7 @@ import typer
 
 from facevae.cli import options
 from facevae.cli.estimate import tell_estimate
-from facevae.cli.runs import Data, describe_run, source_name, train_or_exit, typed_command
+from facevae.cli.runs import Data, Talk, describe_run, source_name, typed_command
 from facevae.cli.session import finish
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console
@@ -144,6 +144,8 @@ def train(
     from facevae.perceptual import load_perceptual
     from facevae.pictures import check_there
     from facevae.runs import Run, RunFolder, left_out, settings_of
+    from facevae.training import follow
+    from facevae.training import train as train_run
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -207,7 +209,10 @@ def train(
             describe_run(console, run)
 
         # Run
-        bundle = train_or_exit(run, console)
+        if not parallel.is_lead():
+            follow(run)
+            return
+        bundle = train_run(run, Talk(console))
 
     # Report
     console.close()
