@@ -63,6 +63,10 @@ def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -
     if not names:
         msg = f"{option} {wanted}: this model knows no attributes; see `facevae attributes learn`"
         raise UsageError(msg)
+    parts = [part for part in wanted.split(",") if part.strip()]
+    if len(parts) > 1 and all(exact_match(part, names) for part in parts):
+        msg = f"{option} {wanted}: name one at a time: {' '.join(f'{option} {p.strip()}' for p in parts)}"
+        raise UsageError(msg)
     aliases = [word for word in _ALIASES if exact_match(word, names)]
     known = dict.fromkeys(aliases) | {name: names[i] for name, i in plain.items()}
     close = difflib.get_close_matches(plain_name(wanted), known, n=3, cutoff=0.6)

@@ -268,7 +268,7 @@ PRESETS = {
             prior_width=896,
             finish_epochs=15,
         ),
-        "a residual network of 14 M, with an adversarial finish; for a GPU, small in use",
+        "a residual network of 14 M with an adversarial finish; train it on a GPU, use it anywhere",
     ),
     "sharp": Preset(
         ModelConfig(latent_dim=512, filters=(96, 192, 320, 448, 512), residual_blocks=2),

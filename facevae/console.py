@@ -34,6 +34,11 @@ def is_heard() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 face`, `2 faces`: so many of something, whose plural is `many` or ends in s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 class Console:
     """Talks to the user; `quiet` leaves only warnings, errors and results, `as_json` one object."""
 

@@ -56,6 +56,13 @@ class Labels:
         rows: Values = padded[[row_of.get(stem, len(self.stems)) for stem in stems]]
         return rows
 
+    def constant_for(self, stems: Sequence[str]) -> list[str]:
+        """The names of attributes in which faces with these stems do not differ, as far as is known."""
+        values = self.rows_for(stems)
+        low = np.where(np.isnan(values), np.inf, values).min(0, initial=np.inf)
+        high = np.where(np.isnan(values), -np.inf, values).max(0, initial=-np.inf)
+        return [name for name, lo, hi in zip(self.names, low, high, strict=True) if not lo < hi]
+
 
 def read_labels(path: Path) -> Labels:
     """Read a CelebA list, a CSV, or a folder of FFHQ's published features.

@@ -29,7 +29,9 @@ def draw_histograms(latents: Tensor, whose: str = "training faces") -> Any:
             ax.set_axis_off()
         options: dict[str, Any] = {"range": (-4, 4), "density": True, "histtype": "stepfilled"}
         for ax, dim in zip(axes.flat, order.tolist(), strict=False):
-            ax.hist(latents[:, dim].numpy(), bins=40, color="tab:blue", **options)
+            # what lies outside is at the edges, lest all of it does
+            values = latents[:, dim].clamp(-4, 4).numpy()
+            ax.hist(values, bins=40, color="tab:blue", **options)
             ax.plot(grid, density, color="tab:orange", lw=1)
             ax.set_title(f"z{dim}", fontsize=7)
         figure.suptitle(f"Latents of {whose} (blue) over N(0, 1) (orange)", fontsize=9)

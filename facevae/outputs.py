@@ -23,6 +23,8 @@ from facevae.images import (
 )
 
 SUFFIX_OF_MODELS = ".safetensors"
+_SUFFIXES = tuple(dict.fromkeys((*STILL_SUFFIXES, *ANIMATION_SUFFIXES, *VIDEO_SUFFIXES)))
+_OF_FILES = (*_SUFFIXES, SUFFIX_OF_MODELS, ".onnx")
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,36 @@ def choose_output(
     """
     if named is None:
         return Output(unused(Path(default)), is_folder=False)
+    if not named.strip():
+        msg = "-o is empty; name a file or a folder"
+        raise UsageError(msg)
+    if named == "-":
+        msg = "-o -: pictures are not written to stdout; name a file or a folder"
+        raise UsageError(msg)
     path = expanded(named)
+    if not path.suffix and path.name.lower() in _SUFFIXES and not path.is_dir():
+        msg = f"{path}: is a suffix alone; put a name before it"
+        raise UsageError(msg)
     if named.endswith(("/", "\\")) or not path.suffix or path.is_dir():
         if path.exists() and not path.is_dir():
             msg = f"{path}: is a file, so nothing can be put into it; name another -o"
             raise UsageError(msg)
         return Output(path, is_folder=True)
-    moving = (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES)
-    check_suffix(path, tuple(dict.fromkeys((*STILL_SUFFIXES, *(moving if animation else ())))))
+    check_suffix(path, _SUFFIXES if animation else STILL_SUFFIXES)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         require_video()
     _protect([path], inputs)
     return Output(path, is_folder=False)
+
+
+def choose_folder(named: str) -> Output:
+    """Where `-o` points, if that is a folder. Raises `UsageError` for what looks like a file."""
+    path = expanded(named)
+    is_marked = named.endswith(("/", "\\"))
+    if path.suffix.lower() in _OF_FILES and not is_marked and not path.is_dir():
+        msg = f"{path}: looks like a file, and a folder is needed; end it with / if it is one"
+        raise UsageError(msg)
+    return choose_output(named if is_marked or not named.strip() else f"{named}/", "")
 
 
 def folder_paths(output: Output, names: Sequence[str], inputs: Iterable[str] = ()) -> list[Path]:

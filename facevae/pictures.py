@@ -223,6 +223,10 @@ def _tar_members(path: Path) -> Iterator[Picture]:
                     problem = "" if member.isfile() else "a link or device, which is not followed"
                     at = member.offset_data, member.size
                     yield Picture(path, member.name, *at, problem=problem)
+            # where tarfile takes what is left of a header for the end of the archive
+            if 0 < path.stat().st_size - shard.offset < tarfile.BLOCKSIZE:
+                msg = "it is cut off in the middle; copy or download it again"
+                raise tarfile.ReadError(msg)
     except (
         *(tarfile.TarError, OSError, ValueError),
         *(MemoryError, OverflowError, RecursionError),  # of sizes and headers that none can have

@@ -81,6 +81,9 @@ def left_out(train: TrainConfig) -> tuple[str, ...]:
     return () if "prior" in train.stages else _OF_PRIOR
 
 
+ALL_STAGES = "add the stages before with --stages vae,prior,finish"
+
+
 class RunFolder:
     """`model.safetensors`, `config.json`, `metrics.jsonl`, `pictures/` and `state/`."""
 
@@ -95,12 +98,24 @@ class RunFolder:
         self.records: list[dict[str, Any]] = []
         self._events = Events(path / "tensorboard", self.pictures) if tensorboard else None
 
-    def check(self, identity: Mapping[str, Any], ignored: Sequence[str] = ()) -> dict[str, Any]:
+    def check(
+        self,
+        identity: Mapping[str, Any],
+        ignored: Sequence[str] = (),
+        stages: Sequence[Stage] = STAGES,
+    ) -> dict[str, Any]:
         """What `config.json` says, empty where there is none.
 
         Raises `RunError` where the folder is another run's, with what differs from `identity`,
-        which may be a part of a run's; settings that are `ignored` may differ.
+        which may be a part of a run's; settings that are `ignored` may differ. And where `stages`
+        are to go on from a network that is not there.
         """
+        if self.path.exists() and not self.path.is_dir():
+            msg = f"{self.path}: is a file, and a run needs a folder; name another -o"
+            raise RunError(msg)
+        if "vae" not in stages and not (self.model.exists() or self.unfinished.exists()):
+            msg = f"{self.path}: holds nothing to go on from; {ALL_STAGES}"
+            raise RunError(msg)
         if not self.config.exists():
             if self.model.exists():
                 msg = f"{self.path}: holds a model, but no {self.config.name} to go on from; name another -o"
@@ -184,6 +199,10 @@ class RunFolder:
         if path.exists():
             path.replace(self._earlier(name))
         save_state(path, state, {"step": step, "key": key})
+
+    def has_state(self, name: str) -> bool:
+        """Whether a state of that stage is there, damaged or not."""
+        return self._state(name).exists() or self._earlier(name).exists()
 
     def load_state(
         self, name: str, key: str = "", warn: Callable[[str], None] = lambda _: None

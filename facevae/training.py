@@ -29,7 +29,7 @@ from facevae.model import VAE
 from facevae.network_fit import fit_network, network_stage
 from facevae.prior import build_prior
 from facevae.prior_fit import fit_prior, prior_stage
-from facevae.runs import Run, RunFolder, left_out
+from facevae.runs import ALL_STAGES, Run, RunFolder, left_out
 from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage
@@ -37,7 +37,6 @@ from facevae.states import part
 from facevae.steps import Listener, Work, progress_of
 
 _NUM_FRAMED = 128  # faces by which the framing is measured
-_ALL_STAGES = "add the stages before with --stages vae,prior,finish"
 
 
 def train(run: Run, listener: Listener) -> Bundle:
@@ -107,8 +106,15 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         if earlier and _is_enough(run, earlier):
             folder.write_events()
             epochs = earlier.provenance["epochs"]
-            listener.notice(f"{run.folder}: finished already, at epoch {epochs}; nothing to do")
+            done = _restate(run, earlier, folder.model) or "nothing to do"
+            listener.notice(f"{run.folder}: finished already, at epoch {epochs}; {done}")
             return earlier
+        if earlier and _begins_anew(run, folder, earlier):
+            msg = (
+                f"{run.folder}: its state/ is gone, so that more epochs would begin anew and replace "
+                f"its model; name another folder with -o, and --init {run.folder} to begin with its weights"
+            )
+            raise RunError(msg)
         if earlier and _forgets(run, earlier):
             listener.notice("without --labels, the longer run's model will know no attributes")
         if earlier and "finish" in earlier.provenance and "finish" not in run.train.stages:
@@ -195,6 +201,29 @@ def _is_enough(run: Run, earlier: Bundle) -> bool:
     return is_finished and is_fitted and known.get("labels") == labels
 
 
+def _restate(run: Run, earlier: Bundle, path: Path) -> str:
+    """Write a complete model anew where it is asked for with other terms, or at half precision.
+
+    Returns what was done, empty where nothing was.
+    """
+    known = earlier.provenance.get("terms") or ""
+    terms, half = run.terms or known, run.half or earlier.half
+    if (terms, half) == (known, earlier.half):
+        return ""
+    earlier.provenance["terms"] = terms
+    save(earlier, path, half=half)
+    return "its model is written anew, as asked for"
+
+
+def _begins_anew(run: Run, folder: RunFolder, earlier: Bundle) -> bool:
+    """Whether a longer training of the network has no state to go on from."""
+    known = earlier.provenance
+    is_longer = "vae" in run.train.stages and not _is_long_enough(
+        run, known, "vae", known.get("epochs", 0), run.train.epochs
+    )
+    return is_longer and not folder.has_state("network")
+
+
 def _forgets(run: Run, earlier: Bundle) -> bool:
     """Whether the run changes the latents that attributes were learned of, and learns no new ones."""
     is_changed = "vae" in run.train.stages and not _is_fitted(run, earlier)
@@ -232,7 +261,7 @@ def _fit(work: Work) -> Bundle:
         with _memory_advice(run, lambda: _batch_advice(run)):
             vae, num_images = fit_network(work, framing)
     elif earlier is None:
-        msg = f"{folder.path}: holds nothing to go on from; {_ALL_STAGES}"
+        msg = f"{folder.path}: holds nothing to go on from; {ALL_STAGES}"
         raise RunError(msg)
     else:
         framing, num_images = earlier.framing, earlier.provenance["images_seen"]

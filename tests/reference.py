@@ -106,6 +106,8 @@ def _values(metavar: str | None, hint: Any) -> str:
 def _default(value: object) -> str:
     if value is None or value is False or value == "":
         return ""
+    if isinstance(value, tuple):
+        value = ",".join(value)
     return "yes" if value is True else f"`{value}`"
 
 
@@ -114,7 +116,7 @@ def listing() -> str:
     found = {name: parameters(name, command) for name, command in commands()}
     taken = Counter(p for of in found.values() for p in of if p.is_option)
     shared = [p for p, count in taken.most_common() if count >= SHARED_BY]
-    lines = ["These are of several commands:", "", *HEAD, *(p.row() for p in shared)]
+    lines = ["Shared by several commands:", "", *HEAD, *(p.row() for p in shared)]
     for name, command in commands():
         of = found[name]
         usage = " ".join(["facevae", name, *(p.names.strip("`") for p in of if not p.is_option)])

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,9 +28,11 @@ from facevae.errors import FacevaeError, ProcessError, Stopped
 
 _NARROW = 70  # columns: below, the frames of help leave no room for the options' names
 
+_INTERRUPTED = 130  # what shells give a process that Ctrl-C has ended
+
 app = typer.Typer(
     name="facevae",
-    help="Faces over one VAE: train, reconstruct, sample, morph, arith.",
+    help="Train a VAE on faces, then reconstruct, sample, morph and edit faces with it.",
     epilog="Start with: facevae sample -n 64 -o grid.png",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -71,10 +73,15 @@ def _options(
     pass
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Any) -> str:
     """What to tell of an expected failure; nothing of one that is not."""
     if isinstance(error, FacevaeError):
         return str(error)
+    # typer's own failures, of whose classes it says nothing
+    if hasattr(error, "format_message"):
+        message = error.format_message().rstrip(".").replace("\n", " ")
+        where = error.ctx.command_path if getattr(error, "ctx", None) else app.info.name
+        return f"{message[:1].lower()}{message[1:]}; see {where} --help"
     if isinstance(error, OSError) and error.errno is not None and error.strerror is not None:
         hint = "; free some space and run the command again" if error.errno == errno.ENOSPC else ""
         where = f"{error.filename}: " if error.filename else ""
@@ -102,8 +109,17 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if shutil.get_terminal_size().columns < _NARROW:
         app.rich_markup_mode = None
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command that was given; returns the exit code."""
     try:
-        app(prog_name=app.info.name)
+        code = app(prog_name=app.info.name, standalone_mode=False)
+    except typer.Abort:
+        Console.close()
+        Console(quiet=Console.is_quiet).say("stopped")
+        return _INTERRUPTED
     except Stopped as stopped:
         Console.close()
         kept = (
@@ -112,14 +128,15 @@ def main() -> None:
             else "stopped; what was converted is kept, and"
         )
         Console(quiet=Console.is_quiet).say(f"{kept} the same command goes on from here")
-        sys.exit(stopped.exit_code)
+        return stopped.exit_code
     except BrokenPipeError:
         # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except Exception as error:
         if not (text := _one_line(error)):
             raise
         if is_heard() or isinstance(error, ProcessError):
             Console().error(text)
-        sys.exit(error.exit_code if isinstance(error, FacevaeError) else 1)
+        return int(getattr(error, "exit_code", 1))
+    return code if isinstance(code, int) else 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
-from facevae.console import Console
+from facevae.console import Console, counted
 from facevae.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def align(
         list[Path], typer.Argument(metavar="PHOTO…|DIR", help="Photos, or folders of them.")
     ],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder to write into.")],
     framing: Annotated[
         str, typer.Option("--framing", help="ffhq, or a model whose framing to take.")
     ] = "ffhq",
@@ -37,13 +37,13 @@ def align(
     """
     from facevae.faces import OR_AS_IT_IS, load_faces_of
     from facevae.images import SUFFIXES, save_picture
-    from facevae.outputs import choose_output, folder_paths
+    from facevae.outputs import choose_folder, folder_paths
     from facevae.pictures import Picture, find_files
 
     console = Console(quiet=quiet, as_json=json)
     files = find_files(photos, SUFFIXES)
     names = [str(path) for path in files]
-    target = choose_output(f"{output}/", "")
+    target = choose_folder(output)
     paths = folder_paths(target, names, names)
     wanted = _framing(framing, quiet=quiet)
     written, skipped = [], []
@@ -62,7 +62,9 @@ def align(
             f"none of the {len(files)} photos has a face that can be used; the first: {skipped[0]}"
         )
         raise ImageError(msg)
-    console.say(f"{len(written):,} faces in {target.path}, {len(skipped):,} photos left out")
+    console.say(
+        f"{counted(len(written), 'face')} in {target.path}, {counted(len(skipped), 'photo')} left out"
+    )
     console.result([target.path], {"outputs": written, "skipped": skipped})
 
 

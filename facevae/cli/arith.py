@@ -194,15 +194,27 @@ def _report(
     distances = list(map(_rounded, outcome.distance.tolist()))
     # of many pictures, the one that went farthest
     farthest = max(range(len(moved)), key=lambda i: distances[i])
-    parts = [f"{name} {moved[farthest][name]:+.2f}" for name in edit.edited]
-    still = [f"{name} {moved[farthest][name]:+.2f}" for name in edit.kept]
-    held = f"; held still: {', '.join(still)}" if still else ""
+    far = moved[farthest]
+    strayed = [name for name in edit.kept if abs(far[name]) > _STRAYED]
+    groups = {
+        "moved": edit.edited,
+        "but also moved": strayed,
+        "held still": [name for name in edit.kept if name not in strayed],
+    }
+    parts = [
+        f"{what}{':' * (what != 'moved')} {', '.join(f'{name} {far[name]:+.2f}' for name in names)}"
+        for what, names in groups.items()
+        if names
+    ]
     whose = f"the farthest of {len(moved)}: " if len(moved) > 1 else ""
     console.say(
-        f"{whose}moved {', '.join(parts)}{held}; "
+        f"{whose}{'; '.join(parts)}; "
         f"{distances[farthest]:.0%} of the way to someone else, as the model sees {seen}"
     )
     return {"kept": edit.kept, "moved": moved, "distance": distances}
+
+
+_STRAYED = 0.3  # of an α, beyond which a score cannot be said to have been held still
 
 
 def _rounded(value: float) -> float:
@@ -220,7 +232,9 @@ def _alphas(
     Sweeps are of the first attributes, the first of them across; alphas are of the rest.
     """
     if len(sweeps) > min(len(attrs), _MAX_SWEEPS):
-        msg = f"{len(sweeps)} --sweep for {len(attrs)} --attr; each of at most two sweeps one"
+        msg = (
+            f"{len(sweeps)} --sweep for {len(attrs)} --attr; each needs one of its own, two at most"
+        )
         raise UsageError(msg)
     swept = [options.parse_sweep(text) for text in sweeps]
     if (count := math.prod(map(len, swept))) > options.MAX_SWEEP:
@@ -229,7 +243,11 @@ def _alphas(
     num_fixed = len(attrs) - len(swept)
     fixed = [options.finite("--alpha", value) for value in alpha or [1.0]]
     if alpha and not num_fixed:
-        msg = "--alpha says how much of an --attr that is not swept; name one"
+        msg = (
+            f"--alpha {alpha[0]:g}: {attrs[-1]} is swept already; --alpha is for a further --attr"
+            if swept
+            else f"--alpha {alpha[0]:g}: says how much of an --attr; name one"
+        )
         raise UsageError(msg)
     if len(fixed) not in (1, num_fixed or 1):
         msg = f"{len(fixed)} --alpha for {num_fixed} --attr; give one for all, or one each"

@@ -105,7 +105,7 @@ def learn_attributes(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="What to call what --with has in common.")
+        str | None, typer.Option("--name", help="Name of what the --with faces have in common.")
     ] = None,
     having: Annotated[
         list[Path] | None,
@@ -113,9 +113,7 @@ def learn_attributes(
     ] = None,
     lacking: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--without", help="And of faces that do not (default: the model's average face)."
-        ),
+        typer.Option("--without", help="The same of faces without it (default: the average face)."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -125,7 +123,7 @@ def learn_attributes(
         Literal["logistic", "lda", "mean"],
         typer.Option(
             "--method",
-            help="What scores faces: logistic regression (with few of them lda), linear discriminants, or the paper's means, which hold nothing still.",
+            help="How faces are scored: logistic regression (lda where examples are few), linear discriminants, or the paper's means, which hold nothing still.",
         ),
     ] = "logistic",
     align: options.Align = True,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Attr = Annotated[
     list[str] | None,
     typer.Option(
-        "--attr", "-a", help="An attribute to add; may repeat. `facevae attributes list` has them."
+        "--attr", "-a", help="An attribute to add; may repeat. See `facevae attributes list`."
     ),
 ]
 Keep = Annotated[
@@ -39,9 +39,14 @@ def sequence_output(
     from facevae.latents import check_face
     from facevae.outputs import choose_output
 
+    if animate and output is None:
+        default = str(Path(default).with_suffix(".gif"))
     photos = [name for name in faces if is_photo(name)]
     target = choose_output(output, default, animation=animate is not False, inputs=photos)
     moving = target.is_animation if animate is None else animate
+    if animate and target.is_folder:
+        msg = f"--animate: {target.path} is a folder, of stills; name a .gif, .webp or .mp4 with -o"
+        raise UsageError(msg)
     suffix = target.path.suffix.lower()
     if moving and not target.is_folder and suffix not in (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES):
         msg = f"{target.path}: '{suffix}' cannot move; use .gif, .webp, .png or .mp4"
@@ -67,7 +72,11 @@ def kept_names(keep: str | None, attrs: Sequence[str]) -> list[str] | None:
     if not attrs:
         msg = "--keep says what an --attr leaves as it is; name one"
         raise UsageError(msg)
-    return [name.strip() for name in keep.split(",") if name.strip()] or ["none"]
+    names = [name.strip() for name in keep.split(",") if name.strip()] or ["none"]
+    if alone := [name for name in names if name.casefold() in ("none", "all") and names[1:]]:
+        msg = f"--keep {keep}: '{alone[0]}' stands alone; leave out the rest"
+        raise UsageError(msg)
+    return names
 
 
 def is_photo(face: str) -> bool:

@@ -54,7 +54,9 @@ def evaluate(
     ] = None,
     baseline_epochs: Annotated[
         int | None,
-        typer.Option("--baseline-epochs", min=1, help="Of the autoencoder (default: the model's)."),
+        typer.Option(
+            "--baseline-epochs", min=1, help="Epochs of the autoencoder (default: the model's)."
+        ),
     ] = None,
     baseline_dir: Annotated[
         Path, typer.Option("--baseline-dir", help="Where the autoencoder's run folder is kept.")

@@ -73,9 +73,10 @@ def export(
 def _target(output: str | None, *, onnx: bool, half: bool) -> Path:
     """Where to write. Raises `UsageError` for what cannot be meant."""
     from facevae.files import expanded, unused
+    from facevae.outputs import choose_folder
 
     if onnx:
-        target = expanded(output) if output else unused(Path("onnx"))
+        target = choose_folder(output).path if output is not None else unused(Path("onnx"))
         if half:
             msg = "--half goes with -o FILE.safetensors; ONNX files hold float32"
             raise UsageError(msg)

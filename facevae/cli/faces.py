@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from facevae.cli import options
+from facevae.cli.edits import is_photo
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import finish, open_model
 from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 64  # faces in memory at a time, where there may be any number
 _MAX_ON_A_SHEET = 1024
+_NUMBER = 64  # of samples, where nothing else is asked for
 
 
 def reconstruct(
@@ -136,6 +138,10 @@ def _find_photos(images: list[Path]) -> list[Path]:
     from facevae.images import SUFFIXES
     from facevae.pictures import find_files
 
+    for image in images:
+        if not is_photo(str(image)) and not image.exists():
+            msg = f"{image}: reconstruct takes photos; see seeds with: facevae sample --seeds"
+            raise UsageError(msg)
     files = find_files(images, SUFFIXES)
     if not files:
         msg = f"{', '.join(map(str, images))}: no pictures in there"
@@ -148,7 +154,7 @@ def sample(
     number: Annotated[
         int,
         typer.Option("--number", "-n", min=1, max=options.MAX_PICTURES, help="How many faces."),
-    ] = 64,
+    ] = _NUMBER,
     output: options.Output = None,
     latents: options.Latents = None,
     seed: options.Seed = 0,
@@ -188,12 +194,19 @@ def sample(
     if guidance is not None:
         options.finite("--guidance", guidance)
     keep = LatentsKeeper(latents)
+    if seeds is not None and (number != _NUMBER or seed):
+        msg = f"--seeds {seeds}: says how many faces and which; leave out -n and --seed"
+        raise UsageError(msg)
     if seed + number - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
     chosen = options.parse_seeds(seeds) if seeds is not None else [seed + i for i in range(number)]
     names = [f"seed-{s:04d}" for s in chosen]
-    writer = FaceWriter(choose_output(output, "grid.png"), names, columns)
+    target = choose_output(output, "grid.png")
+    if columns and target.is_folder:
+        msg = f"--columns {columns}: {target.path} is a folder, with a file for each face; leave it out"
+        raise UsageError(msg)
+    writer = FaceWriter(target, names, columns)
     bundle, used = open_model(console, model, device)
     writer.check(bundle.config.size)
     keep.spare(Path(used["path"]))

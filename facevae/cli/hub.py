@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def pull(
     model: Annotated[
-        str, typer.Argument(metavar="USER/REPO", help="A repository, as user/repo(@revision).")
+        str, typer.Argument(metavar="USER/REPO", help="A repository: user/repo(@revision).")
     ],
     *,
     force: Annotated[
@@ -61,13 +61,13 @@ def push(
         str | None,
         typer.Option("--revision", metavar="BRANCH", help="A branch instead of main."),
     ] = None,
-    message: Annotated[str, typer.Option("--message", help="Of the commit.")] = "",
+    message: Annotated[str, typer.Option("--message", help="Commit message.")] = "",
     license_id: Annotated[
         str | None,
         typer.Option(
             "--license",
             metavar="ID",
-            help="An identifier of the Hub's, as mit (default: the terms that the model carries).",
+            help="A licence identifier of the Hub, such as mit (default: the model's own terms).",
         ),
     ] = None,
     replace: Annotated[
@@ -78,7 +78,7 @@ def push(
         ),
     ] = False,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Publish a run that has not come to its end.")
+        bool, typer.Option("--unfinished", help="Publish a run that is not finished.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write the folder, and upload nothing.")

@@ -22,7 +22,10 @@ def morph(
     ],
     *,
     steps: Annotated[
-        int, typer.Option("--steps", min=2, max=10_000, help="Pictures a leg, both ends included.")
+        int,
+        typer.Option(
+            "--steps", min=2, max=10_000, help="Pictures from one face to the next, both included."
+        ),
     ] = 10,
     attr: Attr = None,
     alpha: Annotated[
@@ -30,14 +33,14 @@ def morph(
         typer.Option(
             "--alpha",
             metavar="A|FROM:TO",
-            help="How much of an --attr, all the way or from one end to the other.",
+            help="How much of an --attr: constant, or from one end to the other.",
         ),
     ] = None,
     keep: Keep = None,
     output: options.Output = None,
     path: Annotated[
         Literal["slerp", "lerp"],
-        typer.Option("--path", help="Turn around the average face, or go straight through."),
+        typer.Option("--path", help="An arc around the average face, or a straight line."),
     ] = "slerp",
     texture: options.Texture = TRUE_TEXTURE,
     loop: Annotated[bool, typer.Option("--loop", help="There and back again.")] = False,

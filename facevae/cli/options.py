@@ -17,7 +17,7 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="FACEVAE_MODEL",
-        help="The model: 'default' (in the package), a file, a folder, or user/repo(@revision) on the Hub.",
+        help="The model: 'default' (packaged), a file, a folder, or user/repo(@revision) on the Hub.",
     ),
 ]
 ModelArgument = Annotated[
@@ -34,14 +34,14 @@ Device = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The first seed: one seed is one face.")]
 TrainSeed = Annotated[
-    int, typer.Option("--seed", min=0, help="Of weights, order, mirroring and noise.")
+    int, typer.Option("--seed", min=0, help="Random seed of weights, order, mirroring and noise.")
 ]
 Output = Annotated[
     str | None,
     typer.Option(
         "--output",
         "-o",
-        help="Where to write; the suffix chooses the format, and a name without one is a folder.",
+        help="Where to write; the suffix chooses the format, a name without one is a folder.",
     ),
 ]
 Json = Annotated[
@@ -51,7 +51,7 @@ Json = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", envvar="FACEVAE_QUIET", help="No talk, no progress: results only."
+        "--quiet", "-q", envvar="FACEVAE_QUIET", help="Print only results, warnings and errors."
     ),
 ]
 CacheDir = Annotated[
@@ -74,8 +74,8 @@ Guidance = Annotated[
         "--guidance",
         min=0,
         max=MAX_GUIDANCE,
-        help="How far a flow's samples go from one Gaussian to what it learned; more is cleaner "
-        "(default: the model's own).",
+        help="Strength of what the flow learned: 0 is a single Gaussian, 1 the flow itself. "
+        "A little above the model's own (the default) is cleaner; above 3, faces break.",
     ),
 ]
 Texture = Annotated[
@@ -84,8 +84,7 @@ Texture = Annotated[
         "--texture",
         min=0,
         max=1,
-        help="How much detail a finished model makes up beside what it knows of a face; samples "
-        "have 1.",
+        help="How much fine detail a finished model invents: 0 none, 1 as in samples.",
     ),
 ]
 Latents = Annotated[
@@ -96,7 +95,7 @@ Latents = Annotated[
 ]
 Align = Annotated[
     bool,
-    typer.Option("--align/--no-align", help="Find the face and frame it as the model's were."),
+    typer.Option("--align/--no-align", help="Find the face and frame it like the training faces."),
 ]
 FaceNumber = Annotated[
     int, typer.Option("--face", min=1, help="Which face of a photo, the largest being 1.")
@@ -114,13 +113,13 @@ def parse_alpha(text: str | float) -> float:
 
 
 FramesPerSecond = Annotated[
-    float, typer.Option("--fps", min=0.1, max=100, help="Pictures a second of an animation.")
+    float, typer.Option("--fps", min=0.1, max=100, help="Frames per second of an animation.")
 ]
 Animate = Annotated[
     bool | None,
     typer.Option(
         "--animate/--strip",
-        help="Moving pictures or side by side (default: by the suffix; .png is a strip).",
+        help="An animation, or pictures side by side (default: by the suffix; .png is a strip).",
     ),
 ]
 

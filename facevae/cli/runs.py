@@ -2,17 +2,18 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facevae.console import Console
+from facevae.console import Console, counted
 from facevae.errors import DataError
 
 if TYPE_CHECKING:
     from facevae.data import Faces
+    from facevae.labels import Labels
     from facevae.runs import Run
 
 _INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
@@ -67,7 +68,23 @@ def warn_of_skipped(console: Console, faces: "Faces") -> None:
     """Say how many pictures cannot be read, if there are any, and name the first."""
     if faces.skipped:
         shown = "; ".join(faces.skipped[:3])
-        console.warn(f"{len(faces.skipped):,} pictures cannot be read and are left out: {shown}")
+        pictures = counted(len(faces.skipped), "picture")
+        console.warn(f"{pictures} cannot be read and left out: {shown}")
+
+
+def _check_labels(console: Console, labels: "Labels", stems: "Sequence[str]") -> None:
+    """Say which attributes cannot be learned of these faces. Raises `DataError` where none can."""
+    constant = labels.constant_for(stems)
+    if len(constant) == len(labels.names):
+        msg = (
+            f"--labels: nothing to learn, since all training faces have the same of "
+            f"{', '.join(constant[:3])}; name a file with a header, and faces with and without each"
+        )
+        raise DataError(msg)
+    if constant:
+        console.warn(
+            f"not learned, since all training faces have the same of them: {', '.join(constant)}"
+        )
 
 
 def describe_run(console: Console, run: "Run") -> None:
@@ -78,7 +95,7 @@ def describe_run(console: Console, run: "Run") -> None:
     faces = run.faces
     console.close()
     console.say(
-        f"{len(faces.train):,} faces to train on, {len(faces.held_out):,} held out, at "
+        f"{counted(len(faces.train), 'face')} to train on, {len(faces.held_out):,} held out, at "
         f"{faces.size} × {faces.size} px, on {describe(run.device)}; preset {run.preset}; "
         f"run folder {run.folder}"
     )
@@ -86,7 +103,10 @@ def describe_run(console: Console, run: "Run") -> None:
     if run.labels:
         known = set(run.labels.stems)
         count = sum(faces.stems[row] in known for row in (*faces.train, *faces.held_out))
-        console.say(f"{count:,} faces are labelled, with {len(run.labels.names)} attributes")
+        console.say(
+            f"{counted(count, 'face is', 'faces are')} labelled, with "
+            f"{counted(len(run.labels.names), 'attribute')}"
+        )
         if run.labels.ignored:
             console.warn(
                 f"labels that are neither yes-or-no nor numbers are left out: {', '.join(run.labels.ignored)}"
@@ -95,6 +115,7 @@ def describe_run(console: Console, run: "Run") -> None:
             face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
             msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
             raise DataError(msg)
+        _check_labels(console, run.labels, [faces.stems[row] for row in faces.train])
     if run.preset == "base" and run.device.type == "cuda":
         console.say("on a GPU, --preset compact makes much sharper faces")
     if not plots.is_available():

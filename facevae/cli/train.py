@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 
 
+def _defaults(read: Callable[[Preset], object]) -> str:
+    """What an option is where it is left out: `default: 30; compact: 80`."""
+    usual = read(PRESETS["base"])
+    others = [f"{name}: {read(p)}" for name, p in PRESETS.items() if read(p) != usual]
+    return "; ".join([f"default: {usual}", *others])
+
+
+_EPOCHS = _defaults(lambda preset: preset.train.epochs)
+_BATCH_SIZE = _defaults(lambda preset: preset.train.batch_size)
+_LEARNING_RATE = _defaults(lambda preset: preset.train.learning_rate)
+_LATENT_DIM = _defaults(lambda preset: preset.model.latent_dim)
+_PRIOR_EPOCHS = _defaults(lambda preset: preset.train.prior_epochs)
+_FINISH_EPOCHS = _defaults(lambda preset: preset.train.finish_epochs)
+_STAGES = _defaults(lambda preset: ",".join(preset.train.stages))
+
+
 def train(
     data: Data,
     *,
@@ -30,13 +46,21 @@ def train(
         str, typer.Option("--preset", help=f"What to train. {_PRESETS}.")
     ] = "base",
     size: Annotated[
-        int | None, typer.Option("--size", help="Side in pixels: 32, 64, 128 or 256.")
+        int | None, typer.Option("--size", help="Side in pixels: 32, 64, 128 (default) or 256.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the faces.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Faces a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help=f"Passes over the faces ({_EPOCHS}).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help=f"Faces per training step ({_BATCH_SIZE}).")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", help=f"Learning rate of Adam ({_LEARNING_RATE})."),
+    ] = None,
     latent_dim: Annotated[
-        int | None, typer.Option("--latent-dim", help="Numbers that a face becomes.")
+        int | None,
+        typer.Option("--latent-dim", help=f"Number of latent dimensions ({_LATENT_DIM})."),
     ] = None,
     r_loss_factor: Annotated[
         str | None,
@@ -48,38 +72,49 @@ def train(
     ] = None,
     dropout: Annotated[
         float | None,
-        typer.Option("--dropout", help="After each activation, as in the lineage (.25)."),
+        typer.Option(
+            "--dropout", help="Dropout after each activation (the original notebooks: 0.25)."
+        ),
     ] = None,
     prior: Annotated[
         Literal["flow", "gaussian", "normal"] | None,
         typer.Option(
-            "--prior", help="Fitted to the latents at the end; normal is the paper's N(0, I)."
+            "--prior",
+            help="What is fitted to the latents; normal is the paper's N(0, I), which is not.",
         ),
     ] = None,
     prior_epochs: Annotated[
-        int | None, typer.Option("--prior-epochs", help="Passes over the latents for a flow.")
+        int | None,
+        typer.Option(
+            "--prior-epochs", help=f"Passes over the latents to fit a flow ({_PRIOR_EPOCHS})."
+        ),
     ] = None,
     stages: Annotated[
         str | None,
         typer.Option(
             "--stages",
             metavar="vae,prior,finish",
-            help="Which of them to go through (default: the preset's).",
+            help=f"Stages to go through ({_STAGES}).",
         ),
     ] = None,
     finish_epochs: Annotated[
         int | None,
-        typer.Option("--finish-epochs", help="Passes over the faces when the decoder is finished."),
+        typer.Option(
+            "--finish-epochs", help=f"Passes over the faces in the finish ({_FINISH_EPOCHS})."
+        ),
     ] = None,
     finish_weight: Annotated[
         float | None,
-        typer.Option("--finish-weight", help="More is more texture, and less likeness."),
+        typer.Option(
+            "--finish-weight",
+            help="Weight of the discriminator: more is more texture and less likeness (default: 1).",
+        ),
     ] = None,
     perceptual: Annotated[
         bool,
         typer.Option(
             "--perceptual",
-            help="Finish with LPIPS on VGG-16 too, where its weights are (extra eval).",
+            help="Add LPIPS on VGG-16 to the finish (extra eval, and its weights in torch's cache).",
         ),
     ] = False,
     max_time: Annotated[
@@ -87,7 +122,7 @@ def train(
         typer.Option(
             "--max-time",
             metavar="8m|90s|1h30m",
-            help="Train for so long instead of so many epochs, all stages together.",
+            help="Train for this long, all stages together, instead of by epochs.",
         ),
     ] = None,
     labels: Annotated[
@@ -99,7 +134,7 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option("--init", metavar="MODEL", help="Go on from another model's weights."),
+        typer.Option("--init", metavar="MODEL", help="Start from another model's weights."),
     ] = None,
     terms: Annotated[
         str,
@@ -121,7 +156,7 @@ def train(
         typer.Option("--tensorboard", help="Write event files for TensorBoard into the folder."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take in time, disk and memory.")
+        bool, typer.Option("--dry-run", help="Only estimate time, disk and memory.")
     ] = False,
     device: options.Device = "auto",
     json: options.Json = False,
@@ -183,7 +218,7 @@ def train(
         return
 
     settings = settings_of(chosen.model, chosen.train)
-    RunFolder(folder).check(settings, left_out(chosen.train))
+    RunFolder(folder).check(settings, left_out(chosen.train), chosen.train.stages)
 
     # Prepare
     runtime.keep_freed_memory()
@@ -260,7 +295,8 @@ def _configure(
         wrong := [k for k, v in given.items() if k != "dropout" and v != getattr(init.config, k)]
     ):
         name = wrong[0].replace("_", "-")
-        msg = f"--{name} {given[wrong[0]]}: the --init model has {getattr(init.config, wrong[0])}"
+        value = getattr(init.config, wrong[0])
+        msg = f"--{name} {given[wrong[0]]}: the --init model has {value}; leave --{name} out"
         raise UsageError(msg)
     base = init.config if init else chosen.model
     settings = {key: value for key, value in train.items() if value is not None}
@@ -287,6 +323,9 @@ def _check_budget(
             continue
         if chosen.train.max_seconds is not None:
             msg = f"{names[stage]} and --max-time are two budgets; give one of them"
+            raise UsageError(msg)
+        if stage == "prior" and chosen.train.prior != "flow":
+            msg = f"{names[stage]} {value}: the prior is {chosen.train.prior}, which takes no steps; add --prior flow"
             raise UsageError(msg)
         if stage not in chosen.train.stages:
             msg = f"{names[stage]} {value}: the stage {stage} is left out; add it to --stages"
