@@ -10,6 +10,7 @@ from facevae.images import Pixels, centred_square
 from facevae.plots import new_figure, pin, plain_style
 
 NUM_HISTOGRAMS = 50  # as in the notebooks of the lineage
+_SHOWN = 4  # of a latent, on either side of 0
 MAX_LATENTS = 20_000  # of which more would take longer and look alike
 
 
@@ -20,18 +21,22 @@ def draw_histograms(latents: Tensor, whose: str = "training faces") -> Any:
     order = variances.argsort(descending=True)[:NUM_HISTOGRAMS]
     columns = min(10, len(order))
     rows = -(-len(order) // columns)
-    grid = np.linspace(-4, 4, 200)
+    grid = np.linspace(-_SHOWN, _SHOWN, 200)
     density = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
     with plain_style():
         figure = new_figure(1.5 * columns, 1.2 * rows + 0.6)
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for ax in axes.flat:
             ax.set_axis_off()
-        options: dict[str, Any] = {"range": (-4, 4), "density": True, "histtype": "stepfilled"}
+        options: dict[str, Any] = {
+            "range": (-_SHOWN, _SHOWN),
+            "density": True,
+            "histtype": "stepfilled",
+        }
         for ax, dim in zip(axes.flat, order.tolist(), strict=False):
-            # what lies outside is at the edges, lest all of it does
-            values = latents[:, dim].clamp(-4, 4).numpy()
-            ax.hist(values, bins=40, color="tab:blue", **options)
+            values = latents[:, dim]
+            if bool((values.abs() <= _SHOWN).any()):  # of nothing there is no density
+                ax.hist(values.numpy(), bins=40, color="tab:blue", **options)
             ax.plot(grid, density, color="tab:orange", lw=1)
             ax.set_title(f"z{dim}", fontsize=7)
         figure.suptitle(f"Latents of {whose} (blue) over N(0, 1) (orange)", fontsize=9)

@@ -219,6 +219,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(run, command, more, 
         (("sample", "--latents", "out.csv"), 2, "out.csv"),
         (("reconstruct", "nowhere"), 1, "nowhere: no such file or folder"),
         (("reconstruct", "nowhere.npz#0"), 1, "nowhere.npz: no such file"),
+        (("reconstruct", "seed:3"), 2, "seed:3: reconstruct takes photos"),
         (("morph", "a.png", "nowhere.png"), 1, "nowhere.png: no such file"),
         (("morph", "a.png", "seed:x"), 2, "seed:x"),
         (("arith", "a.png", "--plus", "nowhere.npz#0"), 1, "nowhere.npz: no such file"),
@@ -367,6 +368,11 @@ def test_temperature_guidance_and_prior_change_the_faces_and_temperature_nought_
         ("--prior", "gaussian", "--guidance", "2"),
         ("--prior", "vamp"),
         ("-n", "100000"),
+        ("--seeds", "1-5", "-n", "3"),
+        ("--seeds", "1-5", "--seed", "3"),
+        ("--columns", "3", "-o", "folder/"),
+        ("-o", ""),
+        ("-o", "-"),
     ],
 )
 def test_samples_that_cannot_be_meant_are_refused(run, arguments):
@@ -643,6 +649,9 @@ def test_of_an_attribute_that_is_not_known_the_nearest_are_named_or_else_all(run
         ("-a", "smile", "--keep", "smiling"),
         ("-a", "smile", "--keep", "nothing"),
         ("-a", "smile", "--keep", "male,none"),
+        ("-a", "smile", "--keep", "all,male"),
+        ("-a", "smile,male"),
+        ("-a", "smile", "--animate", "-o", "folder/"),
         ("-a", "smile", "-a", "SMILING"),
         ("-a", "man", "-a", "woman"),
         ("-a", "smile", "-o", "a.mp3"),
@@ -654,6 +663,26 @@ def test_arithmetic_that_cannot_be_meant_is_refused(run, arguments):
     done = run("arith", "a.png", *arguments, code=2)
     assert done.stdout == ""
     assert entries() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-a", "smile,male"), "--attr smile --attr male"),
+        (("-a", "smile", "--keep", "none,male"), "'none' stands alone"),
+        (("-a", "smile", "--sweep", "0:1:3", "--alpha", "1"), "smile is swept already"),
+        (("--plus", "b.png", "--alpha", "1"), "says how much of an --attr; name one"),
+    ],
+)
+def test_what_was_likely_meant_is_said(run, arguments, said):
+    assert said in run("arith", "a.png", *arguments, code=2).stderr
+
+
+def test_without_a_name_what_moves_is_a_gif(run):
+    done = run("morph", "a.png", "b.png", "--steps", "3", "--animate")
+    assert done.stdout == "morph.gif\n"
+    with Image.open("morph.gif") as film:
+        assert film.n_frames == 3
 
 
 def test_an_attribute_may_hold_a_slash_without_leading_out_of_the_folder(run):

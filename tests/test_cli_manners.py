@@ -134,6 +134,37 @@ def test_what_the_machine_lacks_is_one_line(here, monkeypatch, error, said):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sample", "-n", "0"), "--number"),
+        (("sample", "-n", "many"), "--number"),
+        (("sample", "--temperature", "nan"), "--temperature"),
+        (("sample", "--prior", "vamp"), "vamp"),
+        (("sample", "--sed", "3"), "--sed"),
+        (("sampel",), "sampel"),
+        (("morph",), "A B"),
+        (("attributes", "lern"), "lern"),
+    ],
+)
+@pytest.mark.parametrize("environment", [{}, {"FACEVAE_JSON": "1"}])
+def test_wrong_usage_is_one_line_that_says_where_to_look(facevae, arguments, said, environment):
+    done = facevae(*arguments, code=2, **environment)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert line.endswith("--help")
+
+
+def test_ctrl_c_is_told_in_a_line(here, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub, "load_model", interrupt)
+    assert here("info", code=130).stderr.splitlines()[-1] == "stopped"
+
+
 def test_a_failure_of_ours_is_not_hidden(here, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a mistake")

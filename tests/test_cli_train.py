@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,48 @@ def test_a_finished_run_says_so_whatever_is_free_to_differ(place, first):
     after = [(folder / name).read_bytes() for name in ("model.safetensors", "config.json")]
     assert after == before
     assert len(list(folder.glob("tensorboard/events.out.tfevents.*"))) == len(more)
+
+
+@pytest.mark.usefixtures("first")
+def test_other_terms_and_half_precision_are_given_to_a_finished_run_too(place, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(place / "runs" / "faces-base", folder)
+    command = ("faces", *TINY, "--epochs", 2, "--prior-epochs", 1, "-o", folder)
+    before = load(folder / "model.safetensors")
+    done = trained(place, *command, "--half", "--terms", "others")
+    assert "finished already, at epoch 2; its model is written anew" in done.stderr
+    after = load(folder / "model.safetensors")
+    assert (before.half, before.provenance["terms"]) == (False, "for tests")
+    assert (after.half, after.provenance["terms"]) == (True, "others")
+    assert after.provenance["complete"]
+    assert "nothing to do" in trained(place, *command, "--half").stderr
+
+
+@pytest.mark.usefixtures("first")
+def test_a_finished_run_without_its_state_is_not_begun_anew(place, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(place / "runs" / "faces-base", folder)
+    shutil.rmtree(folder / "state")
+    before = (folder / "model.safetensors").read_bytes()
+    command = ("faces", *TINY, "--prior-epochs", 1, "-o", folder)
+    assert "nothing to do" in trained(place, *command, "--epochs", 2).stderr
+    refused = trained(place, *command, "--epochs", 3, code=1)
+    assert "its state/ is gone" in refused.stderr
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_labels_that_teach_nothing_are_refused_and_those_of_which_some_do_are_named(place):
+    rows = "".join(f"{i:03}.png,1,{i % 2}\n" for i in range(40))
+    (place / "same.csv").write_text("name,Same,Odd\n" + rows)
+    (place / "headless.csv").write_text("".join(f"{i:03}.png,1\n" for i in range(40)))
+    command = ("faces", *TINY, "--epochs", 1, "--prior", "gaussian", "-o", "runs/same")
+    refused = trained(place, *command, "--labels", "headless.csv", code=1)
+    assert "nothing to learn" in refused.stderr
+    assert "header" in refused.stderr
+    done = trained(place, *command, "--labels", "same.csv")
+    assert "not learned, since all training faces have the same of them: Same" in done.stderr
+    known = load(place / "runs" / "same" / "model.safetensors").attributes
+    assert [attribute.name for attribute in known] == ["Odd"]
 
 
 def test_another_configuration_in_the_folder_is_refused(place, first):
@@ -304,6 +347,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(place)
         ("nowhere",): (1, "nowhere: no such file"),
         ("void",): (1, "no pictures"),
         ("faces", "--labels", "nowhere.csv"): (1, "nowhere.csv"),
+        ("faces", "-o", "labels.csv"): (1, "labels.csv: is a file"),
+        ("faces", "--stages", "finish", "-o", "new"): (1, "new: holds nothing to go on from"),
         ("faces", "--preset", "vast"): (2, "--preset vast"),
         ("faces", "--init", "nowhere"): (1, "nowhere: no such model"),
         ("faces", "--init", "tiny.safetensors", "--size", "64"): (2, "the --init model has 32"),
@@ -332,6 +377,7 @@ def test_settings_that_cannot_be_meant_are_usage_errors(place):
         ["--dropout", "1"],
         ["--prior", "vamp"],
         ["--prior-epochs", "0"],
+        ["--prior-epochs", "2", "--prior", "gaussian"],
         ["--stages", "vae,gan"],
         ["--stages", ""],
         ["--max-time", "8"],

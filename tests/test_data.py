@@ -396,6 +396,26 @@ def test_a_damaged_member_is_skipped_by_its_name_in_the_shard(tmp_path):
     assert faces.skipped[0].startswith(f"{tmp_path / 's.tar'}:deep/bad.png: ")
 
 
+@pytest.mark.parametrize("left", [1, 300, 511])
+def test_a_shard_that_is_cut_off_in_a_header_is_refused(tmp_path, left):
+    whole = tmp_path / "whole.tar"
+    with tarfile.open(whole, "w") as tar:
+        for i in range(3):
+            add_member(tar, f"{i}.png", png_bytes(i))
+            end = tar.offset  # where the next header is, or the end of the archive
+    content = whole.read_bytes()
+    first = load(tmp_path, whole)
+    assert len(first.train) + len(first.held_out) == 3
+    with tarfile.open(whole) as tar:
+        last = tar.getmembers()[-1].offset
+    (tmp_path / "cut.tar").write_bytes(content[: last + left])
+    with pytest.raises(DataError, match="cut off in the middle"):
+        load(tmp_path, tmp_path / "cut.tar")
+    # archives that lack their end alone are read by all
+    (tmp_path / "endless.tar").write_bytes(content[:end])
+    assert len(load(tmp_path, tmp_path / "endless.tar").skipped) == 0
+
+
 def declared(name, size, kind=tarfile.REGTYPE):
     """A header alone that declares so many bytes."""
     member = tarfile.TarInfo(name)

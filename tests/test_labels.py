@@ -180,6 +180,14 @@ def test_a_cell_too_long_for_a_table_is_refused_in_one_line(tmp_path):
     assert len(str(caught.value)) < 300
 
 
+def test_attributes_in_which_faces_do_not_differ_are_named(tmp_path):
+    table = "name,Same,Male,Age,Unknown\na.png,1,1,30,\nb.png,1,0,30,\nc.png,0,0,40,1\n"
+    labels = read(tmp_path, table)
+    assert labels.constant_for(["a", "b"]) == ["Same", "Age", "Unknown"]
+    assert labels.constant_for(["a", "b", "c"]) == ["Unknown"]
+    assert labels.constant_for(["z"]) == labels.names
+
+
 def test_labels_join_faces_without_suffix_or_folder(tmp_path):
     content = "name,A,B\ndeep/a.jpg,1,0\nwin\\dows\\b.png,0,1\nc,1,1\nd.e.png,0,0\n"
     labels = read(tmp_path, content)

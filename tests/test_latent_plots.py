@@ -17,6 +17,11 @@ def test_histograms_of_any_number_of_dimensions_are_drawn(tmp_path, num_dims):
     assert share_of(tmp_path / "latents.png", orange) > 0
 
 
+def test_latents_of_which_none_lies_near_0_leave_the_density_alone(tmp_path):
+    save(draw_histograms(torch.tensor([[9.0, 0.1], [-8.0, 0.2]])), tmp_path / "latents.png")
+    assert share_of(tmp_path / "latents.png", (255, 127, 14)) > 0
+
+
 def test_wide_latents_overflow_the_density_and_narrow_ones_stand_high_in_it(tmp_path):
     shares = []
     for scale in (0.2, 1.0):

@@ -6,7 +6,7 @@ from PIL import Image, ImageSequence
 
 from facevae.errors import FacevaeError, UsageError
 from facevae.images import ANIMATION_SUFFIXES, STILL_SUFFIXES
-from facevae.outputs import Output, choose_output, folder_paths, write_sequence
+from facevae.outputs import Output, choose_folder, choose_output, folder_paths, write_sequence
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,28 @@ def test_without_a_name_the_default_takes_the_first_free_one():
 def test_a_name_without_a_suffix_a_trailing_slash_or_a_folder_is_a_folder(named):
     Path("old.d").mkdir()
     assert choose_output(named, "grid.png") == Output(Path(named), is_folder=True)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"), [("", "empty"), (" ", "empty"), ("-", "stdout"), (".png", "before it")]
+)
+def test_what_can_only_be_a_slip_is_refused(named, said):
+    with pytest.raises(UsageError, match=said):
+        choose_output(named, "grid.png")
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("named", ["out", "out/", "v1.2", "faces.png/"])
+def test_where_a_folder_is_needed_any_name_will_do(named):
+    assert choose_folder(named) == Output(Path(named), is_folder=True)
+
+
+@pytest.mark.parametrize("named", ["faces.png", "model.ONNX", "film.mp4"])
+def test_where_a_folder_is_needed_what_looks_like_a_file_is_refused(named):
+    with pytest.raises(UsageError, match="looks like a file"):
+        choose_folder(named)
+    Path(named).mkdir()
+    assert choose_folder(named).is_folder
 
 
 @pytest.mark.parametrize("suffix", [*STILL_SUFFIXES, ".PNG"])
