@@ -118,13 +118,7 @@ def cuda_graph(
 @contextmanager
 def exact() -> Iterator[None]:
     """No gradients, and full float32, so that devices agree within 1/255."""
-    cuda, cudnn = torch.backends.cuda.matmul, cast("Any", torch.backends.cudnn)
-    # which torch has two ways to ask for, and refuses to be asked in both
-    places: list[tuple[Any, str, object]] = (
-        [(cuda, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
-        if hasattr(cuda, "fp32_precision")
-        else [(cuda, "allow_tf32", False), (cudnn, "allow_tf32", False)]
-    )
+    places = _precisions()
     before = [getattr(place, name) for place, name, _ in places]
     for place, name, full in places:
         setattr(place, name, full)
@@ -134,6 +128,19 @@ def exact() -> Iterator[None]:
     finally:
         for (place, name, _), value in zip(places, before, strict=True):
             setattr(place, name, value)
+
+
+def _precisions() -> list[tuple[object, str, object]]:
+    """Where torch is asked for full float32: what has which name there, and its value.
+
+    There are two ways to ask, and one is refused where the program has used the other.
+    """
+    cuda, cudnn = torch.backends.cuda.matmul, cast("Any", torch.backends.cudnn)
+    try:
+        _ = cuda.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:
+        return [(place, "fp32_precision", "ieee") for place in (cuda, cudnn.conv, cudnn.rnn)]
+    return [(cuda, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
 def wait_for(device: torch.device) -> None:

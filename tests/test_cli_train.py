@@ -347,8 +347,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(place)
         ("nowhere",): (1, "nowhere: no such file"),
         ("void",): (1, "no pictures"),
         ("faces", "--labels", "nowhere.csv"): (1, "nowhere.csv"),
-        ("faces", "-o", "labels.csv"): (1, "labels.csv: is a file"),
-        ("faces", "--stages", "finish", "-o", "new"): (1, "new: holds nothing to go on from"),
+        ("faces", "--stages", "finish"): (1, "never: holds nothing to go on from"),
         ("faces", "--preset", "vast"): (2, "--preset vast"),
         ("faces", "--init", "nowhere"): (1, "nowhere: no such model"),
         ("faces", "--init", "tiny.safetensors", "--size", "64"): (2, "the --init model has 32"),
@@ -359,6 +358,12 @@ def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(place)
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert said in err
+
+
+def test_a_file_is_no_folder_for_a_run_which_is_said_before_any_work(place):
+    refused = trained(place, "faces", *TINY, "-o", "labels.csv", "--cache-dir", "unused", code=1)
+    assert refused.stderr.startswith("error: labels.csv: is a file")
+    assert not (place / "unused").exists()
 
 
 def test_settings_that_cannot_be_meant_are_usage_errors(place):

@@ -89,13 +89,7 @@ def test_exact_asks_for_no_gradients_and_puts_everything_back():
     try:
         with runtime.exact():
             assert not torch.is_grad_enabled()
-            if hasattr(
-                matmul, "fp32_precision"
-            ):  # then it is asked for, and told, in this way alone
-                precisions = matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
-                assert precisions == ("ieee", "ieee")
-            else:
-                assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
+            assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
         assert torch.is_grad_enabled()
         assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (True, True)
     finally:
@@ -106,14 +100,15 @@ def test_exact_asks_for_no_gradients_and_puts_everything_back():
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has no such setting"
 )
 def test_exact_may_be_asked_for_by_a_program_that_has_chosen_its_precision_the_newer_way():
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    cudnn = torch.backends.cudnn
+    places = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
             place.fp32_precision = "tf32"
         with runtime.exact():
-            assert [place.fp32_precision for place in places] == ["ieee", "ieee"]
-        assert [place.fp32_precision for place in places] == ["tf32", "tf32"]
+            assert [place.fp32_precision for place in places] == ["ieee"] * 3
+        assert [place.fp32_precision for place in places] == ["tf32"] * 3
     finally:
         for place, value in zip(places, before, strict=True):
             place.fp32_precision = value

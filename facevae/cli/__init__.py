@@ -28,7 +28,7 @@ from facevae.errors import FacevaeError, ProcessError, Stopped
 
 _NARROW = 70  # columns: below, the frames of help leave no room for the options' names
 
-_INTERRUPTED = 130  # what shells give a process that Ctrl-C has ended
+_INTERRUPTED = 130  # what typer ends a command with after Ctrl-C, as shells do
 
 app = typer.Typer(
     name="facevae",
@@ -116,10 +116,6 @@ def _run() -> int:
     """Run the command that was given; returns the exit code."""
     try:
         code = app(prog_name=app.info.name, standalone_mode=False)
-    except typer.Abort:
-        Console.close()
-        Console(quiet=Console.is_quiet).say("stopped")
-        return _INTERRUPTED
     except Stopped as stopped:
         Console.close()
         kept = (
@@ -139,4 +135,7 @@ def _run() -> int:
         if is_heard() or isinstance(error, ProcessError):
             Console().error(text)
         return int(getattr(error, "exit_code", 1))
+    if code == _INTERRUPTED:
+        Console.close()
+        Console(quiet=Console.is_quiet).say("stopped")
     return code if isinstance(code, int) else 0
