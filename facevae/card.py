@@ -195,7 +195,10 @@ def _training(provenance: Mapping[str, Any]) -> str:
     if settings.get("r_loss_factor", 0) is None:
         settings["r_loss_factor"] = "calibrated"
     table = _table(("", ""), [(name, value) for name, value in rows.items() if value])
-    listed = ", ".join(f"{_plain(key)} {_plain(value)}" for key, value in settings.items())
+    listed = ", ".join(
+        f"{_plain(key)} {_plain(' + '.join(map(str, value)) if isinstance(value, list) else value)}"
+        for key, value in settings.items()
+    )
     return f"## Training\n\n{table}" + (f"\n\nSettings: {listed}." if listed else "")
 
 

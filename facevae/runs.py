@@ -290,7 +290,8 @@ def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after)
         elif before != after:
-            found.append(f"{key} was {before}, now {after}")
+            what = "the faces' fingerprint" if key == "data" else key
+            found.append(f"{what} was {before}, now {after}")
     return found
 
 

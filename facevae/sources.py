@@ -103,6 +103,8 @@ class Source:
                 words += [option, str(setting_text(key, found[key]))]
         if found.get("perceptual"):
             words.append("--perceptual")
+        if self.bundle and self.bundle.half:
+            words.append("--half")
         if self.bundle and self.bundle.attributes:
             words += ["--labels", "LABELS"]
         if known.get("terms"):

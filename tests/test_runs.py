@@ -35,7 +35,7 @@ def test_a_folder_is_claimed_once_and_then_known_again(folder):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"data": "xyz"}, "data was abc, now xyz"),
+        ({"data": "xyz"}, "the faces' fingerprint was abc, now xyz"),
         ({"train": {"seed": 1}}, "seed was 0, now 1"),
         ({"model": {"size": 64, "filters": (8, 8)}}, "size was 32, now 64"),
     ],

@@ -68,11 +68,11 @@ def warn_of_skipped(console: Console, faces: "Faces") -> None:
     """Say how many pictures cannot be read, if there are any, and name the first."""
     if faces.skipped:
         shown = "; ".join(faces.skipped[:3])
-        pictures = counted(len(faces.skipped), "picture")
-        console.warn(f"{pictures} cannot be read and left out: {shown}")
+        words = ("picture cannot be read and is", "pictures cannot be read and are")
+        console.warn(f"{counted(len(faces.skipped), *words)} left out: {shown}")
 
 
-def _check_labels(console: Console, labels: "Labels", stems: "Sequence[str]") -> None:
+def _check_labels(console: Console, labels: "Labels", stems: Sequence[str]) -> None:
     """Say which attributes cannot be learned of these faces. Raises `DataError` where none can."""
     constant = labels.constant_for(stems)
     if len(constant) == len(labels.names):
