@@ -119,7 +119,9 @@ class Model:
         images = [self._image(picture) for picture in given]
         if not images:
             return torch.empty(0, self.latent_dim)
-        batches = (part.to(self.bundle.device) for part in torch.stack(images).split(64))
+        # as pixels lie in memory everywhere else, since rounding may depend on it
+        stacked = torch.stack(images).contiguous(memory_format=torch.channels_last)
+        batches = (part.to(self.bundle.device) for part in stacked.split(64))
         return posteriors(self.bundle.vae, batches)[0].cpu()
 
     def decode(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> list[Image.Image]:

@@ -34,16 +34,23 @@ _Mapped = np.memmap[Any, np.dtype[Any]]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
+ABOUT, INDEX = (
+    "about.json",
+    "index.json",
+)  # of an entry: what it is of, and all of it once it is there
+
 
 def convert_pictures(
     files: list[File], sources: Sequence[Source], size: int, folder: Path, progress: Progress
 ) -> None:
-    """Fill `folder`: rows of pixels first, then their status, then the index that completes it."""
+    """Fill `folder`: what it is of, rows of pixels, their status, and the index that completes it."""
     clear_half_written(folder)
     pictures = list_pictures(files)
     if not pictures:
         msg = f"{', '.join(map(str, files))}: no pictures in there"
         raise DataError(msg)
+    about = {"sources": [place_of(source) for source in sources], "size": size}
+    write_json(folder / ABOUT, about)
     pixels, rows = _open_arrays(folder, len(pictures), size)
     reasons = _fill(pictures, pixels, rows, progress)
     pixels.flush()
@@ -53,15 +60,14 @@ def convert_pictures(
     kept = [row for row in range(len(pictures)) if row not in reasons]
     marks = sorted(f"{pictures[row].stem} {rows['digest'][row].decode()}" for row in kept)
     index = {
-        "sources": [place_of(source) for source in sources],
-        "size": size,
+        **about,
         "created": time.time(),
         "fingerprint": digest(*marks)[:16],
         "stems": [picture.stem for picture in pictures],
         "skipped_rows": sorted(reasons),
         "skipped": [reasons[row] for row in sorted(reasons)],
     }
-    write_json(folder / "index.json", index)
+    write_json(folder / INDEX, index)
 
 
 def _fill(

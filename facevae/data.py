@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facevae.conversion import Progress, convert_pictures
+from facevae.conversion import ABOUT, INDEX, Progress, convert_pictures
 from facevae.errors import DataError
 from facevae.files import cache_folder, digest, locked, read_json, size_bytes
 from facevae.hub_files import HubFile, Unreachable
@@ -83,7 +83,7 @@ def load_faces(
 
 
 def _load(folder: Path) -> Faces:
-    index = read_json(folder / "index.json")
+    index = read_json(folder / INDEX)
     # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
     pixels = np.load(folder / "pixels.npy", mmap_mode="c")
     return _split(pixels, index)
@@ -92,7 +92,7 @@ def _load(folder: Path) -> Faces:
 def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Faces | None:
     """The faces of that fingerprint at `size` pixels, if they are still in the cache."""
     for entry in list_cache(cache):
-        index = entry.folder / "index.json"
+        index = entry.folder / INDEX
         if entry.size == size and read_json(index).get("fingerprint") == fingerprint:
             with suppress(OSError, ValueError):  # removed or damaged since
                 return _load(entry.folder)
@@ -102,14 +102,14 @@ def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Face
 def _converted_before(sources: Sequence[Source], size: int, cache: Path | None) -> Path | None:
     """The last conversion of the same sources, whatever they held then."""
     places = [place_of(source) for source in sources]
-    entries = [e for e in list_cache(cache) if (e.sources, e.size) == (places, size)]
+    entries = [e for e in list_cache(cache) if e.complete and (e.sources, e.size) == (places, size)]
     return entries[-1].folder if entries else None
 
 
 def converted(files: Sequence[File], size: int, cache: Path | None = None) -> tuple[Path, bool]:
     """Where these files at this size are kept, converted, and whether they are there yet."""
     folder = faces_cache(cache) / _cache_key(files, size)
-    return folder, (folder / "index.json").exists()
+    return folder, (folder / INDEX).exists()
 
 
 def _cache_key(files: Sequence[File], size: int) -> str:
@@ -142,7 +142,7 @@ def _split(pixels: Pixels, index: dict[str, Any]) -> Faces:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One converted data set in the cache; `sources` is empty while it is unfinished."""
+    """One converted data set in the cache; of one that is not complete no faces count yet."""
 
     key: str
     folder: Path
@@ -151,6 +151,7 @@ class CacheEntry:
     num_faces: int
     num_bytes: int
     created: float
+    complete: bool
 
 
 def list_cache(cache: Path | None = None) -> list[CacheEntry]:
@@ -160,7 +161,9 @@ def list_cache(cache: Path | None = None) -> list[CacheEntry]:
     for folder in root.iterdir() if root.is_dir() else ():
         if not folder.is_dir():
             continue
-        index = read_json(folder / "index.json") if (folder / "index.json").exists() else {}
+        is_complete = (folder / INDEX).exists()
+        known = folder / (INDEX if is_complete else ABOUT)
+        index = read_json(known) if known.exists() else {}
         entries.append(
             CacheEntry(
                 folder.name,
@@ -170,6 +173,7 @@ def list_cache(cache: Path | None = None) -> list[CacheEntry]:
                 len(index.get("stems", [])) - len(index.get("skipped", [])),
                 size_bytes(folder),
                 index.get("created", folder.stat().st_mtime),
+                is_complete,
             )
         )
     return sorted(entries, key=lambda e: e.created)

@@ -265,7 +265,10 @@ def check_finite(folder: RunFolder, figures: Mapping[str, float], advice: str) -
     """Raise `RunError` where a figure is not finite, with advice."""
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if bad:
-        msg = f"{folder.path}: {', '.join(bad)} is no longer finite; the state before is kept; {advice}"
+        msg = (
+            f"{folder.path}: the training has diverged ({', '.join(bad)} not finite); "
+            f"the state before is kept; {advice}"
+        )
         raise RunError(msg)
 
 

@@ -125,7 +125,7 @@ def listing() -> str:
         rest = [p.names.split(",")[0] for p in of if p in shared]
         lines += ["", "<details>", f"<summary><code>{usage}</code>: {summary}</summary>", ""]
         lines += [*HEAD, *rows, ""] if rows else []
-        lines += [f"And of those above: {', '.join(rest)}.", "", "</details>"]
+        lines += [f"Shared options: {', '.join(rest)}.", "", "</details>"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,16 @@ def test_what_is_reported_is_measured_on_each_picture(run):
         f"the farthest of 3: moved Smiling {values['moved'][farthest]['Smiling']:+.2f}"
         in done.stderr
     )
+
+
+def test_of_an_edit_that_leaves_faces_behind_there_is_a_warning(run, monkeypatch):
+    # this network's own faces are all alike: nothing leads far from them
+    monkeypatch.setattr(sys.modules["facevae.cli.arith"], "_FAR", 0.1)
+    for alpha, is_warned in (("0", False), ("100", True)):
+        done = run("arith", "seed:3", "-a", "smile", "--alpha", alpha, "-o", "x.png", "--json")
+        (distance,) = json.loads(done.stdout)["distance"]
+        assert (distance > 0.1) == is_warned
+        assert ("may fall apart" in done.stderr) == is_warned
 
 
 def test_without_attributes_nothing_is_reported(run):

@@ -8,7 +8,7 @@ import sys
 import pytest
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 
-from facevae.bundle import save
+from facevae.bundle import load, save
 from facevae.framing import FFHQ
 
 COMMANDS = (
@@ -153,6 +153,26 @@ def test_the_cache_is_listed_and_cleared_entry_by_entry(facevae, faces_folder, t
     assert [p.name for p in (cache / "faces").iterdir()] == [listed[1]["key"]]
     facevae("cache", "--clear", "all", FACEVAE_CACHE=str(cache))
     assert list((cache / "faces").iterdir()) == []
+
+
+def test_an_unfinished_entry_says_of_which_data_it_is(facevae, faces_folder, tmp_path):
+    from facevae.data import load_faces
+
+    faces = load_faces([faces_folder], 32, cache=tmp_path / "cache")
+    assert len(faces.train) > 40
+    del faces
+    (folder,) = (tmp_path / "cache" / "faces").iterdir()
+    (folder / "index.json").unlink()
+    (entry,) = json.loads(facevae("cache", "--json").stdout)["entries"]
+    assert (entry["sources"], entry["complete"]) == ([str(faces_folder)], False)
+    assert "(unfinished)" in facevae("cache", COLUMNS="300").stdout
+
+
+def test_half_of_a_model_has_a_name_of_its_own(facevae, tmp_path):
+    save(tiny_bundle(), tmp_path / "tiny.safetensors")
+    for name in ("tiny-half.safetensors", "tiny-half-1.safetensors"):
+        assert facevae("export", "tiny.safetensors", "--half").stdout == f"{name}\n"
+    assert load(tmp_path / "tiny-half.safetensors").half
 
 
 def test_a_cache_entry_that_is_not_there_cannot_be_cleared(facevae):

@@ -293,7 +293,8 @@ def test_an_interrupted_conversion_goes_on_with_what_is_left(tmp_path):
     with pytest.raises(Stopped):
         load(tmp_path, folder, progress=stop)
     [entry] = data.list_cache(tmp_path / "cache")
-    assert entry.sources == []
+    assert entry.sources == [str(folder)]
+    assert (entry.size, entry.num_faces, entry.complete) == (32, 0, False)
     assert 0 < stopped[0] < 150
 
     # what is done is not read again: it could not be, for nothing but its size and time is left
@@ -350,6 +351,7 @@ def test_list_cache_tells_what_is_there(tmp_path, faces_folder):
     for entry in (first, second):
         assert entry.sources == [str(faces_folder)]
         assert entry.num_faces == 48
+        assert entry.complete
         assert entry.num_bytes >= 48 * 3 * entry.size**2
         assert entry.folder == data.faces_cache(cache) / entry.key
         assert entry.num_bytes == sum(f.stat().st_size for f in entry.folder.iterdir())

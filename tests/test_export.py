@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,13 +180,22 @@ def test_a_model_is_written_at_half_precision(tmp_path):
     assert load(after).provenance == load(before).provenance
 
 
+def test_where_onnx_files_would_go_there_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tiny_bundle(kind="normal"), tmp_path / "tiny.safetensors")
+    Path("plain").touch()
+    code, _, err = command("tiny.safetensors", "--onnx", "-o", "plain")
+    assert code == 2
+    assert "plain: is a file" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "--onnx, or -o"),
+        ((), "--onnx, --half, or -o"),
         (("-o", "model.pt"), ".safetensors"),
         (("--onnx", "--half"), "--half"),
-        (("--onnx", "-o", "tiny.safetensors"), "is a file"),
+        (("--onnx", "-o", "tiny.safetensors"), "looks like a file"),
         (("-o", "tiny.safetensors"), "the model itself"),
     ],
 )

@@ -54,7 +54,7 @@ def test_every_difference_is_named(folder):
     folder.claim(IDENTITY, {})
     with pytest.raises(RunError) as caught:
         folder.claim(IDENTITY | {"data": "xyz", "train": {"seed": 1}}, {})
-    assert "data was" in str(caught.value)
+    assert "fingerprint was" in str(caught.value)
     assert "seed was" in str(caught.value)
 
 

@@ -223,7 +223,7 @@ def test_another_configuration_is_refused_naming_what_differs(faces, whole):
 
 
 def test_other_data_are_refused(faces, whole):
-    with pytest.raises(RunError, match="data was"):
+    with pytest.raises(RunError, match="fingerprint was"):
         train(tiny_run(whole[0], dataclasses.replace(faces, fingerprint="other")), Ear())
 
 
@@ -629,7 +629,9 @@ def test_the_prior_is_measured_on_held_out_faces_now_and_then_and_at_its_end(fac
 
 def test_the_readme_says_what_records_hold(whole, finished):
     readme = (ROOT / "README.md").read_text("utf-8")
-    lines = readme.split("A line of `metrics.jsonl`", 1)[1].split("The last two", 1)[0].splitlines()
+    lines = (
+        readme.split("Each line of `metrics.jsonl`", 1)[1].split("always use", 1)[0].splitlines()
+    )
     rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
     del rows["event"]
     common = "\n".join(line for line in lines if line not in rows.values())
@@ -991,7 +993,7 @@ def test_time_is_asked_of_each_stage_and_not_of_those_together(faces, tmp_path):
 
 
 def test_a_discriminator_whose_steps_are_not_sound_is_counted(faces, tmp_path, monkeypatch):
-    def broken(self, real, _):
+    def broken(self, real):
         return float("nan") * self.discriminator(real)[0].sum()
 
     monkeypatch.setattr(FinishStage, "_penalty", broken)

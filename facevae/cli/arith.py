@@ -211,9 +211,14 @@ def _report(
         f"{whose}{'; '.join(parts)}; "
         f"{distances[farthest]:.0%} of the way to someone else, as the model sees {seen}"
     )
+    if distances[farthest] > _FAR:
+        console.warn(
+            "the face goes so far that it may fall apart; use a smaller --alpha, or --keep fewer"
+        )
     return {"kept": edit.kept, "moved": moved, "distance": distances}
 
 
+_FAR = 0.6  # of the way to someone else: from about there on edits of faces break
 _STRAYED = 0.3  # of an α, beyond which a score cannot be said to have been held still
 
 

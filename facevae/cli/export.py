@@ -24,7 +24,9 @@ def export(
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", help="With --onnx the folder (default: onnx), else a .safetensors."
+            "--output",
+            "-o",
+            help="A .safetensors (default: MODEL-half), or with --onnx a folder (default: onnx).",
         ),
     ] = None,
     half: Annotated[
@@ -49,7 +51,7 @@ def export(
     from facevae.hub import load_model
 
     console = Console(quiet=quiet, as_json=json)
-    target = _target(output, onnx=onnx, half=half)
+    target = _target(output, model, onnx=onnx, half=half)
     if onnx:
         require_onnx()
     bundle, located = load_model(model)
@@ -70,7 +72,7 @@ def export(
     finish(console, used, [target], {"half": half})
 
 
-def _target(output: str | None, *, onnx: bool, half: bool) -> Path:
+def _target(output: str | None, model: str, *, onnx: bool, half: bool) -> Path:
     """Where to write. Raises `UsageError` for what cannot be meant."""
     from facevae.files import expanded, unused
     from facevae.outputs import choose_folder
@@ -84,8 +86,10 @@ def _target(output: str | None, *, onnx: bool, half: bool) -> Path:
             msg = f"{target}: is a file, and --onnx writes several; name a folder with -o"
             raise UsageError(msg)
         return target
+    if output is None and half:
+        return unused(Path(f"{Path(model.split('@', maxsplit=1)[0]).stem}-half.safetensors"))
     target = expanded(output or "")
     if target.suffix.lower() != ".safetensors":
-        msg = "say what to write: --onnx, or -o with a name that ends in .safetensors"
+        msg = "say what to write: --onnx, --half, or -o with a name that ends in .safetensors"
         raise UsageError(msg)
     return target

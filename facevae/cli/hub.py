@@ -123,7 +123,7 @@ def push(
         folder = output or unused(Path(repository.replace("/", "-")))
         check_folder(folder, located.path)
         names = write_package(bundle, located.path, repository, licence, folder)
-        console.say(f"{folder}: what would be {repository}; nothing is uploaded")
+        console.say(f"{folder}: what a push would make of {repository}; nothing was uploaded")
         finish(console, used, [folder / name for name in names], {"dry_run": True})
         return
 

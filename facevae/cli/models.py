@@ -96,7 +96,7 @@ def cache(
             [
                 (
                     e.key,
-                    ", ".join(e.sources) or "unfinished",
+                    ", ".join(e.sources) + " (unfinished)" * (not e.complete),
                     e.size,
                     e.num_faces,
                     round(e.num_bytes / 1e6),
