@@ -43,15 +43,15 @@ ABOUT, INDEX = (
 def convert_pictures(
     files: list[File], sources: Sequence[Source], size: int, folder: Path, progress: Progress
 ) -> None:
-    """Fill `folder`: what it is of, rows of pixels, their status, and the index that completes it."""
+    """Fill `folder`: rows of pixels first, then their status, then the index that completes it."""
     clear_half_written(folder)
     pictures = list_pictures(files)
     if not pictures:
         msg = f"{', '.join(map(str, files))}: no pictures in there"
         raise DataError(msg)
+    pixels, rows = _open_arrays(folder, len(pictures), size)  # if there is room
     about = {"sources": [place_of(source) for source in sources], "size": size}
     write_json(folder / ABOUT, about)
-    pixels, rows = _open_arrays(folder, len(pictures), size)
     reasons = _fill(pictures, pixels, rows, progress)
     pixels.flush()
     if len(reasons) == len(pictures):
