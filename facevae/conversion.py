@@ -34,10 +34,8 @@ _Mapped = np.memmap[Any, np.dtype[Any]]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
-ABOUT, INDEX = (
-    "about.json",
-    "index.json",
-)  # of an entry: what it is of, and all of it once it is there
+# of an entry: what it is of, and all of it once it is there
+ABOUT, INDEX = "about.json", "index.json"
 
 
 def convert_pictures(

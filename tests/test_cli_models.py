@@ -173,6 +173,8 @@ def test_half_of_a_model_has_a_name_of_its_own(facevae, tmp_path):
     for name in ("tiny-half.safetensors", "tiny-half-1.safetensors"):
         assert facevae("export", "tiny.safetensors", "--half").stdout == f"{name}\n"
     assert load(tmp_path / "tiny-half.safetensors").half
+    (tmp_path / "tiny.safetensors").rename(tmp_path / "model.safetensors")
+    assert facevae("export", ".", "--half").stdout == f"{tmp_path.name}-half.safetensors\n"
 
 
 def test_a_cache_entry_that_is_not_there_cannot_be_cleared(facevae):

@@ -87,7 +87,8 @@ def _target(output: str | None, model: str, *, onnx: bool, half: bool) -> Path:
             raise UsageError(msg)
         return target
     if output is None and half:
-        return unused(Path(f"{Path(model.split('@', maxsplit=1)[0]).stem}-half.safetensors"))
+        name = expanded(model.split("@", maxsplit=1)[0]).resolve().stem  # of a folder '.' too
+        return unused(Path(f"{name}-half.safetensors"))
     target = expanded(output or "")
     if target.suffix.lower() != ".safetensors":
         msg = "say what to write: --onnx, --half, or -o with a name that ends in .safetensors"
