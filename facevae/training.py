@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from facevae import curves, parallel, plots
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
 from facevae.config import STAGES, WHOLE_TEXTURE, PriorConfig
-from facevae.config import Stage as StageName
+from facevae.earlier import begins_anew, forgets, is_enough, is_fitted, restate
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
@@ -103,19 +102,19 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         folder.claim(run.identity(), run.about(), left_out(run.train))
         there = _model_in(work, folder.model)
         earlier = there if there and there.provenance.get("complete") else None
-        if earlier and _is_enough(run, earlier):
+        if earlier and is_enough(run, earlier):
             folder.write_events()
             epochs = earlier.provenance["epochs"]
-            done = _restate(run, earlier, folder.model) or "nothing to do"
+            done = restate(run, earlier, folder.model) or "nothing to do"
             listener.notice(f"{run.folder}: finished already, at epoch {epochs}; {done}")
             return earlier
-        if earlier and _begins_anew(run, folder, earlier):
+        if earlier and begins_anew(run, folder, earlier):
             msg = (
                 f"{run.folder}: its state/ is gone, so that more epochs would begin anew and replace "
                 f"its model; name another folder with -o, and --init {run.folder} to begin with its weights"
             )
             raise RunError(msg)
-        if earlier and _forgets(run, earlier):
+        if earlier and forgets(run, earlier):
             listener.notice("without --labels, the longer run's model will know no attributes")
         if earlier and "finish" in earlier.provenance and "finish" not in run.train.stages:
             listener.notice("without the stage finish, the longer run's model will not be finished")
@@ -187,73 +186,11 @@ def _model_in(work: Work, path: Path) -> Bundle | None:
         return None
 
 
-def _is_enough(run: Run, earlier: Bundle) -> bool:
-    """Whether the complete model is all that was asked for; no labels means those it has."""
-    known = earlier.provenance
-    labels = run.labels.fingerprint if run.labels else known.get("labels")
-    same = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
-    finish = known.get("finish") or {}
-    is_finished = "finish" not in run.train.stages or (
-        same.items() <= finish.items()
-        and _is_long_enough(run, known, "finish", finish.get("epochs", 0), run.train.finish_epochs)
-    )
-    is_fitted = _is_fitted(run, earlier)
-    return is_finished and is_fitted and known.get("labels") == labels
-
-
-def _restate(run: Run, earlier: Bundle, path: Path) -> str:
-    """Write a complete model anew where it is asked for with other terms, or at half precision.
-
-    Returns what was done, empty where nothing was.
-    """
-    known = earlier.provenance.get("terms") or ""
-    terms, half = run.terms or known, run.half or earlier.half
-    if (terms, half) == (known, earlier.half):
-        return ""
-    earlier.provenance["terms"] = terms
-    save(earlier, path, half=half)
-    return "its model is written anew, as asked for"
-
-
-def _begins_anew(run: Run, folder: RunFolder, earlier: Bundle) -> bool:
-    """Whether a longer training of the network has no state to go on from."""
-    known = earlier.provenance
-    is_longer = "vae" in run.train.stages and not _is_long_enough(
-        run, known, "vae", known.get("epochs", 0), run.train.epochs
-    )
-    return is_longer and not folder.has_state("network")
-
-
-def _forgets(run: Run, earlier: Bundle) -> bool:
-    """Whether the run changes the latents that attributes were learned of, and learns no new ones."""
-    is_changed = "vae" in run.train.stages and not _is_fitted(run, earlier)
-    return bool(earlier.attributes) and is_changed and not run.labels
-
-
-def _is_fitted(run: Run, earlier: Bundle) -> bool:
-    """Whether that is all that the stages before the finish were asked for."""
-    known, train = earlier.provenance, run.train
-    has_prior = earlier.prior_config.kind == train.prior
-    if train.prior == "flow":  # whose epochs are a setting of the run, which does not change
-        has_prior = has_prior and _is_long_enough(run, known, "prior", 0, 0)
-    is_trained = _is_long_enough(run, known, "vae", known.get("epochs", 0), train.epochs)
-    return (is_trained or "vae" not in train.stages) and (has_prior or "prior" not in train.stages)
-
-
-def _is_long_enough(run: Run, known: Any, stage: StageName, epochs: int, asked: int) -> bool:
-    """Whether a stage has had the time that the run asks for, or, where that counts, the epochs."""
-    seconds = run.train.seconds_for(stage)
-    if seconds is None:
-        return epochs >= asked
-    had = known.get("stage_seconds") or {}
-    return bool((had.get(stage) or 0) >= seconds)
-
-
 def _fit(work: Work) -> Bundle:
     """The model before its finish: as an earlier process left it, or fitted now."""
     run, folder = work.run, work.folder
     earlier = _latest_unfinished(work)
-    if earlier and "finish" in run.train.stages and _is_fitted(run, earlier):
+    if earlier and "finish" in run.train.stages and is_fitted(run, earlier):
         work.skipped["before"] = earlier.provenance.get("skipped_steps", 0)
         return _keep_unfinished(work, earlier.to(run.device))
     if "vae" in run.train.stages:

@@ -27,7 +27,7 @@ LAYERS = [
     ("batches", "runs", "edits"),
     (
         *("stages", "adversary", "learning", "sources", "baselines", "evaluation"),
-        *("novelty", "package", "api"),
+        *("novelty", "package", "api", "earlier"),
     ),
     ("snapshots", "estimate", "steps", "report", "gallery", "publish"),
     ("network_fit", "prior_fit", "finish_fit"),
