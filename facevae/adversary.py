@@ -5,7 +5,8 @@ makes, of faces and of the prior's samples, is not told from faces, while recons
 the pixels; since the encoder does not change, latents, prior and directions stay valid (Esser et al.
 2021 finish their autoencoder at once with such a loss). Samples have no pixels to hold on to: their
 finest layers are apart, the decoder's `textured`, so that detail which would cost a reconstruction
-its likeness is there for them.
+its likeness is there for them. And each kind has a discriminator of its own: one that sees both finds
+reconstructions by the detail that they lack, and learns little of what samples still have wrong.
 """
 
 import copy
@@ -21,7 +22,8 @@ from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import WHOLE_TEXTURE, TrainConfig
-from facevae.discriminator import Augmentation, Discriminator, detail, of_images, steepness
+from facevae.critic import PENALTY_STEPS, Critic
+from facevae.discriminator import Augmentation, Discriminator, detail
 from facevae.fast import Fast, Part, Step, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
@@ -35,14 +37,13 @@ _SAMPLES, _AUGMENTATION = 5, 6
 
 MAX_BATCH_SIZE = 16  # many small steps sharpen more than fewer large ones of as many images
 _LEARNING_RATE = 5e-4
-_WARM_UP_STEPS = 100  # until the discriminator counts in full
+_WARM_UP_STEPS = 100  # until the discriminators count in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
-CYCLE = 16  # steps, of which the first draws the prior's samples for all, and takes the penalty
-_PENALTY = 0.02  # of R1, taken now and then (Karras et al. 2020, section 3.1)
+CYCLE = PENALTY_STEPS  # of which the first draws the prior's samples for all
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
-# and of what the discriminator says of reconstructions, and of samples
+# and of what the discriminators say of reconstructions, and of samples
 _VERDICT, _VERDICT_ON_SAMPLES = 1.5, 3.0
 _LATTICE = 10.0  # times what its square counts in the mean squared error
 _COARSE = 32  # side in pixels at which samples stay what they were
@@ -76,21 +77,19 @@ class FinishStage:
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
         self._before = copy.deepcopy(vae.decoder)
-        vae.decoder.add_texture()
-        self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         with seeded(config.seed):
+            vae.decoder.add_texture()
             width = max(16, vae.config.filters[0])
-            self.discriminator = Discriminator(vae.config.size, width).to(batches.device)
-        self.discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            judges = [Discriminator(vae.config.size, width).to(batches.device) for _ in range(2)]
+        self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
         records = parallel.size() == 1
-        self.optimizer, self._critic = (
-            adam(module, _LEARNING_RATE, (0.0, 0.99), records=records)
-            for module in (self.decoder, self.discriminator)
-        )
+        self.optimizer = adam(self.decoder, _LEARNING_RATE, (0.0, 0.99), records=records)
         self.guard = Guard(self.decoder, self.optimizer)
-        self._critic_guard = Guard(self.discriminator, self._critic)
+        self.critics = tuple(  # of reconstructions, and of samples
+            Critic(judge, batches.size, _LEARNING_RATE, records=records) for judge in judges
+        )
         self._drawn: tuple[int, Tensor] | None = None
 
         def fast(step: Step, part: Part) -> Step:
@@ -123,7 +122,7 @@ class FinishStage:
         )
 
     def _rates(self, index: int) -> tuple[float, float, float]:
-        """Of step `index`: the learning rate, the discriminator's weight, the average's decay."""
+        """Of step `index`: the learning rate, the discriminators' weight, the average's decay."""
         rate = _LEARNING_RATE * min(1.0, (1 - self.budget.share(index)) / _COOL_DOWN)
         weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
         half_life = min(_EMA_IMAGES, 0.1 * (index + 1) * self.batches.size)
@@ -149,7 +148,7 @@ class FinishStage:
         augmentations of faces and of samples, and `_rates` (3,); `decoded` is `_decoded`.
         """
         rate, weight, decay = rates
-        for optimizer in (self.optimizer, self._critic):
+        for optimizer in (self.optimizer, *(critic.optimizer for critic in self.critics)):
             optimizer.param_groups[0]["lr"].copy_(rate)
         own = len(images)
 
@@ -159,52 +158,29 @@ class FinishStage:
                 mean, _ = self.vae.encode(images)
             made = decoded(mean, samples)
         of_faces, of_samples = (Augmentation(*drawn) for drawn in zip(levels, moves, strict=True))
-        real = of_faces(images)
-        shown = torch.cat([of_faces(made[:own]), of_samples(made[own:])])
+        real, shown = of_faces(images), (of_faces(made[:own]), of_samples(made[own:]))
 
         # Tell them from faces, and be taken for them
-        critic_loss, critic_is_sound = self._tell_apart(real, shown.detach(), penalised=penalised)
-        verdicts, matching = self._judged(shown, real)
+        told = [
+            critic.learn(real, part.detach(), penalised=penalised)
+            for critic, part in zip(self.critics, shown, strict=True)
+        ]
+        critic_loss = torch.stack([loss for loss, _ in told]).mean()
+        critics_are_sound = told[0][1] & told[1][1]
+        (verdict, features), (verdict_on_samples, _) = (
+            critic.judge(part) for critic, part in zip(self.critics, shown, strict=True)
+        )
+        matching = self.critics[0].matching(features, real)
         mse = self._mean(losses.mean_squared_error(made[:own], images))
         loss = _PIXELS * self._held(made, images, samples, mse) + _FEATURES * matching
-        loss = loss + weight * (_VERDICT * verdicts[0] + _VERDICT_ON_SAMPLES * verdicts[1])
+        loss = loss + weight * (_VERDICT * verdict + _VERDICT_ON_SAMPLES * verdict_on_samples)
         if self._perceptual:
             loss = loss + _PERCEPTUAL * self._mean(self._perceptual(made[:own], images))
-        # where the one is left out, so is the other
-        is_sound = self.guard.step(loss * torch.where(critic_is_sound, 1.0, math.nan))
+        # where the one is left out, so are the others
+        is_sound = self.guard.step(loss * torch.where(critics_are_sound, 1.0, math.nan))
         average(self.vae.decoder, self.decoder, decay)
-        found = torch.stack([verdicts.mean(), critic_loss, matching, mse])
+        found = torch.stack([(verdict + verdict_on_samples) / 2, critic_loss, matching, mse])
         return found.detach().where(is_sound, 0.0)
-
-    def _tell_apart(self, real: Tensor, shown: Tensor, *, penalised: bool) -> tuple[Tensor, Tensor]:
-        """One update of the discriminator: its loss, and whether that was sound.
-
-        Of real images (B, 3, H, W), and made ones (2 B, 3, H, W) that it is shown.
-        """
-        self.discriminator.requires_grad_()
-        with training_precision(real.device):
-            logits, _ = self.discriminator(torch.cat([real, shown]))
-        own = len(real)
-        loss = losses.discriminator_loss(logits[:own], logits[own:], self._mean_verdict)
-        penalty = self._penalty(real) if penalised else 0.0
-        return loss, self._critic_guard.step(loss + penalty)
-
-    def _judged(self, shown: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """How little reconstructions and samples, `shown` (2 B, 3, H, W), are taken for faces, (2,).
-
-        And how far features of the reconstructions are from those of `real` (B, 3, H, W), a scalar.
-        """
-        own = len(real)
-        self.discriminator.requires_grad_(requires_grad=False)
-        with training_precision(real.device):
-            with torch.no_grad():
-                _, real_features = self.discriminator(real)
-            logits, features = self.discriminator(shown)
-        verdicts = [
-            losses.generator_loss(part, self._mean_verdict) for part in (logits[:own], logits[own:])
-        ]
-        as_made = [level[:own] for level in features]
-        return torch.stack(verdicts), losses.feature_matching(as_made, real_features, self._mean)
 
     def _held(self, made: Tensor, images: Tensor, samples: Tensor, mse: Tensor) -> Tensor:
         """What holds the decoder to what is known, a scalar: log(mse), and what counts as an error.
@@ -212,7 +188,8 @@ class FinishStage:
         That is how far samples have strayed, and the lattice of all that was made (2 B, 3, H, W).
         """
         strayed = self._strayed(samples, made[len(images) :])
-        held = strayed + _LATTICE * self._mean(lattice_energy(made))
+        lattice = lattice_energy(made).view(2, -1).mean(0)
+        held = strayed + _LATTICE * self._mean(lattice)
         # in the units in which the logarithm's gradient counts an error
         least = losses.MIN_MSE
         return mse.clamp_min(least).log() + held / mse.detach().clamp_min(least)
@@ -244,31 +221,22 @@ class FinishStage:
         now, was = (functional.avg_pool2d(images, scale) for images in (made, before))
         return self._mean(losses.mean_squared_error(now, was))
 
-    def _penalty(self, real: Tensor) -> Tensor:
-        real = real.detach().requires_grad_()
-        logits, _ = self.discriminator(real)
-        return _PENALTY * CYCLE * losses.gradient_penalty(steepness(logits), real, self._mean)
-
     def _mean(self, values: Tensor) -> Tensor:
-        """The mean over a batch, or over twice that, of which these are this process's."""
-        share = parallel.share(self.batches.size)
-        return parallel.mean(values, len(values) // (share.stop - share.start) * self.batches.size)
-
-    def _mean_verdict(self, logits: Tensor) -> Tensor:
-        return self._mean(of_images(logits))
+        """The mean over a batch, of which these (B,) are this process's share."""
+        return parallel.mean(values, self.batches.size)
 
     def state(self) -> dict[str, Tensor]:
-        """Both networks, the averaged decoder, the optimisers' moments, and what guards count."""
-        return (
+        """All networks, the averaged decoder, the optimisers' moments, and what guards count."""
+        state = (
             prefixed("decoder.", self.decoder.state_dict())
             | prefixed("averaged.", self.vae.decoder.state_dict())
             | optimizer_state(self.optimizer)
             | prefixed("guard.", self.guard.state())
-            | prefixed("discriminator.", self.discriminator.state_dict())
-            | prefixed("critic.", optimizer_state(self._critic))
-            | prefixed("critic_guard.", self._critic_guard.state())
             | prefixed("budget.", self.budget.state())
         )
+        for i, critic in enumerate(self.critics):
+            state |= prefixed(f"critics.{i}.", critic.state())
+        return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
@@ -276,10 +244,9 @@ class FinishStage:
         self.vae.decoder.load_state_dict(part(state, "averaged."))
         restore_optimizer(self.optimizer, state)
         self.guard.restore(part(state, "guard."))
-        self.discriminator.load_state_dict(part(state, "discriminator."))
-        restore_optimizer(self._critic, part(state, "critic."))
-        self._critic_guard.restore(part(state, "critic_guard."))
         self.budget.restore(part(state, "budget."))
+        for i, critic in enumerate(self.critics):
+            critic.restore(part(state, f"critics.{i}."))
 
     def inputs(self) -> dict[str, Tensor]:
         """The model as it was fitted."""

@@ -49,6 +49,8 @@ class ResidualBlock(nn.Module):
     2017, section 5.1).
     """
 
+    LAST = "layers.4."  # begins the names of that convolution's parameters
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(

@@ -1,7 +1,8 @@
 """What one does with a trained VAE: posteriors, decoding, samples, paths and arithmetic."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -25,14 +26,19 @@ _PARALLEL = 1e-4  # sine of an angle below which there is no plane to turn in
 PathKind = Literal["slerp", "lerp"]
 
 
-def posteriors(coder: Coder, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def posteriors(
+    coder: Coder,
+    batches: Iterable[Tensor],
+    precision: Callable[[], AbstractContextManager[object]] = exact,
+) -> tuple[Tensor, Tensor]:
     """Means and log-variances, each (N, D), of batches of images (B, 3, size, size) in [0, 1]."""
-    with exact():
-        found = Gathered()
+    found = Gathered()
+    with torch.no_grad():
         for images in batches:
-            found.add(torch.stack(coder.encode(images)))
+            with precision():
+                found.add(torch.stack(coder.encode(images)))
         mean, logvar = found.rows
-        return mean, logvar
+    return mean, logvar
 
 
 def encode_both_sides(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

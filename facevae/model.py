@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from facevae.blocks import residual_decoder, residual_encoder
+from facevae.blocks import ResidualBlock, residual_decoder, residual_encoder
 from facevae.config import TRUE_TEXTURE, ModelConfig
 from facevae.runtime import generator
 
@@ -139,7 +139,8 @@ class Texture(nn.Module):
 
     Before each there is noise, always the same: of a plain wall's features, which are alike
     everywhere, convolutions alone could make no grain but what repeats (Karras et al. 2019,
-    section 3.2). How much of it goes into a channel is learned, and none at first.
+    section 3.2). How much of it goes into a channel is learned, and none at first. A residual
+    block, which adds nothing at first, makes more of both than the level's own layers can.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class Texture(nn.Module):
         self.levels = nn.ModuleList(nn.Sequential(*copy.deepcopy(level)) for level in levels)
         grains = [nn.Conv2d(_NUM_NOISES, width, kernel_size=1, bias=False) for width in widths]
         self.grains = nn.ModuleList(grains)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
         for i, grain in enumerate(grains):
             nn.init.zeros_(grain.weight)
             side = size >> (len(levels) - i)
@@ -158,18 +160,29 @@ class Texture(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Images, through a sigmoid."""
-        for i, (grain, level) in enumerate(zip(self.grains, self.levels, strict=True)):
+        parts = zip(self.grains, self.blocks, self.levels, strict=True)
+        for i, (grain, block, level) in enumerate(parts):
             noise = self.get_buffer(f"noise{i}").to(features.dtype)
-            features = level(features + grain(noise))
+            features = level(block(features + grain(noise)))
         return features
 
     def part_of(self, texture: float, plain: Sequence[Sequence[nn.Module]]) -> dict[str, Tensor]:
-        """Parameters by name, `texture` of the way from those of the plain levels to these."""
+        """Parameters by name, `texture` of the way from those of the plain levels to these.
+
+        Of what the plain levels have not, the way begins where it adds nothing.
+        """
         starts = {
             f"levels.{i}.{name}": parameter
             for i, level in enumerate(plain)
             for name, parameter in nn.Sequential(*level).named_parameters()
         }
+        within = {
+            f"blocks.{i}.{name}": parameter
+            for i, block in enumerate(self.blocks)
+            for name, parameter in block.named_parameters()
+            if not name.startswith(ResidualBlock.LAST)
+        }
+        starts |= within  # it is what they add that grows
         ends = self.named_parameters()
         return {name: starts.get(name, torch.zeros_like(p)).lerp(p, texture) for name, p in ends}
 

@@ -121,11 +121,16 @@ class FlowPrior(nn.Module):
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
-    def velocity(self, points: Tensor, times: Tensor) -> Tensor:
-        """Velocity (B, D) at whitened points (B, D) and times (B, 1), or (1, 1) for all, in [0, 1]."""
+    def velocity(self, points: Tensor, times: Tensor, told: Tensor | None = None) -> Tensor:
+        """Velocity (B, D) at whitened points (B, D) and times (B, 1), or (1, 1) for all, in [0, 1].
+
+        `told` (B, width) is what else it knows of the latents that it leads to.
+        """
         angles = times * self.frequencies
         embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
         hidden = self.inward(points)
+        if told is not None:
+            hidden = hidden + told
         for block in self.blocks:
             hidden = block(hidden, embedded)
         out: Tensor = self.outward(self.norm(hidden))

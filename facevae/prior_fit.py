@@ -1,6 +1,7 @@
 """Fitting the prior to a network's posteriors: what is recorded on the way, and what comes of it."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from facevae import losses
+from facevae.augment import NUM_CHANGES, change, draw_changes
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
@@ -16,14 +18,16 @@ from facevae.latents import posteriors
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior, sample_latents
 from facevae.runs import Run, weights_digest
-from facevae.runtime import exact, face_noise, generator, seeded
+from facevae.runtime import exact, face_noise, generator, seeded, training_precision
 from facevae.snapshots import draw_latents, new_bundle
 from facevae.stages import PriorStage
 from facevae.steps import Fitting, Work, fit, last_figures, skipped_words
 from facevae.swd import SlicedWasserstein
 
 # what a generator's numbers are for, so that no two uses share them
-_MEASURE = 7
+_MEASURE, _CHANGES = 7, 8
+
+_NUM_CHANGED = 4  # times that each training face is changed for a flow, in another way each
 
 _STEPS_A_MEASUREMENT = 100  # which costs less than one of them
 _CHUNK = 64  # latents that are decoded at a time
@@ -54,8 +58,8 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
         # a flow that was fitted to other latents, or that means something else, is of no use
         rows = evenly(run.faces.held_out, _NUM_MEASURED // 2)
         held_out = posteriors(vae, batches_of(run.faces, rows, run.device, mirrored=True))
-        key = f"{weights_digest(vae)} residual"
-        fitting = _PriorFitting(work, (mean, logvar), held_out, key)
+        key = f"{weights_digest(vae)} residual, told of changes"
+        fitting = _PriorFitting(work, (mean, logvar), _changed(work, vae), held_out, key)
         fit(work, fitting)
         _warn_of_memorising(work, len(mean))
         flow = fitting.stage.prior
@@ -72,6 +76,30 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
         bundle.provenance["stage_seconds"]["prior"] = run.train.seconds_for("prior")
     draw_latents(work.folder, mean, logvar)
     return bundle
+
+
+def _changed(work: Work, vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and log-variances (M, D) of training faces that are changed, and the changes (M, NUM_CHANGES).
+
+    A flow has too much room for its faces alone, and soon learns them by heart.
+    """
+    run, drawn = work.run, list[Tensor]()
+
+    def images() -> Iterator[Tensor]:
+        for number in range(_NUM_CHANGED):
+            draw = generator(run.train.seed, _CHANGES, number)
+            for faces in batches_of(run.faces, run.faces.train, run.device):
+                is_mirrored = torch.rand(len(faces), generator=draw) < 0.5  # noqa: PLR2004 - half
+                changes = draw_changes(len(faces), draw).to(run.device)
+                drawn.append(changes)
+                sides = is_mirrored.to(run.device).view(-1, 1, 1, 1)
+                yield change(torch.where(sides, faces.flip(-1), faces), changes)
+
+    count = _NUM_CHANGED * len(run.faces.train)
+    batches = watched(images(), "Encoding changed faces", count, work.progress)
+    # a third of the time, and what it costs is a fifth of a posterior's deviation
+    found = posteriors(vae, batches, lambda: training_precision(run.device))
+    return *found, torch.cat(drawn)
 
 
 def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
@@ -98,8 +126,13 @@ def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
     return best
 
 
-def prior_stage(run: Run, mean: Tensor, logvar: Tensor, warn: Warn = lambda _: None) -> PriorStage:
-    """The steps of a flow, from the first on, which is fitted to `mean` and `logvar` (N, D)."""
+def prior_stage(
+    run: Run, mean: Tensor, logvar: Tensor, changes: Tensor, warn: Warn = lambda _: None
+) -> PriorStage:
+    """The steps of a flow, from the first on, which is fitted to `mean` and `logvar` (N, D).
+
+    Of faces that were changed by `changes` (N, NUM_CHANGES), where these are not 0.
+    """
     with seeded(run.train.seed):
         prior = build_prior(run.train.prior_config, run.model.latent_dim).to(run.device)
     assert isinstance(prior, FlowPrior)  # noqa: S101 - no other is fitted by steps
@@ -107,6 +140,7 @@ def prior_stage(run: Run, mean: Tensor, logvar: Tensor, warn: Warn = lambda _: N
         prior,
         mean,
         logvar,
+        changes,
         epochs=run.train.prior_epochs,
         seed=run.train.seed,
         seconds=run.train.seconds_for("prior"),
@@ -122,8 +156,18 @@ class _PriorFitting(Fitting):
     advice = "start anew in another folder with --prior gaussian, which takes no steps"
     stage: PriorStage
 
-    def __init__(self, work: Work, train: Posteriors, held_out: Posteriors, key: str) -> None:
-        self.stage, self.key = prior_stage(work.run, *train, work.listener.notice), key
+    def __init__(
+        self,
+        work: Work,
+        train: Posteriors,
+        changed: tuple[Tensor, Tensor, Tensor],
+        held_out: Posteriors,
+        key: str,
+    ) -> None:
+        plain = (*train, train[0].new_zeros(len(train[0]), NUM_CHANGES))
+        mean, logvar, changes = (torch.cat(both) for both in zip(plain, changed, strict=True))
+        self.stage = prior_stage(work.run, mean, logvar, changes, work.listener.notice)
+        self.key = key
         self.size, self._next_measured = self.stage.batch_size, _STEPS_A_MEASUREMENT - 1
         self._draws = {
             name: _Draws(*found, work.run.train.seed)

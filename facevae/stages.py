@@ -12,9 +12,10 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facevae import losses, parallel
+from facevae.augment import NUM_CHANGES
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import TrainConfig
@@ -160,6 +161,25 @@ class NetworkStage:
         return {}
 
 
+class _Told(nn.Module):
+    """A flow that is told how a face was changed: of one that was not, nothing.
+
+    So it learns of many more faces than there are, and what it gives without being told is like
+    those that were not changed (Karras et al. 2022, section 5).
+    """
+
+    def __init__(self, flow: FlowPrior) -> None:
+        super().__init__()
+        self.flow = flow
+        width = flow.inward.out_features
+        self.changes = nn.Linear(NUM_CHANGES, width, bias=False, device=flow.inward.weight.device)
+        nn.init.zeros_(self.changes.weight)
+
+    def forward(self, points: Tensor, times: Tensor, changes: Tensor) -> Tensor:
+        """As `FlowPrior.velocity`, of what was changed by (B, NUM_CHANGES)."""
+        return self.flow.velocity(points, times, self.changes(changes))
+
+
 class PriorStage:
     """Fits a flow to posteriors; `prior` holds the averaged weights, which are the ones to use."""
 
@@ -173,17 +193,25 @@ class PriorStage:
         prior: FlowPrior,
         mean: Tensor,
         logvar: Tensor,
+        changes: Tensor | None = None,
         *,
         epochs: int,
         seed: int,
         seconds: float | None = None,
         warn: Warn = lambda _: None,
     ) -> None:
-        """`mean` and `logvar` (N, D) stay on `prior`'s device; `epochs` counts passes over them."""
+        """`mean` and `logvar` (N, D) stay on `prior`'s device, and so do `changes`.
+
+        These (N, NUM_CHANGES) are how the faces were changed, None where none were; `epochs` counts
+        passes over the others.
+        """
         self.mean, self.logvar, self.seed = mean, logvar, seed
-        prior.whitening.fit(mean, logvar)
-        self.prior, self.raw = prior.eval(), copy.deepcopy(prior).train()
-        self.budget = Budget(math.ceil(epochs * len(mean) / self.batch_size), seconds)
+        self.changes = mean.new_zeros(len(mean), NUM_CHANGES) if changes is None else changes
+        is_plain = ~self.changes.any(1)
+        prior.whitening.fit(mean[is_plain], logvar[is_plain])
+        self.prior, self.raw = prior.eval(), _Told(copy.deepcopy(prior).train())
+        num_plain = int(is_plain.sum())
+        self.budget = Budget(math.ceil(epochs * num_plain / self.batch_size), seconds)
         records = parallel.size() == 1
         self.optimizer = adam(self.raw, self.learning_rate, (0.9, 0.99), records=records)
         self.guard = Guard(self.raw, self.optimizer)
@@ -208,31 +236,39 @@ class PriorStage:
         rate = min(1.0, (index + 1) / 100) * (1 - self.budget.share(index))
         decay = min(self.ema_decay, (index + 1) / (index + 10))
         rates = torch.tensor([self.learning_rate * rate, decay]).to(device, non_blocking=True)
-        return self._update(noise[share], target[share], times[share], rates)
+        changes = self.changes[rows]
+        return self._update(noise[share], target[share], times[share], changes[share], rates)
 
-    def _loss(self, noise: Tensor, target: Tensor, times: Tensor) -> Tensor:
+    def _loss(self, noise: Tensor, target: Tensor, times: Tensor, changes: Tensor) -> Tensor:
         """How far the velocity is from that which leads from noise (B, D) to target (B, D): (1,).
 
-        At the points between them that belong to times (B, 1).
+        At the points between them that belong to times (B, 1), of faces that were changed so
+        (B, NUM_CHANGES).
         """
-        velocity = self.raw.velocity((1 - times) * noise + times * target, times)
+        velocity = self.raw((1 - times) * noise + times * target, times, changes)
         errors = losses.flow_matching(velocity, noise, target)
         return parallel.mean(errors, self.batch_size).reshape(1)
 
     def _update_from(
-        self, part: Part, noise: Tensor, target: Tensor, times: Tensor, rates: Tensor
+        self,
+        part: Part,
+        noise: Tensor,
+        target: Tensor,
+        times: Tensor,
+        changes: Tensor,
+        rates: Tensor,
     ) -> Tensor:
         """One update from what changes at each step: of tensors alone, so that it can be recorded.
 
-        Of noise and whitened latents (B, D), times (B, 1), and learning rate and decay of the
-        average (2,); `part` is `_loss`, or what does the same.
+        Of noise and whitened latents (B, D), times (B, 1), how faces were changed (B, NUM_CHANGES),
+        and learning rate and decay of the average (2,); `part` is `_loss`, or what does the same.
         """
         with training_precision(noise.device):
-            loss = part(noise, target, times)
+            loss = part(noise, target, times, changes)
         rate, decay = rates
         self.optimizer.param_groups[0]["lr"].copy_(rate)
         is_sound = self.guard.step(loss.sum())
-        average(self.prior, self.raw, decay)
+        average(self.prior, self.raw.flow, decay)
         return loss.detach().where(is_sound, 0.0)
 
     def state(self) -> dict[str, Tensor]:
@@ -254,5 +290,9 @@ class PriorStage:
         self.budget.restore(part(state, "budget."))
 
     def inputs(self) -> dict[str, Tensor]:
-        """The posteriors."""
-        return {"posterior.mean": self.mean, "posterior.logvar": self.logvar}
+        """The posteriors, and how their faces were changed."""
+        return {
+            "posterior.mean": self.mean,
+            "posterior.logvar": self.logvar,
+            "posterior.changes": self.changes,
+        }

@@ -81,7 +81,8 @@ def _stage_of(
     if name == "network":
         return network_stage(run)
     if name == "prior":
-        return prior_stage(run, inputs["posterior.mean"], inputs["posterior.logvar"])
+        mean, logvar, changes = (inputs[f"posterior.{n}"] for n in ("mean", "logvar", "changes"))
+        return prior_stage(run, mean, logvar, changes)
     assert prior_config is not None  # noqa: S101 - a finish has one
     vae, prior = VAE(run.model), build_prior(prior_config, run.model.latent_dim)
     vae.load_state_dict(part(inputs, "fitted.vae."))

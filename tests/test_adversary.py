@@ -15,6 +15,7 @@ from facevae import adversary
 from facevae.adversary import CYCLE, FinishStage, batch_size, lattice_energy
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
+from facevae.critic import Critic
 from facevae.data import Faces
 from facevae.discriminator import detail
 from facevae.fast import WARM_UP, Fast
@@ -62,8 +63,9 @@ def test_recorded_steps_do_what_the_steps_do(faces, monkeypatch):
     plain, replayed = (finish(faces, RESIDUAL, batch_size=4) for _ in range(2))
 
     def changed_in_place():
-        guards = (replayed.guard, replayed._critic_guard)
-        optimizers = (replayed.optimizer, replayed._critic)
+        trained = (replayed, *replayed.critics)
+        guards = [one.guard for one in trained]
+        optimizers = [one.optimizer for one in trained]
         yield from replayed.state().values()
         yield from (guard._kept for guard in guards)
         yield from (optimizer.param_groups[0]["lr"] for optimizer in optimizers)
@@ -115,14 +117,12 @@ def test_texture_is_for_samples_and_leaves_reconstructions_to_their_pixels(faces
 
 def test_the_penalty_is_taken_at_steps_that_their_numbers_name(faces, monkeypatch):
     taken = []
-    penalty = FinishStage._penalty
-    monkeypatch.setattr(
-        FinishStage, "_penalty", lambda *args: taken.append(len(args[1])) or penalty(*args)
-    )
+    penalty = Critic._penalty
+    monkeypatch.setattr(Critic, "_penalty", lambda *args: taken.append(args[0]) or penalty(*args))
     stage = finish(faces, batch_size=4)
     for i in (0, 1, 15, 16, 17):
         stage.step(i)
-    assert len(taken) == 2
+    assert taken == [*stage.critics] * 2
 
 
 def test_samples_of_the_prior_depend_on_seed_and_step_alone(faces):
@@ -147,14 +147,34 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
         stage.step(100)  # past the warm-up
         with torch.no_grad():
             mean, _ = stage.vae.encode(stage.batches(100))
+            made = [(d(mean), d(stage._samples(100), 1.0)) for d in (before, stage.decoder)]
             was, now = (
-                stage.discriminator(torch.cat([d(mean), d(stage._samples(100), 1.0)]))[0]
-                for d in (before, stage.decoder)
+                torch.cat(
+                    [c.discriminator(p)[0] for c, p in zip(stage.critics, parts, strict=True)]
+                )
+                for parts in made
             )
         return (now - was).mean().item()
 
     without, little, much = (rise(weight) for weight in (0.0, 1.0, 10.0))
     assert without < little < much
+
+
+def test_each_kind_of_pictures_has_a_discriminator_of_its_own(faces, monkeypatch):
+    learned, learn = [], Critic.learn
+
+    def watched(critic, real, made, **how):
+        learned.append((critic, real, made))
+        return learn(critic, real, made, **how)
+
+    monkeypatch.setattr(Critic, "learn", watched)
+    stage = finish(faces, RESIDUAL, batch_size=4)
+    stage.step(0)
+    (first, real, reconstructions), (second, same, samples) = learned
+    assert (first, second) == stage.critics
+    assert real.equal(same)
+    assert len(real) == len(reconstructions) == len(samples) == 4
+    assert not reconstructions.allclose(samples, atol=0.05)
 
 
 def test_samples_stay_coarsely_what_they_were(faces):

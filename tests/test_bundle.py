@@ -289,6 +289,25 @@ def test_a_finished_decoder_comes_back_with_its_texture(tmp_path):
     assert missing in refusal(path)
 
 
+def test_a_texture_of_the_format_before_has_blocks_that_add_nothing(tmp_path):
+    bundle, path = with_texture(tiny_bundle()), tmp_path / "finished.safetensors"
+    save(bundle, path)
+    tensors, texts = parts_of(path)
+    old = {name: t for name, t in tensors.items() if ".textured.blocks." not in name}
+    assert len(old) < len(tensors)
+    save_file(old, path, texts)
+    assert ".textured.blocks." in refusal(path)
+    save_file(old, path, {**texts, "format": "5"})
+    latents = torch.ones(1, bundle.config.latent_dim)
+    with torch.no_grad():
+        for block in bundle.vae.decoder.textured.blocks:
+            for parameter in block.parameters():
+                parameter.zero_()
+        for texture in (0.4, 1.0):
+            made, wanted = (b.vae.decode(latents, texture) for b in (load(path), bundle))
+            torch.testing.assert_close(made, wanted)
+
+
 def test_metadata_that_are_not_json_are_refused(saved):
     tensors, texts = parts_of(saved)
     save_file(tensors, saved, texts | {"config": "{size: 32"})

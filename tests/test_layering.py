@@ -11,7 +11,7 @@ PACKAGE = Path(facevae.__file__).parent
 LAYERS = [
     (
         *("errors", "console", "losses", "detection", "hub_client"),
-        *("blocks", "budget", "states"),
+        *("blocks", "budget", "states", "augment"),
     ),
     (
         *("files", "config", "runtime", "metrics", "attribute_names", "hub_files"),
@@ -21,7 +21,10 @@ LAYERS = [
         *("images", "model", "prior", "attributes", "latent_files", "tables", "swd", "guard"),
         *("fast", "discriminator"),
     ),
-    ("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
+    (
+        *("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
+        "critic",
+    ),
     ("conversion", "faces", "bundle", "page", "curves", "latent_plots"),
     ("data", "hub", "latents", "card", "export"),
     ("batches", "runs", "edits"),

@@ -21,7 +21,7 @@ from conftest import draw_face
 from tiny import CONFIG, TRAIN, Ear, tensors_of, tiny_run
 from torch import nn
 
-from facevae import adversary, parallel, stages
+from facevae import adversary, critic, parallel, stages
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load
@@ -81,7 +81,7 @@ def faces(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
     """In float32, where only the order of sums differs, and without plots, which take long."""
-    for module in (stages, adversary):
+    for module in (stages, adversary, critic):
         monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from facevae.augment import NUM_CHANGES
 from facevae.config import PriorConfig
 from facevae.errors import UsageError
 from facevae.prior import (
@@ -184,6 +185,40 @@ def test_a_flow_learns_two_modes_that_a_gaussian_cannot():
     assert in_gap(flow) < 0.1
     assert 0.4 < (flow[:, 0] > 0).float().mean().item() < 0.6
     assert sliced_distance(flow, unseen) < 0.5 * sliced_distance(gaussian, unseen)
+
+
+def test_a_flow_that_is_told_of_changes_gives_what_was_not_changed():
+    """Of changed latents, three times as many, and elsewhere: told of them, and not."""
+    plain = bimodal(1024, seed=0)
+    changes = torch.zeros(4096, NUM_CHANGES)
+    changes[1024:, 2] = torch.randn(3072, generator=draw(3)).sign()
+    mean = plain.repeat(4, 1) + 2 * changes[:, 2:3]
+
+    def distance(told):
+        torch.manual_seed(0)
+        stage = PriorStage(
+            FlowPrior(2, 64, 2), mean, torch.full_like(mean, -6.0), told, epochs=800, seed=0
+        )
+        stage.prior.whitening.fit(plain, torch.full_like(plain, -6.0))  # of either
+        stage.raw.flow.whitening.load_state_dict(stage.prior.whitening.state_dict())
+        for index in range(800):
+            stage.step(index)
+        with torch.no_grad():
+            flow = stage.prior(torch.randn(1024, 2, generator=draw(7)))
+        return sliced_distance(flow, plain)
+
+    assert distance(changes) < 0.5 * distance(None)
+
+
+def test_passes_of_a_flow_are_over_latents_that_were_not_changed():
+    mean = torch.randn(3 * PriorStage.batch_size, 2)
+    changes = torch.zeros(len(mean), NUM_CHANGES)
+    changes[PriorStage.batch_size :, 0] = 1.0
+    logvar = torch.full_like(mean, -6.0)
+    stage = PriorStage(FlowPrior(2, 8, 1), mean, logvar, changes, epochs=5, seed=0)
+    assert stage.budget.num_steps == 5
+    whitened = stage.prior.whitening.whiten(mean[: PriorStage.batch_size])
+    torch.testing.assert_close(whitened.mean(0), torch.zeros(2), rtol=0, atol=1e-5)
 
 
 def test_a_seed_names_the_same_latent_in_any_batch():

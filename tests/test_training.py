@@ -23,6 +23,7 @@ from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load, load_state, save
 from facevae.config import STAGES, ModelConfig
+from facevae.critic import Critic
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError, Stopped
 from facevae.files import locked
@@ -996,7 +997,7 @@ def test_a_discriminator_whose_steps_are_not_sound_is_counted(faces, tmp_path, m
     def broken(self, real):
         return float("nan") * self.discriminator(real)[0].sum()
 
-    monkeypatch.setattr(FinishStage, "_penalty", broken)
+    monkeypatch.setattr(Critic, "_penalty", broken)
     found, _ = stages_after(faces, tmp_path / "run", {"finish_epochs": 8})
     assert found.provenance["skipped_steps"] > 0
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()

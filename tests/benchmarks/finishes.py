@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from facevae import adversary, discriminator, metrics
+from facevae import adversary, critic, discriminator, metrics
 from facevae.batches import Batches, batches_of, evenly
 from facevae.bundle import Bundle
 from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE, TrainConfig
@@ -43,7 +43,7 @@ def of_whole(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Variant:
-    """How many faces a step takes, how much verdict and detail count, and what of the module is else.
+    """How many faces a step takes, how much verdict and detail count, and what of modules is else.
 
     `texture` is that of samples: with 0 they have the layers of reconstructions.
     """
@@ -53,7 +53,7 @@ class Variant:
     detail: float = discriminator._DETAIL
     coarser_detail: float = discriminator._COARSER_DETAIL
     texture: float = WHOLE_TEXTURE
-    changed: Mapping[str, object] = field(default_factory=dict)
+    changed: Mapping[object, Mapping[str, object]] = field(default_factory=dict)
 
 
 VARIANTS = {
@@ -63,14 +63,16 @@ VARIANTS = {
     "half the weight": Variant(weight=0.5),
     "twice the weight": Variant(weight=2.0),
     "a verdict on whole faces alone": Variant(
-        changed={"of_images": of_whole, "steepness": of_whole}
+        changed={critic: {"of_images": of_whole, "steepness": of_whole}}
     ),
     "samples by the layers of reconstructions": Variant(texture=0.0),
-    "verdicts count alike": Variant(changed={"_VERDICT": 2.25, "_VERDICT_ON_SAMPLES": 2.25}),
+    "verdicts count alike": Variant(
+        changed={adversary: {"_VERDICT": 2.25, "_VERDICT_ON_SAMPLES": 2.25}}
+    ),
     "no detail given apart": Variant(detail=0.0, coarser_detail=0.0),
     "only the finest detail": Variant(coarser_detail=0.0),
     "twice the detail": Variant(detail=2 * discriminator._DETAIL),
-    "R1 of 1": Variant(changed={"_PENALTY": 1.0}),
+    "R1 of 1": Variant(changed={critic: {"_PENALTY": 1.0}}),
 }
 
 
@@ -89,8 +91,9 @@ def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> 
         stack.enter_context(mock.patch.object(discriminator, "_DETAIL", variant.detail))
         coarser = variant.coarser_detail
         stack.enter_context(mock.patch.object(discriminator, "_COARSER_DETAIL", coarser))
-        for name, value in {**variant.changed, "WHOLE_TEXTURE": variant.texture}.items():
-            stack.enter_context(mock.patch.object(adversary, name, value))
+        stack.enter_context(mock.patch.object(adversary, "WHOLE_TEXTURE", variant.texture))
+        for module, values in variant.changed.items():
+            stack.enter_context(mock.patch.multiple(module, **values))
         while index < stage.budget.num_steps:
             stage.step(index)
             stage.budget.close_after(index)
