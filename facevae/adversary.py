@@ -22,7 +22,7 @@ from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import WHOLE_TEXTURE, TrainConfig
-from facevae.critic import PENALTY_STEPS, Critic
+from facevae.critic import BETAS, PENALTY_STEPS, Critic
 from facevae.discriminator import Augmentation, Discriminator, detail
 from facevae.fast import Fast, Part, Step, Warn
 from facevae.guard import Guard
@@ -39,6 +39,7 @@ MAX_BATCH_SIZE = 16  # many small steps sharpen more than fewer large ones of as
 _LEARNING_RATE = 5e-4
 _WARM_UP_STEPS = 100  # until the discriminators count in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
+_COARSE_END = 0.6  # of it, at which those of the decoder's coarser layers have done so
 _EMA_IMAGES = 10_000  # half-life of the averaged decoder
 CYCLE = PENALTY_STEPS  # of which the first draws the prior's samples for all
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
@@ -85,7 +86,10 @@ class FinishStage:
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
         records = parallel.size() == 1
-        self.optimizer = adam(self.decoder, _LEARNING_RATE, (0.0, 0.99), records=records)
+        coarse_and_fine = self.decoder.coarse_and_fine()
+        self.optimizer = adam(
+            *coarse_and_fine, learning_rate=_LEARNING_RATE, betas=BETAS, records=records
+        )
         self.guard = Guard(self.decoder, self.optimizer)
         self.critics = tuple(  # of reconstructions, and of samples
             Critic(judge, batches.size, _LEARNING_RATE, records=records) for judge in judges
@@ -121,12 +125,20 @@ class FinishStage:
             *(tensor.to(images.device, non_blocking=True) for tensor in changing),
         )
 
-    def _rates(self, index: int) -> tuple[float, float, float]:
-        """Of step `index`: the learning rate, the discriminators' weight, the average's decay."""
-        rate = _LEARNING_RATE * min(1.0, (1 - self.budget.share(index)) / _COOL_DOWN)
+    def _rates(self, index: int) -> tuple[float, float, float, float]:
+        """Of step `index`: two learning rates, the discriminators' weight, the average's decay.
+
+        The first is that of the decoder's coarser layers, which come to rest before the others do:
+        texture is learned sooner of features that stay.
+        """
+        share = self.budget.share(index)
+        coarse, rate = (
+            _LEARNING_RATE * min(1.0, max(0.0, end - share) / _COOL_DOWN)
+            for end in (_COARSE_END, 1.0)
+        )
         weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
         half_life = min(_EMA_IMAGES, 0.1 * (index + 1) * self.batches.size)
-        return rate, weight, 0.5 ** (self.batches.size / half_life)
+        return coarse, rate, weight, 0.5 ** (self.batches.size / half_life)
 
     def _decoded(self, mean: Tensor, samples: Tensor) -> Tensor:
         """Reconstructions and samples, (2 B, 3, size, size) from latents (B, D) of each."""
@@ -145,11 +157,13 @@ class FinishStage:
         """One update from what changes at each step: of tensors alone, so that it can be recorded.
 
         Of images (B, 3, H, W), samples (B, D), the levels (2, 3, B, 1, 1, 1) and moves (2, 2) of the
-        augmentations of faces and of samples, and `_rates` (3,); `decoded` is `_decoded`.
+        augmentations of faces and of samples, and `_rates` (4,); `decoded` is `_decoded`.
         """
-        rate, weight, decay = rates
-        for optimizer in (self.optimizer, *(critic.optimizer for critic in self.critics)):
-            optimizer.param_groups[0]["lr"].copy_(rate)
+        coarse, rate, weight, decay = rates
+        groups = [*self.optimizer.param_groups]
+        groups += [critic.optimizer.param_groups[0] for critic in self.critics]
+        for group, its_rate in zip(groups, (coarse, rate, rate, rate), strict=True):
+            group["lr"].copy_(its_rate)
         own = len(images)
 
         # Decode faces and samples of the prior

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 NUM_CHANGES = 7
+NUM_CHANGED = 4  # times that each training face is changed for a flow, in another way each
 # what one of each change is: of the side, moved right and down; in the logarithm of the size;
 # turned; brighter; in the logarithms of contrast and of saturation
 _SHIFT, _ZOOM, _TURN = 0.0225, 0.05, math.radians(4)

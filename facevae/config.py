@@ -139,7 +139,7 @@ class TrainConfig(_Record):
     are those over which the learning rate rises, and `cool_down` is the share of the training at
     its end over which it falls to zero. `prior_epochs` counts passes over the latents when a flow
     is fitted, `finish_epochs` passes over the faces when the decoder is finished, and
-    `finish_weight` says how much the discriminator counts then; with `perceptual`, LPIPS counts
+    `finish_weight` says how much discriminators count then; with `perceptual`, LPIPS counts
     too. `max_seconds` are for all `stages`
     together, in place of epochs.
     """
@@ -265,6 +265,7 @@ PRESETS = {
             warm_up_images=20_000,
             cool_down=0.3,
             ema_images=20_000,
+            prior_epochs=300,
             prior_width=896,
             finish_epochs=15,
         ),

@@ -12,6 +12,7 @@ from facevae.runtime import training_precision
 from facevae.states import adam, optimizer_state, part, prefixed, restore_optimizer
 
 PENALTY_STEPS = 16  # of which one takes the penalty, in all of their places
+BETAS = (0.0, 0.99)  # of Adam, of both sides
 _PENALTY = 0.02  # of R1, taken now and then (Karras et al. 2020, section 3.1)
 
 
@@ -31,7 +32,9 @@ class Critic:
     ) -> None:
         self.discriminator, self._batch_size = discriminator, batch_size
         discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = adam(discriminator, learning_rate, (0.0, 0.99), records=records)
+        self.optimizer = adam(
+            discriminator.parameters(), learning_rate=learning_rate, betas=BETAS, records=records
+        )
         self.guard = Guard(discriminator, self.optimizer)
 
     def learn(self, real: Tensor, made: Tensor, *, penalised: bool) -> tuple[Tensor, Tensor]:

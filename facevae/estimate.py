@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,27 +13,32 @@ import numpy as np
 import torch
 
 from facevae.adversary import CYCLE, FinishStage, batch_size
+from facevae.augment import NUM_CHANGED
 from facevae.batches import Batches
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
 from facevae.errors import DataError, ImageError
 from facevae.fast import WARM_UP
 from facevae.images import load_square
+from facevae.latents import posteriors
 from facevae.model import VAE
 from facevae.pictures import Picture, Source, find_data, list_pictures, opened
 from facevae.prior import FlowPrior, build_prior
 from facevae.runtime import (
+    exact,
     free_bytes,
     is_out_of_memory,
     keep_freed_memory,
     peak_bytes,
     start_peak,
+    training_precision,
     wait_for,
 )
 from facevae.stages import NetworkStage, PriorStage, Stage
 
 _NUM_PICTURES = 64
 _NUM_STEPS = 3
+_ENCODED = 32  # pictures by which encoding is measured
 _SMALL, _LARGER = 2, 8  # batches by which the memory of a step is measured
 _USABLE = 0.9  # of free memory: the rest is lost between blocks
 
@@ -172,7 +178,7 @@ class _Costs:
         return self._length("vae", _seconds_a_step(stage, self._device) / size, self._train.epochs)
 
     def prior(self) -> float:
-        """Seconds of fitting a flow."""
+        """Seconds of encoding faces, and of fitting a flow to that."""
         if "prior" not in self._train.stages or not isinstance(self._prior, FlowPrior):
             return 0.0
         latent_dim = self._vae.config.latent_dim
@@ -181,7 +187,23 @@ class _Costs:
         self.prior_bytes = sum(t.nbytes for t in stage.state().values())
         num_steps = self._train.prior_epochs * 2 * self._num_pictures / stage.batch_size
         in_all = _seconds_a_step(stage, self._device) * num_steps
-        return self._train.seconds_for("prior") or in_all
+        return self._encoding() + (self._train.seconds_for("prior") or in_all)
+
+    def _encoding(self) -> float:
+        """Seconds of encoding all faces, both sides of each, and those that are changed."""
+        side = self._vae.config.size
+        images = torch.rand(_ENCODED, 3, side, side, device=self._device)
+        in_all = 0.0
+        for times, precision in (
+            (2, exact),
+            (NUM_CHANGED, partial(training_precision, self._device)),
+        ):
+            posteriors(self._vae, [images[:1]], precision)
+            begun = time.perf_counter()
+            posteriors(self._vae, [images], precision)
+            wait_for(self._device)
+            in_all += times * (time.perf_counter() - begun) / _ENCODED * self._num_pictures
+        return in_all
 
     def finish(self) -> tuple[float, float, float]:
         """Epochs, images a second, and seconds of the decoder's finish."""

@@ -126,6 +126,16 @@ class Decoder(nn.Module):
             images = functional_call(self.textured, between, features)
         return images
 
+    def coarse_and_fine(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters before the finest levels, and those of these, plain and textured."""
+        coarse, fine = self._levels()
+        first = [self.dense, *coarse]
+        then = [*chain.from_iterable(fine), *([self.textured] if self.textured else [])]
+        before, after = (
+            [p for module in modules for p in module.parameters()] for modules in (first, then)
+        )
+        return before, after
+
     def _levels(self) -> tuple[list[nn.Module], list[list[nn.Module]]]:
         """The layers before the finest levels, and those of each of these."""
         layers = iter(self.convolutions)

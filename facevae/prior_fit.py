@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facevae import losses
-from facevae.augment import NUM_CHANGES, change, draw_changes
+from facevae.augment import NUM_CHANGED, NUM_CHANGES, change, draw_changes
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
@@ -26,8 +26,6 @@ from facevae.swd import SlicedWasserstein
 
 # what a generator's numbers are for, so that no two uses share them
 _MEASURE, _CHANGES = 7, 8
-
-_NUM_CHANGED = 4  # times that each training face is changed for a flow, in another way each
 
 _STEPS_A_MEASUREMENT = 100  # which costs less than one of them
 _CHUNK = 64  # latents that are decoded at a time
@@ -86,7 +84,7 @@ def _changed(work: Work, vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
     run, drawn = work.run, list[Tensor]()
 
     def images() -> Iterator[Tensor]:
-        for number in range(_NUM_CHANGED):
+        for number in range(NUM_CHANGED):
             draw = generator(run.train.seed, _CHANGES, number)
             for faces in batches_of(run.faces, run.faces.train, run.device):
                 is_mirrored = torch.rand(len(faces), generator=draw) < 0.5  # noqa: PLR2004 - half
@@ -95,7 +93,7 @@ def _changed(work: Work, vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
                 sides = is_mirrored.to(run.device).view(-1, 1, 1, 1)
                 yield change(torch.where(sides, faces.flip(-1), faces), changes)
 
-    count = _NUM_CHANGED * len(run.faces.train)
+    count = NUM_CHANGED * len(run.faces.train)
     batches = watched(images(), "Encoding changed faces", count, work.progress)
     # a third of the time, and what it costs is a fifth of a posterior's deviation
     found = posteriors(vae, batches, lambda: training_precision(run.device))

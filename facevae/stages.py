@@ -67,7 +67,12 @@ class NetworkStage:
         self.budget = Budget(num_steps, config.seconds_for("vae"))
         # dropout draws anew at each step, which a recording does not
         records = parallel.size() == 1 and not vae.config.dropout
-        self.optimizer = adam(vae, config.learning_rate, (0.9, 0.999), records=records)
+        self.optimizer = adam(
+            vae.parameters(),
+            learning_rate=config.learning_rate,
+            betas=(0.9, 0.999),
+            records=records,
+        )
         self.guard = Guard(vae, self.optimizer)
         self._update: Callable[..., Tensor] = partial(self._update_from, self._terms)
         if records:
@@ -213,7 +218,12 @@ class PriorStage:
         num_plain = int(is_plain.sum())
         self.budget = Budget(math.ceil(epochs * num_plain / self.batch_size), seconds)
         records = parallel.size() == 1
-        self.optimizer = adam(self.raw, self.learning_rate, (0.9, 0.99), records=records)
+        self.optimizer = adam(
+            self.raw.parameters(),
+            learning_rate=self.learning_rate,
+            betas=(0.9, 0.99),
+            records=records,
+        )
         self.guard = Guard(self.raw, self.optimizer)
         self._update: Callable[..., Tensor] = partial(self._update_from, self._loss)
         if records:

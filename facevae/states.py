@@ -1,6 +1,6 @@
 """What training keeps of modules and optimisers: tensors by name, and averaged weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,17 @@ def average(averaged: nn.Module, current: nn.Module, decay: Tensor | float) -> N
 
 
 def adam(
-    module: nn.Module, learning_rate: float, betas: tuple[float, float], *, records: bool
+    *groups: Iterable[nn.Parameter],
+    learning_rate: float,
+    betas: tuple[float, float],
+    records: bool,
 ) -> torch.optim.Adam:
-    """Adam whose steps a CUDA graph may record; its learning rate is a tensor, so that it may change."""
-    parameters = [*module.parameters()]
-    device = parameters[0].device
-    rate = torch.tensor(learning_rate, device=device)
+    """Adam whose steps a CUDA graph may record; each group's rate is a tensor, so that it may change."""
+    listed = [[*group] for group in groups]
+    device = listed[0][0].device
+    rated = [{"params": g, "lr": torch.tensor(learning_rate, device=device)} for g in listed]
     records = records and device.type == "cuda"
-    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=records)
+    return torch.optim.Adam(rated, betas=betas, fused=True, capturable=records)
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ NAMED = {
     "model": {"model.name": "string", "model.path": "string"},
     "outputs": {"outputs": "string[]"},
 }
-# how each command of the table is called; they run in this order, one after another
+# how each command of the table is called
 CALLS = {
     "train": "faces --size 32 --epochs 1 --prior-epochs 1 --latent-dim 4 -o run",
     "train --dry-run": "faces --size 32 --epochs 1 --prior-epochs 1 --dry-run",
@@ -56,6 +56,8 @@ CALLS = {
     "push": "run someone/faces",
     "pull": "someone/faces",
 }
+# of a run that has been trained, or of what that leaves in the cache
+OF_A_RUN = ("eval", "attributes learn", "push --dry-run", "cache", "cache --clear")
 EXTRAS = {
     "report": ("jinja2", "matplotlib"),
     "export --onnx": ("onnx", "onnxruntime", "onnxscript"),
@@ -151,6 +153,12 @@ def printed(place, command: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def trained(place):
+    """What `train` prints, whose run and whose cache others use."""
+    return printed(place, "train")
+
+
+@pytest.fixture(scope="module")
 def shared(place):
     """What `push` and `pull` print, at a stand-in for the Hub."""
     save_finished(tiny_bundle(), place / "finished")
@@ -169,8 +177,14 @@ def shared(place):
 def test_what_a_command_prints_is_what_the_readme_says(command, place, request):
     for module in EXTRAS.get(command, ()):
         pytest.importorskip(module)
-    remote = command in ("push", "pull")
-    values = request.getfixturevalue("shared")[command] if remote else printed(place, command)
+    if command in ("push", "pull"):
+        values = request.getfixturevalue("shared")[command]
+    elif command == "train":
+        values = request.getfixturevalue("trained")
+    else:
+        if command in OF_A_RUN:
+            request.getfixturevalue("trained")
+        values = printed(place, command)
     schema = schemas()[command]
     found = leaves(values, schema)
     assert found.keys() == schema.keys()

@@ -1,11 +1,10 @@
 """`train`."""
 
-import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,12 +12,9 @@ from facevae.cli import options
 from facevae.cli.estimate import tell_estimate
 from facevae.cli.runs import Data, Talk, describe_run, source_name, typed_command
 from facevae.cli.session import finish
+from facevae.cli.settings import check_budget, configure, load_init
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console
-from facevae.errors import UsageError
-
-if TYPE_CHECKING:
-    from facevae.bundle import Bundle
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 
@@ -107,7 +103,7 @@ def train(
         float | None,
         typer.Option(
             "--finish-weight",
-            help="Weight of the discriminator: more is more texture and less likeness (default: 1).",
+            help="Weight of the discriminators: more is more texture and less likeness (default: 1).",
         ),
     ] = None,
     perceptual: Annotated[
@@ -185,8 +181,8 @@ def train(
     # Check
     console = Console(quiet=quiet, as_json=json)
     check_there([*data, *([labels] if labels else [])])
-    started_from = _load_init(init, quiet=quiet)
-    chosen = _configure(
+    started_from = load_init(init, quiet=quiet)
+    chosen = configure(
         preset(preset_name),
         started_from,
         model={"size": size, "latent_dim": latent_dim, "dropout": dropout},
@@ -205,7 +201,7 @@ def train(
         },
         r_loss_factor=r_loss_factor,
     )
-    _check_budget(chosen, epochs, prior_epochs, finish_epochs)
+    check_budget(chosen, epochs, prior_epochs, finish_epochs)
     target = runtime.select_device(device)
     if chosen.train.perceptual:
         load_perceptual(target)  # in time, should it not be there
@@ -273,63 +269,6 @@ def train(
         "figures": figures,
     }
     finish(console, used, [path], more)
-
-
-def _load_init(name: str | None, *, quiet: bool) -> "Bundle | None":
-    from facevae.hub import load_model
-
-    return load_model(name, quiet=quiet)[0] if name else None
-
-
-def _configure(
-    chosen: Preset,
-    init: "Bundle | None",
-    *,
-    model: Mapping[str, Any],
-    train: Mapping[str, Any],
-    r_loss_factor: str | None,
-) -> Preset:
-    """The preset with what was asked for in its place. Raises `UsageError`."""
-    given = {key: value for key, value in model.items() if value is not None}
-    if init and (
-        wrong := [k for k, v in given.items() if k != "dropout" and v != getattr(init.config, k)]
-    ):
-        name = wrong[0].replace("_", "-")
-        value = getattr(init.config, wrong[0])
-        msg = f"--{name} {given[wrong[0]]}: the --init model has {value}; leave --{name} out"
-        raise UsageError(msg)
-    base = init.config if init else chosen.model
-    settings = {key: value for key, value in train.items() if value is not None}
-    if r_loss_factor is not None:
-        settings["r_loss_factor"] = options.parse_r_loss_factor(r_loss_factor)
-    return dataclasses.replace(
-        chosen,
-        model=dataclasses.replace(base, **given),
-        train=dataclasses.replace(chosen.train, **settings),
-    )
-
-
-def _check_budget(
-    chosen: Preset, epochs: int | None, prior_epochs: int | None, finish_epochs: int | None
-) -> None:
-    """Refuse two budgets for one stage, and what is for a stage that is left out."""
-    if chosen.train.perceptual and "finish" not in chosen.train.stages:
-        msg = "--perceptual: the stage finish is left out; add it to --stages"
-        raise UsageError(msg)
-    given = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
-    names = {"vae": "--epochs", "prior": "--prior-epochs", "finish": "--finish-epochs"}
-    for stage, value in given.items():
-        if value is None:
-            continue
-        if chosen.train.max_seconds is not None:
-            msg = f"{names[stage]} and --max-time are two budgets; give one of them"
-            raise UsageError(msg)
-        if stage == "prior" and chosen.train.prior != "flow":
-            msg = f"{names[stage]} {value}: the prior is {chosen.train.prior}, which takes no steps; add --prior flow"
-            raise UsageError(msg)
-        if stage not in chosen.train.stages:
-            msg = f"{names[stage]} {value}: the stage {stage} is left out; add it to --stages"
-            raise UsageError(msg)
 
 
 def _data_name(data: list[str]) -> str:

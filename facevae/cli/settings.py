@@ -1,0 +1,70 @@
+"""What `train` was asked for, as settings that belong together."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from facevae.cli import options
+from facevae.config import Preset
+from facevae.errors import UsageError
+
+if TYPE_CHECKING:
+    from facevae.bundle import Bundle
+
+
+def load_init(name: str | None, *, quiet: bool) -> "Bundle | None":
+    """The model to begin with, where one was named."""
+    from facevae.hub import load_model
+
+    return load_model(name, quiet=quiet)[0] if name else None
+
+
+def configure(
+    chosen: Preset,
+    init: "Bundle | None",
+    *,
+    model: Mapping[str, Any],
+    train: Mapping[str, Any],
+    r_loss_factor: str | None,
+) -> Preset:
+    """The preset with what was asked for in its place. Raises `UsageError`."""
+    given = {key: value for key, value in model.items() if value is not None}
+    if init and (
+        wrong := [k for k, v in given.items() if k != "dropout" and v != getattr(init.config, k)]
+    ):
+        name = wrong[0].replace("_", "-")
+        value = getattr(init.config, wrong[0])
+        msg = f"--{name} {given[wrong[0]]}: the --init model has {value}; leave --{name} out"
+        raise UsageError(msg)
+    base = init.config if init else chosen.model
+    settings = {key: value for key, value in train.items() if value is not None}
+    if r_loss_factor is not None:
+        settings["r_loss_factor"] = options.parse_r_loss_factor(r_loss_factor)
+    return dataclasses.replace(
+        chosen,
+        model=dataclasses.replace(base, **given),
+        train=dataclasses.replace(chosen.train, **settings),
+    )
+
+
+def check_budget(
+    chosen: Preset, epochs: int | None, prior_epochs: int | None, finish_epochs: int | None
+) -> None:
+    """Refuse two budgets for one stage, and what is for a stage that is left out."""
+    if chosen.train.perceptual and "finish" not in chosen.train.stages:
+        msg = "--perceptual: the stage finish is left out; add it to --stages"
+        raise UsageError(msg)
+    given = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
+    names = {"vae": "--epochs", "prior": "--prior-epochs", "finish": "--finish-epochs"}
+    for stage, value in given.items():
+        if value is None:
+            continue
+        if chosen.train.max_seconds is not None:
+            msg = f"{names[stage]} and --max-time are two budgets; give one of them"
+            raise UsageError(msg)
+        if stage == "prior" and chosen.train.prior != "flow":
+            msg = f"{names[stage]} {value}: the prior is {chosen.train.prior}, which takes no steps; add --prior flow"
+            raise UsageError(msg)
+        if stage not in chosen.train.stages:
+            msg = f"{names[stage]} {value}: the stage {stage} is left out; add it to --stages"
+            raise UsageError(msg)
