@@ -115,6 +115,24 @@ def test_texture_is_for_samples_and_leaves_reconstructions_to_their_pixels(faces
     assert (plain - images).square().mean() < 0.95 * (textured - images).square().mean()
 
 
+def test_coarser_layers_come_to_rest_before_the_others(faces):
+    stage = finish(faces, RESIDUAL)
+    stage.budget.num_steps = 100
+    for index in range(3):  # so that Adam has moments that could go on by themselves
+        stage.step(index)
+    coarse, fine = stage.decoder.coarse_and_fine()
+    assert {id(p) for p in (*coarse, *fine)} == {id(p) for p in stage.decoder.parameters()}
+    assert len(coarse) + len(fine) == len([*stage.decoder.parameters()])
+    for index, (moves_coarse, moves_fine) in {30: (True, True), 60: (False, True)}.items():
+        before = copy.deepcopy((coarse, fine))
+        stage.step(index)
+        moved = [
+            any(not was.equal(now) for was, now in zip(old, new, strict=True))
+            for old, new in zip(before, (coarse, fine), strict=True)
+        ]
+        assert moved == [moves_coarse, moves_fine]
+
+
 def test_the_penalty_is_taken_at_steps_that_their_numbers_name(faces, monkeypatch):
     taken = []
     penalty = Critic._penalty

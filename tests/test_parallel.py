@@ -21,7 +21,7 @@ from conftest import draw_face
 from tiny import CONFIG, TRAIN, Ear, tensors_of, tiny_run
 from torch import nn
 
-from facevae import adversary, critic, parallel, stages
+from facevae import adversary, critic, parallel, prior_fit, stages
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load
@@ -81,7 +81,7 @@ def faces(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
     """In float32, where only the order of sums differs, and without plots, which take long."""
-    for module in (stages, adversary, critic):
+    for module in (stages, adversary, critic, prior_fit):
         monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
@@ -98,6 +98,8 @@ IDLE = tuple(
     for i in range(0, 3 * len(CONFIG.filters) - (part == "decoder"), 3)
     for shift, kind in ((0, "bias"), (1, "running_mean"))
 )
+# and of the decoder's, those that its texture began with
+IDLE += ("textured.levels.0.0.bias", "textured.levels.0.1.running_mean")
 
 
 def assert_close(found: dict, wanted: dict) -> None:
