@@ -80,8 +80,7 @@ class FinishStage:
         self._before = copy.deepcopy(vae.decoder)
         with seeded(config.seed):
             vae.decoder.add_texture()
-            width = max(16, vae.config.filters[0])
-            judges = [Discriminator(vae.config.size, width).to(batches.device) for _ in range(2)]
+            judges = [self._discriminator() for _ in range(2)]
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
@@ -95,6 +94,7 @@ class FinishStage:
             Critic(judge, batches.size, _LEARNING_RATE, records=records) for judge in judges
         )
         self._drawn: tuple[int, Tensor] | None = None
+        self._renewed = torch.tensor(-1)  # the step at which samples had a new discriminator
 
         def fast(step: Step, part: Part) -> Step:
             if not records:
@@ -109,8 +109,14 @@ class FinishStage:
             for penalised in (False, True)
         }
 
+    def _discriminator(self) -> Discriminator:
+        config = self.vae.config
+        return Discriminator(config.size, max(16, config.filters[0])).to(self.batches.device)
+
     def step(self, index: int) -> Tensor:
-        """One update of both; returns the values of `terms`, (4,), zeros if it was skipped."""
+        """One update of all; returns the values of `terms`, (4,), zeros if it was skipped."""
+        if self._renewed < 0 and self.budget.share(index) >= _COARSE_END:
+            self._renew(index)
         images = self.batches(index)
         draw = generator(self.config.seed, _AUGMENTATION, index)
         shape = self.batches.size, self.vae.config.size
@@ -125,8 +131,18 @@ class FinishStage:
             *(tensor.to(images.device, non_blocking=True) for tensor in changing),
         )
 
-    def _rates(self, index: int) -> tuple[float, float, float, float]:
-        """Of step `index`: two learning rates, the discriminators' weight, the average's decay.
+    def _renew(self, index: int) -> None:
+        """Give samples a new discriminator, which step `index` is the first of.
+
+        One that has gone on for long tells samples by what no texture can mend, and the decoder
+        makes less of it; a new one asks first for what all faces have, and that is soon there.
+        """
+        with seeded(self.config.seed + 1):
+            self.critics[1].begin_anew(self._discriminator())
+        self._renewed.fill_(index)
+
+    def _rates(self, index: int) -> tuple[float, float, float, float, float]:
+        """Of step `index`: two learning rates, two discriminators' weights, the average's decay.
 
         The first is that of the decoder's coarser layers, which come to rest before the others do:
         texture is learned sooner of features that stay.
@@ -136,9 +152,12 @@ class FinishStage:
             _LEARNING_RATE * min(1.0, max(0.0, end - share) / _COOL_DOWN)
             for end in (_COARSE_END, 1.0)
         )
-        weight = self.config.finish_weight * min(1.0, index / _WARM_UP_STEPS)
+        weight, on_samples = (
+            self.config.finish_weight * min(1.0, (index - first) / _WARM_UP_STEPS)
+            for first in (0, max(0, int(self._renewed)))
+        )
         half_life = min(_EMA_IMAGES, 0.1 * (index + 1) * self.batches.size)
-        return coarse, rate, weight, 0.5 ** (self.batches.size / half_life)
+        return coarse, rate, weight, on_samples, 0.5 ** (self.batches.size / half_life)
 
     def _decoded(self, mean: Tensor, samples: Tensor) -> Tensor:
         """Reconstructions and samples, (2 B, 3, size, size) from latents (B, D) of each."""
@@ -157,9 +176,9 @@ class FinishStage:
         """One update from what changes at each step: of tensors alone, so that it can be recorded.
 
         Of images (B, 3, H, W), samples (B, D), the levels (2, 3, B, 1, 1, 1) and moves (2, 2) of the
-        augmentations of faces and of samples, and `_rates` (4,); `decoded` is `_decoded`.
+        augmentations of faces and of samples, and `_rates` (5,); `decoded` is `_decoded`.
         """
-        coarse, rate, weight, decay = rates
+        coarse, rate, weight, weight_on_samples, decay = rates
         groups = [*self.optimizer.param_groups]
         groups += [critic.optimizer.param_groups[0] for critic in self.critics]
         for group, its_rate in zip(groups, (coarse, rate, rate, rate), strict=True):
@@ -187,7 +206,8 @@ class FinishStage:
         matching = self.critics[0].matching(features, real)
         mse = self._mean(losses.mean_squared_error(made[:own], images))
         loss = _PIXELS * self._held(made, images, samples, mse) + _FEATURES * matching
-        loss = loss + weight * (_VERDICT * verdict + _VERDICT_ON_SAMPLES * verdict_on_samples)
+        loss = loss + weight * _VERDICT * verdict
+        loss = loss + weight_on_samples * _VERDICT_ON_SAMPLES * verdict_on_samples
         if self._perceptual:
             loss = loss + _PERCEPTUAL * self._mean(self._perceptual(made[:own], images))
         # where the one is left out, so are the others
@@ -247,6 +267,7 @@ class FinishStage:
             | optimizer_state(self.optimizer)
             | prefixed("guard.", self.guard.state())
             | prefixed("budget.", self.budget.state())
+            | {"renewed": self._renewed}
         )
         for i, critic in enumerate(self.critics):
             state |= prefixed(f"critics.{i}.", critic.state())
@@ -259,6 +280,7 @@ class FinishStage:
         restore_optimizer(self.optimizer, state)
         self.guard.restore(part(state, "guard."))
         self.budget.restore(part(state, "budget."))
+        self._renewed.copy_(state["renewed"])
         for i, critic in enumerate(self.critics):
             critic.restore(part(state, f"critics.{i}."))
 

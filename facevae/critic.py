@@ -37,6 +37,14 @@ class Critic:
         )
         self.guard = Guard(discriminator, self.optimizer)
 
+    def begin_anew(self, discriminator: Discriminator) -> None:
+        """Take this one's weights, and forget what was learned: in place, as a recording needs it."""
+        self.discriminator.load_state_dict(discriminator.state_dict())
+        for values in self.optimizer.state.values():
+            for tensor in values.values():
+                tensor.zero_()
+        self.guard.begin_anew()
+
     def learn(self, real: Tensor, made: Tensor, *, penalised: bool) -> tuple[Tensor, Tensor]:
         """One update, to tell real from made images (B, 3, H, W): its loss, and whether it was sound."""
         self.discriminator.requires_grad_()

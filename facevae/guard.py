@@ -94,6 +94,11 @@ class Guard:
         _, num_sound, num_skipped, share = self._figures.tolist()
         return Counts(int(num_sound), int(num_skipped), share)
 
+    def begin_anew(self) -> None:
+        """Forget how large gradients were, but not how many steps were skipped."""
+        self._norm.zero_()
+        self._num_sound.zero_()
+
     def state(self) -> dict[str, Tensor]:
         """All that the next decision depends on, but for the module and the optimiser."""
         return {"figures": self._figures}

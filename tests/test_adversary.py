@@ -133,6 +133,38 @@ def test_coarser_layers_come_to_rest_before_the_others(faces):
         assert moved == [moves_coarse, moves_fine]
 
 
+def test_samples_have_a_new_discriminator_once_coarser_layers_are_at_rest(faces, tmp_path):
+    def steps(stage, indices):
+        return [stage.step(index) for index in indices]
+
+    stage, other = finish(faces, RESIDUAL), finish(faces, RESIDUAL)
+    for one in (stage, other):
+        one.budget.num_steps = 10
+    new = copy.deepcopy(stage.critics[1].state())
+    steps(stage, range(6))
+    assert int(stage._renewed) == -1
+    before = [copy.deepcopy(critic.state()) for critic in stage.critics]
+    stage._renew(6)
+    kept, renewed = (critic.state() for critic in stage.critics)
+    assert differing(before[0], kept) == []
+    assert set(differing(before[1], renewed)) >= set(differing(before[1], new))
+    assert not any(t.any() for name, t in renewed.items() if name.startswith("optimizer."))
+
+    # by itself, at that step and no other, and gone on with as it was
+    steps(other, range(7))
+    assert int(other._renewed) == 6
+    _, _, weight, on_samples, _ = other._rates(6)
+    assert on_samples == 0 < weight
+    save_state(tmp_path / "state.safetensors", other.state(), {})
+    again = finish(faces, RESIDUAL)
+    again.budget.num_steps = 10
+    again.restore(load_state(tmp_path / "state.safetensors")[0])
+    for found, wanted in zip(steps(again, (7, 8, 9)), steps(other, (7, 8, 9)), strict=True):
+        assert found.equal(wanted)
+    assert differing(again.state(), other.state()) == []
+    assert int(other._renewed) == 6
+
+
 def test_the_penalty_is_taken_at_steps_that_their_numbers_name(faces, monkeypatch):
     taken = []
     penalty = Critic._penalty
