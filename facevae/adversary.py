@@ -40,12 +40,12 @@ _LEARNING_RATE = 5e-4
 _WARM_UP_STEPS = 100  # until the discriminators count in full
 _COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
 _COARSE_END = 0.6  # of it, at which those of the decoder's coarser layers have done so
-_EMA_IMAGES = 10_000  # half-life of the averaged decoder
+_EMA_IMAGES = 6_000  # half-life of the averaged decoder
 CYCLE = PENALTY_STEPS  # of which the first draws the prior's samples for all
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
 # and of what the discriminators say of reconstructions, and of samples
-_VERDICT, _VERDICT_ON_SAMPLES = 1.5, 3.0
+_VERDICT, _VERDICT_ON_SAMPLES = 1.0, 3.0
 _LATTICE = 10.0  # times what its square counts in the mean squared error
 _COARSE = 32  # side in pixels at which samples stay what they were
 

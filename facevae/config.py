@@ -15,8 +15,8 @@ SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**63 - 1
-# that samples are made with, and all else: as much as leaves reconstructions true to their faces
-WHOLE_TEXTURE, TRUE_TEXTURE = 1.0, 0.17
+# that samples are made with, and all else, which is to be true to its faces
+WHOLE_TEXTURE, TRUE_TEXTURE = 1.0, 0.0
 
 
 def _require(holds: object, message: str) -> None:

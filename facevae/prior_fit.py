@@ -13,6 +13,8 @@ from facevae.augment import NUM_CHANGED, NUM_CHANGES, change, draw_changes
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
 from facevae.config import PriorConfig
+from facevae.conversion import Progress
+from facevae.data import Faces
 from facevae.fast import Warn
 from facevae.latents import posteriors
 from facevae.model import VAE, sample_posterior
@@ -57,7 +59,8 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
         rows = evenly(run.faces.held_out, _NUM_MEASURED // 2)
         held_out = posteriors(vae, batches_of(run.faces, rows, run.device, mirrored=True))
         key = f"{weights_digest(vae)} residual, told of changes"
-        fitting = _PriorFitting(work, (mean, logvar), _changed(work, vae), held_out, key)
+        changed = changed_posteriors(vae, run.faces, run.device, run.train.seed, work.progress)
+        fitting = _PriorFitting(work, (mean, logvar), changed, held_out, key)
         fit(work, fitting)
         _warn_of_memorising(work, len(mean))
         flow = fitting.stage.prior
@@ -76,27 +79,29 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
     return bundle
 
 
-def _changed(work: Work, vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and log-variances (M, D) of training faces that are changed, and the changes (M, NUM_CHANGES).
+def changed_posteriors(
+    vae: VAE, faces: Faces, device: torch.device, seed: int, progress: Progress = lambda *_: None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and log-variances (M, D) of training faces that are changed, and how (M, NUM_CHANGES).
 
     A flow has too much room for its faces alone, and soon learns them by heart.
     """
-    run, drawn = work.run, list[Tensor]()
+    drawn: list[Tensor] = []
 
-    def images() -> Iterator[Tensor]:
+    def changed() -> Iterator[Tensor]:
         for number in range(NUM_CHANGED):
-            draw = generator(run.train.seed, _CHANGES, number)
-            for faces in batches_of(run.faces, run.faces.train, run.device):
-                is_mirrored = torch.rand(len(faces), generator=draw) < 0.5  # noqa: PLR2004 - half
-                changes = draw_changes(len(faces), draw).to(run.device)
+            draw = generator(seed, _CHANGES, number)
+            for images in batches_of(faces, faces.train, device):
+                is_mirrored = torch.rand(len(images), generator=draw) < 0.5  # noqa: PLR2004 - half
+                changes = draw_changes(len(images), draw).to(device)
                 drawn.append(changes)
-                sides = is_mirrored.to(run.device).view(-1, 1, 1, 1)
-                yield change(torch.where(sides, faces.flip(-1), faces), changes)
+                sides = is_mirrored.to(device).view(-1, 1, 1, 1)
+                yield change(torch.where(sides, images.flip(-1), images), changes)
 
-    count = NUM_CHANGED * len(run.faces.train)
-    batches = watched(images(), "Encoding changed faces", count, work.progress)
+    count = NUM_CHANGED * len(faces.train)
+    batches = watched(changed(), "Encoding changed faces", count, progress)
     # a third of the time, and what it costs is a fifth of a posterior's deviation
-    found = posteriors(vae, batches, lambda: training_precision(run.device))
+    found = posteriors(vae, batches, lambda: training_precision(device))
     return *found, torch.cat(drawn)
 
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from facevae import losses, metrics
+from facevae.augment import NUM_CHANGES
 from facevae.batches import batches_of
 from facevae.data import load_faces
 from facevae.hub import load_model
 from facevae.latents import posteriors
 from facevae.model import draw_posteriors
 from facevae.prior import FlowPrior, GaussianPrior, guided
-from facevae.prior_fit import GUIDANCES
+from facevae.prior_fit import GUIDANCES, changed_posteriors
 from facevae.runtime import exact, face_noise, generator, keep_freed_memory
 from facevae.stages import PriorStage
 from facevae.swd import SlicedWasserstein
@@ -66,11 +67,13 @@ def fit_mixture(white: Tensor, count: int, passes: int = 25) -> Sampler:
     return sample
 
 
-def fit_flow(mean: Tensor, logvar: Tensor, epochs: int, *, residual: bool) -> FlowPrior:
+def fit_flow(
+    mean: Tensor, logvar: Tensor, changes: Tensor, epochs: int, *, residual: bool
+) -> FlowPrior:
     """A small flow, so that a core can do it."""
     torch.manual_seed(0)
     flow = FlowPrior(mean.shape[1], 512, 3, residual=residual)
-    stage = PriorStage(flow, mean, logvar, epochs=epochs, seed=0)
+    stage = PriorStage(flow, mean, logvar, changes, epochs=epochs, seed=0)
     for index in range(stage.budget.num_steps):
         stage.step(index)
     return stage.prior
@@ -132,9 +135,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         time.process_time(),
     )
     row("one Gaussian", gaussian, math.nan, time.process_time())
-    for name, residual in (("residual flow", True), ("plain flow", False)):
+    plain = mean, logvar, mean.new_zeros(len(mean), NUM_CHANGES)
+    changed = changed_posteriors(vae, faces, CPU, seed=0)
+    both = tuple(torch.cat(parts) for parts in zip(plain, changed, strict=True))
+    for name, latents, residual in (
+        ("residual flow, of changed faces too", both, True),
+        ("residual flow", plain, True),
+        ("plain flow", plain, False),
+    ):
         begun = time.process_time()
-        flow = fit_flow(mean, logvar, options.epochs, residual=residual)
+        flow = fit_flow(*latents, options.epochs, residual=residual)
         row(name, flow, held_out_loss(flow, unseen), begun)
         for guidance in GUIDANCES[1:]:
             with guided(flow, guidance):
