@@ -38,9 +38,9 @@ _SAMPLES, _AUGMENTATION = 5, 6
 MAX_BATCH_SIZE = 16  # many small steps sharpen more than fewer large ones of as many images
 _LEARNING_RATE = 5e-4
 _WARM_UP_STEPS = 100  # until the discriminators count in full
-_COOL_DOWN = 0.3  # of the budget, in which the learning rates fall to zero
+_COOL_DOWN = 0.3  # of the budget, in which the decoder's learning rates fall to zero
 _COARSE_END = 0.6  # of it, at which those of the decoder's coarser layers have done so
-_EMA_IMAGES = 6_000  # half-life of the averaged decoder
+_EMA_IMAGES = 3_000  # half-life of the averaged decoder
 CYCLE = PENALTY_STEPS  # of which the first draws the prior's samples for all
 # weights of log(mean squared error), of feature matching, and of a perceptual distance
 _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
@@ -77,10 +77,10 @@ class FinishStage:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
-        self._before = copy.deepcopy(vae.decoder)
         with seeded(config.seed):
             vae.decoder.add_texture()
             judges = [self._discriminator() for _ in range(2)]
+        self._before = copy.deepcopy(vae.decoder)
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
@@ -135,10 +135,12 @@ class FinishStage:
         """Give samples a new discriminator, which step `index` is the first of.
 
         One that has gone on for long tells samples by what no texture can mend, and the decoder
-        makes less of it; a new one asks first for what all faces have, and that is soon there.
+        makes less of it; a new one asks first for what all faces have, and that is soon there. From
+        here on samples are held to what they are now, texture and all, which then may grow.
         """
         with seeded(self.config.seed + 1):
             self.critics[1].begin_anew(self._discriminator())
+        self._before.load_state_dict(self.vae.decoder.state_dict())
         self._renewed.fill_(index)
 
     def _rates(self, index: int) -> tuple[float, float, float, float, float]:
@@ -179,9 +181,7 @@ class FinishStage:
         augmentations of faces and of samples, and `_rates` (5,); `decoded` is `_decoded`.
         """
         coarse, rate, weight, weight_on_samples, decay = rates
-        groups = [*self.optimizer.param_groups]
-        groups += [critic.optimizer.param_groups[0] for critic in self.critics]
-        for group, its_rate in zip(groups, (coarse, rate, rate, rate), strict=True):
+        for group, its_rate in zip(self.optimizer.param_groups, (coarse, rate), strict=True):
             group["lr"].copy_(its_rate)
         own = len(images)
 
@@ -251,7 +251,7 @@ class FinishStage:
         """
         scale = max(1, made.shape[-1] // _COARSE)
         with torch.no_grad(), training_precision(made.device):
-            before = self._before(samples).float()
+            before = self._before(samples, WHOLE_TEXTURE).float()
         now, was = (functional.avg_pool2d(images, scale) for images in (made, before))
         return self._mean(losses.mean_squared_error(now, was))
 
@@ -264,6 +264,7 @@ class FinishStage:
         state = (
             prefixed("decoder.", self.decoder.state_dict())
             | prefixed("averaged.", self.vae.decoder.state_dict())
+            | prefixed("before.", self._before.state_dict())
             | optimizer_state(self.optimizer)
             | prefixed("guard.", self.guard.state())
             | prefixed("budget.", self.budget.state())
@@ -277,6 +278,7 @@ class FinishStage:
         """The inverse of `state`."""
         self.decoder.load_state_dict(part(state, "decoder."))
         self.vae.decoder.load_state_dict(part(state, "averaged."))
+        self._before.load_state_dict(part(state, "before."))
         restore_optimizer(self.optimizer, state)
         self.guard.restore(part(state, "guard."))
         self.budget.restore(part(state, "budget."))
@@ -285,9 +287,10 @@ class FinishStage:
             critic.restore(part(state, f"critics.{i}."))
 
     def inputs(self) -> dict[str, Tensor]:
-        """The model as it was fitted."""
-        vae = self.vae.plain_state() | prefixed("decoder.", self._before.state_dict())
-        return prefixed("fitted.vae.", vae) | prefixed("fitted.prior.", self.prior.state_dict())
+        """The model as it was fitted, but for the decoder, which is in the state."""
+        return prefixed("fitted.vae.", self.vae.plain_state()) | prefixed(
+            "fitted.prior.", self.prior.state_dict()
+        )
 
 
 def lattice_energy(images: Tensor) -> Tensor:
