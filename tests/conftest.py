@@ -36,6 +36,11 @@ def draw_face(seed: int, size: int = 48, *, glasses: bool = False) -> Image.Imag
     return picture
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's commands take minutes and go first, so that no process waits for them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture
 def faces_folder(tmp_path: Path) -> Path:
     """48 drawn faces, `000.png` …, the even ones with glasses."""
