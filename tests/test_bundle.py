@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -443,3 +445,12 @@ def test_damage_anywhere_is_survived_or_refused_in_one_line(saved):
     for text in refused:
         assert text.startswith(f"{saved}: ")
         assert "\n" not in text
+
+
+def test_the_model_in_the_package_opens_without_torchs_compiler():
+    """Which takes two seconds to import, and which many a call on the meta device imports."""
+    program = (
+        "import sys; from facevae.hub import load_model; load_model('default'); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
