@@ -1,4 +1,4 @@
-"""The finish of a decoder against a discriminator, with encoder and prior as they are.
+"""The finish of a decoder against discriminators, with encoder and prior as they are.
 
 A likelihood of pixels blurs what a latent leaves open. Here the decoder goes on until what it
 makes, of faces and of the prior's samples, is not told from faces, while reconstructions hold on to
@@ -47,7 +47,7 @@ _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
 # and of what the discriminators say of reconstructions, and of samples
 _VERDICT, _VERDICT_ON_SAMPLES = 1.0, 3.0
 _LATTICE = 10.0  # times what its square counts in the mean squared error
-_COARSE = 32  # side in pixels at which samples stay what they were
+_COARSE_SIDE = 32  # side in pixels at which samples stay what they were
 
 
 def batch_size(config: TrainConfig) -> int:
@@ -249,7 +249,7 @@ class FinishStage:
 
         Nothing else holds them: where the prior is poor, texture alone makes scribbles of a face.
         """
-        scale = max(1, made.shape[-1] // _COARSE)
+        scale = max(1, made.shape[-1] // _COARSE_SIDE)
         with torch.no_grad(), training_precision(made.device):
             before = self._before(samples, WHOLE_TEXTURE).float()
         now, was = (functional.avg_pool2d(images, scale) for images in (made, before))

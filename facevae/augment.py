@@ -37,11 +37,16 @@ def change(images: Tensor, changes: Tensor) -> Tensor:
     """
     moved = torch.where(_each(changes[:, :4].any(1)), _move(images, changes[:, :4]), images)
     brightness, contrast, saturation = (_each(c) for c in changes[:, 4:].unbind(1))
-    grey = moved.mean(1, keepdim=True)
-    coloured = grey + (moved - grey) * (_SATURATION * saturation).exp()
-    level = coloured.mean((1, 2, 3), keepdim=True)
-    lit = level + (coloured - level) * (_CONTRAST * contrast).exp() + _BRIGHTNESS * brightness
-    return lit.clamp(0, 1)
+    factors = (_CONTRAST * contrast).exp(), (_SATURATION * saturation).exp()
+    return relit(moved, _BRIGHTNESS * brightness, *factors).clamp(0, 1)
+
+
+def relit(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Images (B, 3, H, W), colours and then light times factors, and brightness added, (B, 1, 1, 1)."""
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * saturation
+    level = images.mean((1, 2, 3), keepdim=True)
+    return level + (images - level) * contrast + brightness
 
 
 def _move(images: Tensor, changes: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facevae import parallel
+from facevae.augment import relit
 
 _SMALLEST = 4  # side in pixels of the last features
 _PATCH_LEVEL = 3  # of the features, those that see patches of 28 pixels
@@ -109,11 +110,7 @@ class Augmentation:
     def __call__(self, images: Tensor) -> Tensor:
         """images (B, 3, size, size) → (B, 3, size, size), with gradients."""
         brightness, contrast, saturation = self.levels
-        grey = images.mean(1, keepdim=True)
-        images = grey + (images - grey) * (1 + saturation)
-        level = images.mean((1, 2, 3), keepdim=True)
-        images = level + (images - level) * (1 + contrast)
-        images = images + brightness
+        images = relit(images, brightness, 1 + contrast, 1 + saturation)
         size = images.shape[-1]
         padded = functional.pad(images, (_reach(size),) * 4)
         rows, columns = torch.arange(size, device=images.device) + self.moves[:, None]
