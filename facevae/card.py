@@ -186,6 +186,7 @@ def _training(provenance: Mapping[str, Any]) -> str:
         "epochs": _number(provenance.get("epochs")),
         "epochs of the decoder's finish": _number(_mapping(provenance.get("finish")).get("epochs")),
         "preset": provenance.get("preset"),
+        "began with": provenance.get("init"),
         "device": provenance.get("device"),
         "facevae": provenance.get("facevae"),
         "torch": provenance.get("torch"),

@@ -1,10 +1,12 @@
 """What a run makes of the model that its folder holds already: enough, to go on from, or neither."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from facevae.bundle import Bundle, save
-from facevae.config import Stage
+from facevae.config import PriorConfig, Stage
+from facevae.prior import NormalPrior
 from facevae.runs import Run, RunFolder
 
 
@@ -33,6 +35,27 @@ def restate(run: Run, earlier: Bundle, path: Path) -> str:
     earlier.provenance["terms"] = terms
     save(earlier, path, half=half)
     return "its model is written anew, as asked for"
+
+
+def begun_with(run: Run) -> Bundle | None:
+    """The model that the run was given, as one of its own, where it goes on from that network.
+
+    Its prior is N(0, I) where the run is to fit one, and it is not finished, texture or not.
+    """
+    if run.init is None or "vae" in run.train.stages:
+        return None
+    bundle = copy.deepcopy(run.init)
+    if "prior" in run.train.stages:
+        bundle.prior, bundle.prior_config = NormalPrior(), PriorConfig()
+    told = {"images_seen": 0, "epochs": 0, **run.provenance(), **_of_network(run.init.provenance)}
+    bundle.provenance = told
+    return bundle
+
+
+def _of_network(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What stays true of a model's network, whatever is done to its prior and in its finish."""
+    names = ("preset", "images_seen", "epochs", "labels", "train")
+    return {name: provenance[name] for name in names if name in provenance}
 
 
 def begins_anew(run: Run, folder: RunFolder, earlier: Bundle) -> bool:

@@ -139,6 +139,8 @@ def prior_stage(
     with seeded(run.train.seed):
         prior = build_prior(run.train.prior_config, run.model.latent_dim).to(run.device)
     assert isinstance(prior, FlowPrior)  # noqa: S101 - no other is fitted by steps
+    if (earlier := _flow_of_init(run)) is not None:
+        prior.load_state_dict(earlier.state_dict())
     return PriorStage(
         prior,
         mean,
@@ -149,6 +151,17 @@ def prior_stage(
         seconds=run.train.seconds_for("prior"),
         warn=warn,
     )
+
+
+def _flow_of_init(run: Run) -> FlowPrior | None:
+    """The flow of the model that the run was given, where its network stays and it is of this shape.
+
+    Latents of a network that is trained are others.
+    """
+    if run.init is None or "vae" in run.train.stages or not isinstance(run.init.prior, FlowPrior):
+        return None
+    shape = replace(run.init.prior_config, guidance=1.0)
+    return run.init.prior if shape == run.train.prior_config else None
 
 
 class _PriorFitting(Fitting):

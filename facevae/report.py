@@ -275,6 +275,7 @@ def _provenance(source: Source) -> Section:
         "faces trained on": known.get("num_train"),
         "faces held out": known.get("num_held_out"),
         "pictures left out": len(skipped) if isinstance(skipped, list) else None,
+        "began with": known.get("init") or None,
         "fingerprint of the data": known.get("fingerprint"),
         "images seen": known.get("images_seen"),
         "epochs of the finish": dictionary(known.get("finish")).get("epochs"),

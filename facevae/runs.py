@@ -28,8 +28,9 @@ _PLACE = ("event", "step", "images", "seconds")  # what every record says
 class Run:
     """What a run is made of.
 
-    `terms` says what others may do with its weights; `tensorboard` asks for event files beside
-    `metrics.jsonl`; `command` is how a shell would ask for this run.
+    `init` is a model to start from, and `init_name` what it is called; `terms` says what others may
+    do with its weights; `tensorboard` asks for event files beside `metrics.jsonl`; `command` is how
+    a shell would ask for this run.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Run:
     sources: list[str] = field(default_factory=list)
     labels: Labels | None = None
     init: Bundle | None = None
+    init_name: str = ""
     terms: str = ""
     half: bool = False
     tensorboard: bool = False
@@ -51,6 +53,23 @@ class Run:
         init = weights_digest(self.init.vae) if self.init else None
         settings = settings_of(self.model, self.train)
         return {**settings, "data": self.faces.fingerprint, "init": init}
+
+    def provenance(self) -> dict[str, Any]:
+        """What a model tells of the run that made it; without terms, those of what it began with."""
+        inherited = str(self.init.provenance.get("terms") or "") if self.init else ""
+        return {
+            "facevae": version("facevae"),
+            "torch": torch.__version__,
+            "preset": self.preset,
+            "init": self.init_name,
+            "sources": self.sources,
+            "num_train": len(self.faces.train),
+            "num_held_out": len(self.faces.held_out),
+            "fingerprint": self.faces.fingerprint,
+            "terms": self.terms or inherited,
+            "train": self.train.to_dict(),
+            "device": self.device.type,
+        }
 
     @property
     def _counts_epochs(self) -> bool:
@@ -81,7 +100,7 @@ def left_out(train: TrainConfig) -> tuple[str, ...]:
     return () if "prior" in train.stages else _OF_PRIOR
 
 
-ALL_STAGES = "add the stages before with --stages vae,prior,finish"
+ALL_STAGES = "add the stages before with --stages vae,prior,finish, or a model with --init"
 
 
 class RunFolder:
@@ -103,17 +122,20 @@ class RunFolder:
         identity: Mapping[str, Any],
         ignored: Sequence[str] = (),
         stages: Sequence[Stage] = STAGES,
+        *,
+        is_given: bool = False,
     ) -> dict[str, Any]:
         """What `config.json` says, empty where there is none.
 
         Raises `RunError` where the folder is another run's, with what differs from `identity`,
         which may be a part of a run's; settings that are `ignored` may differ. And where `stages`
-        are to go on from a network that is not there.
+        are to go on from a network that neither is there nor `is_given`.
         """
         if self.path.exists() and not self.path.is_dir():
             msg = f"{self.path}: is a file, and a run needs a folder; name another -o"
             raise RunError(msg)
-        if "vae" not in stages and not (self.model.exists() or self.unfinished.exists()):
+        is_there = is_given or self.model.exists() or self.unfinished.exists()
+        if "vae" not in stages and not is_there:
             msg = f"{self.path}: holds nothing to go on from; {ALL_STAGES}"
             raise RunError(msg)
         if not self.config.exists():

@@ -1,7 +1,6 @@
 """A run at a moment: the weights to be used, how good they are, and pictures of what they do."""
 
 import copy
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -84,19 +83,10 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
     """A model with these weights and the prior N(0, I); `mean` are posterior means (N, D)."""
     covariance = torch.cov(mean.T) if len(mean) > 1 else torch.eye(mean.shape[1]).to(mean)
     provenance = {
-        "facevae": version("facevae"),
-        "torch": torch.__version__,
-        "preset": run.preset,
-        "sources": run.sources,
-        "num_train": len(run.faces.train),
-        "num_held_out": len(run.faces.held_out),
-        "fingerprint": run.faces.fingerprint,
-        "terms": run.terms,
+        **run.provenance(),
         "epochs": images // len(run.faces.train),
         "stage_seconds": {"vae": run.train.seconds_for("vae")},
         "images_seen": images,
-        "train": run.train.to_dict(),
-        "device": run.device.type,
     }
     return Bundle(
         run.model,

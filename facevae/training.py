@@ -14,7 +14,7 @@ from facevae import curves, parallel, plots
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
 from facevae.config import STAGES, WHOLE_TEXTURE, PriorConfig
-from facevae.earlier import begins_anew, forgets, is_enough, is_fitted, restate
+from facevae.earlier import begins_anew, begun_with, forgets, is_enough, is_fitted, restate
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
@@ -216,10 +216,14 @@ def _fit(work: Work) -> Bundle:
 
 
 def _latest_unfinished(work: Work) -> Bundle | None:
-    """The model that has not been through a finish, if there is one; of two the longer trained."""
+    """The model that has not been through a finish, if there is one; of two the longer trained.
+
+    Where there is none yet, the model that the run was given to go on from.
+    """
     there = (_complete_model(work), _model_in(work, work.folder.unfinished))
     found = [bundle for bundle in there if bundle and "finish" not in bundle.provenance]
-    return max(found, key=lambda bundle: bundle.provenance["images_seen"], default=None)
+    latest = max(found, key=lambda bundle: bundle.provenance["images_seen"], default=None)
+    return latest or begun_with(work.run)
 
 
 def _take_over(work: Work, bundle: Bundle, earlier: Bundle) -> None:
@@ -227,8 +231,8 @@ def _take_over(work: Work, bundle: Bundle, earlier: Bundle) -> None:
     bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
     bundle.scorers = earlier.scorers
     known, train = earlier.provenance, bundle.provenance["train"]
-    before = known["train"]
-    bundle.provenance["labels"] = known.get("labels")
+    before = known.get("train", {})
+    bundle.provenance |= {name: known.get(name) for name in ("labels", "epochs", "preset")}
     seconds = bundle.provenance["stage_seconds"]
     seconds["vae"] = known.get("stage_seconds", {}).get("vae")
     train["epochs"] = before.get("epochs", train["epochs"])

@@ -755,6 +755,17 @@ def finished(data, faces):
     return data / "finished", bundle, ear
 
 
+def interrupting(step):
+    """The step of a stage, at every second of which someone presses Ctrl-C."""
+
+    def interrupted(self, index):
+        if index % 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, index)
+
+    return interrupted
+
+
 def of_decoder(names: list[str]) -> bool:
     return bool(names) and all(name.startswith("vae.decoder.") for name in names)
 
@@ -780,14 +791,8 @@ def test_a_finish_stopped_at_any_step_ends_as_if_it_never_was(
     faces, finished, tmp_path, monkeypatch
 ):
     folder, labels = tmp_path / "run", read_labels(finished[0].parent / "labels.csv")
-    step, stops = FinishStage.step, []
-
-    def interrupted(self, index):
-        if index % 2:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, index)
-
-    monkeypatch.setattr(FinishStage, "step", interrupted)
+    stops = []
+    monkeypatch.setattr(FinishStage, "step", interrupting(FinishStage.step))
     run = tiny_run(folder, faces, model=RESIDUAL, train=FINISHED, labels=labels)
     while True:
         try:
@@ -849,6 +854,67 @@ def test_a_flow_is_guided_as_its_samples_need_it_and_the_file_says_so(faces, tmp
     found = load(tmp_path / "run" / "model.safetensors")
     for model in (bundle, found):
         assert model.prior.guidance == model.prior_config.guidance == 1.75
+
+
+def test_another_models_finish_is_gone_on_with_and_all_else_stays_its_own(
+    faces, finished, tmp_path
+):
+    given = load(finished[0] / "model.safetensors")
+    given.provenance["terms"] = "for research"
+    alone = dataclasses.replace(FINISHED, stages=("finish",), finish_epochs=1)
+    run = tiny_run(tmp_path / "run", faces, model=RESIDUAL, train=alone, init=given)
+    made = train(run, Ear())
+    changed = differing(tensors_of(given), tensors_of(made))
+    assert of_decoder(changed)
+    assert any("textured" in name for name in changed)
+    assert made.provenance["terms"] == "for research"
+    assert made.provenance["images_seen"] == given.provenance["images_seen"]
+    assert made.attributes == given.attributes
+    assert tuple(made.provenance["train"]["stages"]) == STAGES
+    # what it was given is as it was, and the same command again finds its own model
+    assert differing(tensors_of(given), tensors_of(load(finished[0] / "model.safetensors"))) == []
+    ear = Ear()
+    assert differing(tensors_of(made), tensors_of(train(run, ear))) == []
+    assert "finished already" in ear.notices[0]
+
+
+def test_another_models_flow_is_gone_on_with_where_its_network_stays(faces, tmp_path, monkeypatch):
+    flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=4)
+    given = train(tiny_run(tmp_path / "given", faces, train=flow), Ear())
+    monkeypatch.setattr(PriorStage, "learning_rate", 1e-30)
+    alone = dataclasses.replace(flow, stages=("prior",), prior_epochs=1)
+    made = train(tiny_run(tmp_path / "run", faces, train=alone, init=given), Ear())
+    torch.testing.assert_close(tensors_of(made), tensors_of(given), rtol=0, atol=1e-6)
+    wider = dataclasses.replace(alone, prior_width=2 * TRAIN.prior_width)
+    other = train(tiny_run(tmp_path / "wider", faces, train=wider, init=given), Ear())
+    assert other.prior_config.width == 2 * TRAIN.prior_width
+    # a network that is trained has other latents, of which that flow knows nothing
+    trained = train(tiny_run(tmp_path / "trained", faces, train=flow, init=given), Ear())
+    last = [bundle.prior.outward.weight.abs().max() for bundle in (given, trained)]
+    assert last[0] > 1e-7
+    assert last[1] < 1e-20
+
+
+def test_another_models_prior_and_finish_stopped_anywhere_end_as_if_they_never_were(
+    faces, finished, tmp_path, monkeypatch
+):
+    given = load(finished[0] / "model.safetensors")
+    both = dataclasses.replace(FINISHED, prior="flow", prior_epochs=2, stages=("prior", "finish"))
+    settings = {"model": RESIDUAL, "train": both, "init": given}
+    whole = train(tiny_run(tmp_path / "whole", faces, **settings), Ear())
+    assert whole.prior_config.kind == "flow"
+    stops = []
+    for stage in (PriorStage, FinishStage):
+        monkeypatch.setattr(stage, "step", interrupting(stage.step))
+    while True:
+        try:
+            made = train(tiny_run(tmp_path / "run", faces, **settings), Ear())
+            break
+        except Stopped as stopped:
+            stops.append(stopped)
+        assert len(stops) < 20
+    assert len(stops) > 2
+    assert differing(tensors_of(made), tensors_of(whole)) == []
 
 
 @pytest.mark.parametrize("stages", [("finish",), ("prior",), ("prior", "finish")])

@@ -38,6 +38,11 @@ def configure(
         raise UsageError(msg)
     base = init.config if init else chosen.model
     settings = {key: value for key, value in train.items() if value is not None}
+    stages = settings.get("stages", chosen.train.stages)
+    if init and "vae" not in stages and init.prior_config.kind == "flow":
+        # its network stays, and so its flow is one to go on from
+        shape = init.prior_config
+        settings |= {"prior_width": shape.width, "prior_blocks": shape.blocks}
     if r_loss_factor is not None:
         settings["r_loss_factor"] = options.parse_r_loss_factor(r_loss_factor)
     return dataclasses.replace(

@@ -130,7 +130,11 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option("--init", metavar="MODEL", help="Start from another model's weights."),
+        typer.Option(
+            "--init",
+            metavar="MODEL",
+            help="Start from another model; without the stage vae its network stays.",
+        ),
     ] = None,
     terms: Annotated[
         str,
@@ -214,7 +218,8 @@ def train(
         return
 
     settings = settings_of(chosen.model, chosen.train)
-    RunFolder(folder).check(settings, left_out(chosen.train), chosen.train.stages)
+    ignored, is_given = left_out(chosen.train), started_from is not None
+    RunFolder(folder).check(settings, ignored, chosen.train.stages, is_given=is_given)
 
     # Prepare
     runtime.keep_freed_memory()
@@ -231,6 +236,7 @@ def train(
             sources=[source_name(source) for source in data],
             labels=table,
             init=started_from,
+            init_name=source_name(init) if init else "",
             terms=terms,
             half=half,
             tensorboard=tensorboard,
