@@ -28,13 +28,13 @@ from facevae.framing import Framing
 from facevae.model import TEXTURED, VAE
 from facevae.prior import Prior, build_prior
 
-FORMAT = 6  # raised when a reader of the old format could not read the new one
+FORMAT = 7  # raised when a reader of the old format could not read the new one
 # what a format that is still read does not say, since all of its models were so
+_GUIDED: dict[str, object] = {"guided_until": 1.0}
 _UNSAID: dict[int, dict[str, dict[str, object]]] = {
-    2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0}},
-    3: {"prior": {"guidance": 1.0}},
-    4: {},
-    5: {},
+    2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0, **_GUIDED}},
+    3: {"prior": {"guidance": 1.0, **_GUIDED}},
+    **{known: {"prior": _GUIDED} for known in (4, 5, 6)},
     FORMAT: {},
 }
 _PICKLES = (
@@ -44,7 +44,7 @@ _PICKLES = (
     b"\x80\x04",
     b"\x80\x05",
 )  # zipped, and protocols 2 to 5
-_BLOCKS = f"vae.{TEXTURED}blocks."  # begins the names of what format 6 added
+_BLOCKS, _WITH_BLOCKS = f"vae.{TEXTURED}blocks.", 6  # names begin so, and since which format
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -153,7 +153,7 @@ def load(path: Path) -> Bundle:
             shape = (len(attributes), config.latent_dim)
             expected |= {"directions": shape, "scorers": shape}
         unsaid = {}
-        if metadata["format"] < FORMAT:  # textures had no blocks, and zeros add nothing
+        if metadata["format"] < _WITH_BLOCKS:  # textures had no blocks, and zeros add nothing
             blocks = [name for name in expected if name.startswith(_BLOCKS)]
             unsaid = {name: torch.zeros(expected.pop(name)) for name in blocks}
         tensors = _read_expected(path, file, expected) | unsaid

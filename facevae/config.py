@@ -13,6 +13,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)  # in their order
 _TIME: dict[Stage, float] = {"vae": 0.55, "prior": 0.15, "finish": 0.3}  # shares of --max-time
 SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
+_GUIDED_UNTIL = 0.4  # of a flow's way: guided to its end, samples are further from faces
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**63 - 1
 # that samples are made with, and all else, which is to be true to its faces
@@ -103,7 +104,8 @@ class PriorConfig(_Record):
     """What the latents are distributed like: `width` and `blocks` are a flow's, else 0.
 
     A flow is `residual` where its network gives only what sets latents off from one Gaussian, and
-    `guidance` is how far its samples go from that Gaussian to what was learned: 1 is as far.
+    `guidance` is how far its samples go from that Gaussian to what was learned: 1 is as far. Only
+    before the time `guided_until` is it another than 1.
     """
 
     kind: Prior = "normal"
@@ -111,6 +113,7 @@ class PriorConfig(_Record):
     blocks: int = 0
     residual: bool = False
     guidance: float = 1.0
+    guided_until: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what no prior can be built from."""
@@ -127,6 +130,12 @@ class PriorConfig(_Record):
             and 0 <= self.guidance <= MAX_GUIDANCE
             and (self.guidance == 1 or self.kind == "flow"),
             f"prior guidance {self.guidance}: must be 0 to {MAX_GUIDANCE:g}, and 1 but for a flow",
+        )
+        _require(
+            _is_real(self.guided_until)
+            and 0 <= self.guided_until <= 1
+            and (self.guided_until == 1 or self.kind == "flow"),
+            f"prior guided_until {self.guided_until}: must be 0 to 1, and 1 but for a flow",
         )
 
 
@@ -234,7 +243,13 @@ class TrainConfig(_Record):
         """The prior that this training ends with."""
         if self.prior != "flow":
             return PriorConfig(self.prior)
-        return PriorConfig("flow", self.prior_width, self.prior_blocks, residual=True)
+        return PriorConfig(
+            "flow",
+            self.prior_width,
+            self.prior_blocks,
+            residual=True,
+            guided_until=_GUIDED_UNTIL,
+        )
 
 
 @dataclass(frozen=True)

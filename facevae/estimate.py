@@ -19,6 +19,7 @@ from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
 from facevae.errors import DataError, ImageError
 from facevae.fast import WARM_UP
+from facevae.flow_matching import PriorStage
 from facevae.images import load_square
 from facevae.latents import posteriors
 from facevae.model import VAE
@@ -34,7 +35,7 @@ from facevae.runtime import (
     training_precision,
     wait_for,
 )
-from facevae.stages import NetworkStage, PriorStage, Stage
+from facevae.stages import NetworkStage, Stage
 
 _NUM_PICTURES = 64
 _NUM_STEPS = 3

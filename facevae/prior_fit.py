@@ -16,13 +16,13 @@ from facevae.config import PriorConfig
 from facevae.conversion import Progress
 from facevae.data import Faces
 from facevae.fast import Warn
+from facevae.flow_matching import PriorStage
 from facevae.latents import posteriors
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior, sample_latents
 from facevae.runs import Run, weights_digest
 from facevae.runtime import exact, face_noise, generator, seeded, training_precision
 from facevae.snapshots import draw_latents, new_bundle
-from facevae.stages import PriorStage
 from facevae.steps import Fitting, Work, fit, last_figures, skipped_words
 from facevae.swd import SlicedWasserstein
 
@@ -32,7 +32,7 @@ _MEASURE, _CHANGES = 7, 8
 _STEPS_A_MEASUREMENT = 100  # which costs less than one of them
 _CHUNK = 64  # latents that are decoded at a time
 _NUM_MEASURED = 1024  # draws; of as many faces, with their mirror images, as there are
-GUIDANCES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5)  # among which `best_guidance` chooses
+GUIDANCES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0)  # among which `best_guidance` chooses
 _NUM_GUIDED = 1024  # samples by which it does
 _COARSE_SIDE = 32  # in pixels of the finest level that counts there
 MOST_RISE = 1.005  # of the loss on held-out faces over its least: all that a flow gains is some 3 %
@@ -160,8 +160,9 @@ def _flow_of_init(run: Run) -> FlowPrior | None:
     """
     if run.init is None or "vae" in run.train.stages or not isinstance(run.init.prior, FlowPrior):
         return None
-    shape = replace(run.init.prior_config, guidance=1.0)
-    return run.init.prior if shape == run.train.prior_config else None
+    wanted = run.train.prior_config
+    known = replace(run.init.prior_config, guidance=1.0, guided_until=wanted.guided_until)
+    return run.init.prior if known == wanted else None
 
 
 class _PriorFitting(Fitting):

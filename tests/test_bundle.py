@@ -257,6 +257,10 @@ def test_a_model_of_a_format_before_is_what_all_of_them_were(saved):
     config = json.loads(parts_of(saved)[1]["config"])
     prior = json.loads(parts_of(saved)[1]["prior"])
     before = load(saved)
+    assert prior.pop("guided_until") == 1
+    for number in (4, 5, 6):
+        rewritten(saved, format=number, config=config, prior=prior)
+        assert load(saved).prior_config == before.prior_config
     assert prior.pop("guidance") == 1
     rewritten(saved, format=3, config=config, prior=prior)
     again = load(saved)
@@ -407,7 +411,7 @@ def test_a_config_that_claims_huge_sizes_allocates_nothing(saved):
     resource = pytest.importorskip("resource")
     huge = ModelConfig(256, 8192, (4096,) * 4)
     flow = {"kind": "flow", "width": 8192, "blocks": 64}
-    flow |= {"residual": False, "guidance": 1.0}
+    flow |= {"residual": False, "guidance": 1.0, "guided_until": 1.0}
     rewritten(saved, config=huge.to_dict(), prior=flow)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "tensor" in refusal(saved)

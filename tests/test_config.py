@@ -24,7 +24,7 @@ RECORDS = [
     ModelConfig(filters=(8, 16), residual_blocks=2),
     PriorConfig(),
     PriorConfig("flow", 64, 2),
-    PriorConfig("flow", 64, 2, residual=True, guidance=1.75),
+    PriorConfig("flow", 64, 2, residual=True, guidance=1.75, guided_until=0.5),
     TrainConfig(),
     TrainConfig(epochs=3, r_loss_factor=1000.0, prior="gaussian", seed=MAX_SEED),
 ]
@@ -67,6 +67,7 @@ BAD = [
     (PriorConfig, "blocks", [-1, 65, 1.5, None]),
     (PriorConfig, "residual", [True, 1, None]),
     (PriorConfig, "guidance", [1.5, 0, -1, float("nan"), None]),
+    (PriorConfig, "guided_until", [0.5, 2, -1, float("nan"), None]),
     (TrainConfig, "epochs", [0, -1, 1.5, "3", True, None, MAX_SEED + 1]),
     (TrainConfig, "batch_size", [0, -1, 1.5, None]),
     (TrainConfig, "learning_rate", [0, -1e-3, float("nan"), float("inf"), "fast", None]),
@@ -134,7 +135,7 @@ def test_only_a_flow_has_a_network(kind):
 
 def test_the_prior_of_a_training_has_the_sizes_it_asks_for():
     train = TrainConfig(prior_width=48, prior_blocks=3)
-    assert train.prior_config == PriorConfig("flow", 48, 3, residual=True)
+    assert train.prior_config == PriorConfig("flow", 48, 3, residual=True, guided_until=0.4)
 
 
 def test_the_paper_preset_is_the_paper():

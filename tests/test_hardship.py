@@ -23,11 +23,12 @@ from facevae.config import STAGES
 from facevae.data import load_faces
 from facevae.errors import DataError, FacevaeError, Stopped
 from facevae.files import append_text, replacing, write_text
+from facevae.flow_matching import PriorStage
 from facevae.images import save_animation, save_picture
 from facevae.latent_files import LatentsOrigin, save_latents
 from facevae.pictures import Picture
 from facevae.runs import RunFolder
-from facevae.stages import NetworkStage, PriorStage
+from facevae.stages import NetworkStage
 from facevae.training import train
 
 resource = pytest.importorskip("resource")

@@ -23,7 +23,7 @@ LAYERS = [
     ),
     (
         *("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
-        "critic",
+        *("critic", "flow_matching"),
     ),
     ("conversion", "faces", "bundle", "page", "curves", "latent_plots"),
     ("data", "hub", "latents", "card", "export"),

@@ -21,16 +21,17 @@ from conftest import draw_face
 from tiny import CONFIG, TRAIN, Ear, tensors_of, tiny_run
 from torch import nn
 
-from facevae import adversary, critic, parallel, prior_fit, stages
+from facevae import adversary, critic, flow_matching, parallel, prior_fit, stages
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load
 from facevae.config import STAGES
 from facevae.data import load_faces
 from facevae.errors import DataError, ProcessError, RunError, Stopped, UsageError
+from facevae.flow_matching import PriorStage
 from facevae.model import VAE
 from facevae.prior import FlowPrior, GaussianPrior
-from facevae.stages import NetworkStage, PriorStage
+from facevae.stages import NetworkStage
 from facevae.training import follow, train
 
 CPU = torch.device("cpu")
@@ -81,7 +82,7 @@ def faces(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
     """In float32, where only the order of sums differs, and without plots, which take long."""
-    for module in (stages, adversary, critic, prior_fit):
+    for module in (stages, flow_matching, adversary, critic, prior_fit):
         monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 

@@ -6,6 +6,7 @@ import torch
 from facevae.augment import NUM_CHANGES
 from facevae.config import PriorConfig
 from facevae.errors import UsageError
+from facevae.flow_matching import PriorStage
 from facevae.prior import (
     FlowPrior,
     GaussianPrior,
@@ -16,7 +17,6 @@ from facevae.prior import (
     sample_latents,
 )
 from facevae.runtime import face_noise
-from facevae.stages import PriorStage
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +258,21 @@ def test_guidance_goes_from_the_gaussian_over_what_was_learned_and_further():
     assert flow.guidance == 1
     near, far = ((x - gaussian).norm() for x in (half, twice))
     assert near < (learned - gaussian).norm() < far
+
+
+def test_guidance_ends_where_the_flow_says_so():
+    flow, noise = stirred_flow(6), torch.randn(20, 6, generator=draw(0))
+    with torch.no_grad():
+        learned, found = flow(noise), {}
+        for until in (0.0, 0.5, 0.9, 1.0):
+            flow.guided_until = until
+            found[until] = sample_latents(flow, noise, guidance=3.0)
+        assert found[0.0].equal(learned)
+        assert all(not found[until].isclose(learned).all() for until in (0.5, 0.9, 1.0))
+        assert not found[0.5].isclose(found[1.0]).all()
+        # what is left of the way is gone alike
+        near = (found[0.9] - found[1.0]).norm()
+        assert 0 < near < (found[0.5] - found[1.0]).norm()
 
 
 def test_only_a_flow_can_be_guided():

@@ -10,18 +10,19 @@ import torch
 from recording import Recorder
 from tiny import CONFIG, TRAIN, differing
 
-from facevae import losses, stages
+from facevae import flow_matching, losses, stages
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.config import ModelConfig
 from facevae.data import Faces
 from facevae.fast import LEAST_SECONDS, WARM_UP, WATCHED, Fast
+from facevae.flow_matching import PriorStage
 from facevae.images import from_pixels
 from facevae.latents import posteriors
 from facevae.model import VAE
 from facevae.prior import FlowPrior
 from facevae.runtime import training_precision
-from facevae.stages import NetworkStage, PriorStage
+from facevae.stages import NetworkStage
 
 CPU = torch.device("cpu")
 
@@ -228,7 +229,8 @@ def part_of(stage):
 
 @pytest.mark.parametrize("build", [network, flow])
 def test_a_recorded_step_does_what_the_step_does(faces, build, monkeypatch):
-    monkeypatch.setattr(stages, "training_precision", lambda _: nullcontext())
+    for module in (stages, flow_matching):
+        monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     changing = {"warm_up_images": 100, "cool_down": 0.5} if build is network else {}
     plain, replayed = build(faces, **changing), build(faces, **changing)
     for i in range(2):  # so that the optimiser has its moments

@@ -27,13 +27,14 @@ from facevae.critic import Critic
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError, Stopped
 from facevae.files import locked
+from facevae.flow_matching import PriorStage
 from facevae.images import from_pixels, grid, to_pixels
 from facevae.labels import read_labels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.model import sample_posterior
 from facevae.runs import read_metrics
 from facevae.snapshots import snapshot
-from facevae.stages import NetworkStage, PriorStage
+from facevae.stages import NetworkStage
 from facevae.training import train
 
 

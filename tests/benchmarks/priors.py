@@ -20,13 +20,13 @@ from facevae import losses, metrics
 from facevae.augment import NUM_CHANGES
 from facevae.batches import batches_of
 from facevae.data import load_faces
+from facevae.flow_matching import PriorStage
 from facevae.hub import load_model
 from facevae.latents import posteriors
 from facevae.model import draw_posteriors
 from facevae.prior import FlowPrior, GaussianPrior, guided
 from facevae.prior_fit import GUIDANCES, changed_posteriors
 from facevae.runtime import exact, face_noise, generator, keep_freed_memory
-from facevae.stages import PriorStage
 from facevae.swd import SlicedWasserstein
 
 CPU = torch.device("cpu")
