@@ -77,6 +77,9 @@ class FinishStage:
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
+        # of a decoder that has been finished before, the coarser layers had their time
+        coarse_end = 0.0 if vae.decoder.textured else _COARSE_END
+        self._coarse_end = torch.tensor(coarse_end, dtype=torch.float64)
         with seeded(config.seed):
             vae.decoder.add_texture()
             judges = [self._discriminator() for _ in range(2)]
@@ -85,9 +88,9 @@ class FinishStage:
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
         records = parallel.size() == 1
-        coarse_and_fine = self.decoder.coarse_and_fine()
+        coarse, fine = self.decoder.coarse_and_fine()
         self.optimizer = adam(
-            *coarse_and_fine, learning_rate=_LEARNING_RATE, betas=BETAS, records=records
+            coarse, fine, learning_rate=_LEARNING_RATE, betas=BETAS, records=records
         )
         self.guard = Guard(self.decoder, self.optimizer)
         self.critics = tuple(  # of reconstructions, and of samples
@@ -95,6 +98,7 @@ class FinishStage:
         )
         self._drawn: tuple[int, Tensor] | None = None
         self._renewed = torch.tensor(-1)  # the step at which samples had a new discriminator
+        self._spare_gradients()
 
         def fast(step: Step, part: Part) -> Step:
             if not records:
@@ -113,9 +117,15 @@ class FinishStage:
         config = self.vae.config
         return Discriminator(config.size, max(16, config.filters[0])).to(self.batches.device)
 
+    def _spare_gradients(self) -> None:
+        """Compute none of layers that never move."""
+        coarse, _ = self.decoder.coarse_and_fine()
+        for parameter in coarse:
+            parameter.requires_grad_(bool(self._coarse_end > 0))
+
     def step(self, index: int) -> Tensor:
         """One update of all; returns the values of `terms`, (4,), zeros if it was skipped."""
-        if self._renewed < 0 and self.budget.share(index) >= _COARSE_END:
+        if self._renewed < 0 and self.budget.share(index) >= self._coarse_end:
             self._renew(index)
         images = self.batches(index)
         draw = generator(self.config.seed, _AUGMENTATION, index)
@@ -147,12 +157,12 @@ class FinishStage:
         """Of step `index`: two learning rates, two discriminators' weights, the average's decay.
 
         The first is that of the decoder's coarser layers, which come to rest before the others do:
-        texture is learned sooner of features that stay.
+        texture is learned sooner of features that stay. In a decoder's second finish they stay.
         """
         share = self.budget.share(index)
         coarse, rate = (
             _LEARNING_RATE * min(1.0, max(0.0, end - share) / _COOL_DOWN)
-            for end in (_COARSE_END, 1.0)
+            for end in (float(self._coarse_end), 1.0)
         )
         weight, on_samples = (
             self.config.finish_weight * min(1.0, (index - first) / _WARM_UP_STEPS)
@@ -268,7 +278,7 @@ class FinishStage:
             | optimizer_state(self.optimizer)
             | prefixed("guard.", self.guard.state())
             | prefixed("budget.", self.budget.state())
-            | {"renewed": self._renewed}
+            | {"renewed": self._renewed, "coarse_end": self._coarse_end}
         )
         for i, critic in enumerate(self.critics):
             state |= prefixed(f"critics.{i}.", critic.state())
@@ -283,6 +293,8 @@ class FinishStage:
         self.guard.restore(part(state, "guard."))
         self.budget.restore(part(state, "budget."))
         self._renewed.copy_(state["renewed"])
+        self._coarse_end.copy_(state["coarse_end"])
+        self._spare_gradients()
         for i, critic in enumerate(self.critics):
             critic.restore(part(state, f"critics.{i}."))
 

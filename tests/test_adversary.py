@@ -102,6 +102,31 @@ def test_encoder_prior_and_batch_norm_statistics_stay_as_they_are(faces):
     assert not [name for name in changed if "running" in name or "tracked" in name]
 
 
+def test_a_second_finish_is_of_the_finest_layers_alone(faces):
+    first = finish(faces, RESIDUAL)
+    first.step(0)
+    stages = [finish(faces, RESIDUAL) for _ in range(2)]
+    for stage in stages:
+        stage.vae.decoder.load_state_dict(first.vae.decoder.state_dict())
+    batches, config = first.batches, first.config
+    again, whole = (FinishStage(stage.vae, stage.prior, batches, config) for stage in stages)
+    coarse, fine = (copy.deepcopy(part) for part in whole.decoder.coarse_and_fine())
+    figures = [whole.step(index) for index in range(3)]
+    assert all(
+        was.equal(now) for was, now in zip(coarse, whole.decoder.coarse_and_fine()[0], strict=True)
+    )
+    assert all(
+        not was.equal(now)
+        for was, now in zip(fine, whole.decoder.coarse_and_fine()[1], strict=True)
+    )
+    # one that knows no texture, as another process has it, does as the state says
+    again.step(0)
+    other = finish(faces, RESIDUAL)
+    other.restore(again.state())
+    assert all(other.step(index).equal(figures[index]) for index in (1, 2))
+    assert differing(other.state(), whole.state()) == []
+
+
 def test_texture_is_for_samples_and_leaves_reconstructions_to_their_pixels(faces):
     stage = finish(faces, RESIDUAL)
     stage.budget.num_steps = 10**6  # no cool-down
