@@ -27,6 +27,9 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, features: Tensor) -> Tensor:
         """features (B, C, H, W) → (B, C, H, W)."""
         weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
+        if torch.is_grad_enabled() and weight.requires_grad and not features.requires_grad:
+            # of channels-last features whose gradient nobody wants, torch's CPU backward crashes
+            features = features.detach().requires_grad_()
         with torch.autocast(features.device.type, enabled=False):
             return functional.group_norm(features, self.num_groups, weight, bias, self.eps)
 
