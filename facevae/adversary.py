@@ -146,12 +146,15 @@ class FinishStage:
 
         One that has gone on for long tells samples by what no texture can mend, and the decoder
         makes less of it; a new one asks first for what all faces have, and that is soon there. From
-        here on samples are held to what they are now, texture and all, which then may grow.
+        here on samples are held to what they are now, texture and all, which then may grow, and
+        coarser layers stay, however long the finish is gone on with.
         """
         with seeded(self.config.seed + 1):
             self.critics[1].begin_anew(self._discriminator())
         self._before.load_state_dict(self.vae.decoder.state_dict())
         self._renewed.fill_(index)
+        self._coarse_end.zero_()
+        self._spare_gradients()
 
     def _rates(self, index: int) -> tuple[float, float, float, float, float]:
         """Of step `index`: two learning rates, two discriminators' weights, the average's decay.

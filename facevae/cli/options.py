@@ -74,8 +74,8 @@ Guidance = Annotated[
         "--guidance",
         min=0,
         max=MAX_GUIDANCE,
-        help="Strength of what the flow learned: 0 is a single Gaussian, 1 the flow itself. "
-        "A little above the model's own (the default) is cleaner; above 3, faces break.",
+        help="How far to go beyond what the flow learned, from a single Gaussian on: 1 is not at all. "
+        "A little above the model's own (the default) is more pronounced; above 3, faces break.",
     ),
 ]
 Texture = Annotated[

@@ -8,6 +8,7 @@ training face over how far held-out faces are, so that it should be 1.
 """
 
 import argparse
+import itertools
 import math
 import sys
 import time
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from facevae import losses, metrics
 from facevae.augment import NUM_CHANGES
 from facevae.batches import batches_of
+from facevae.config import TrainConfig
 from facevae.data import load_faces
 from facevae.flow_matching import PriorStage
 from facevae.hub import load_model
@@ -30,6 +32,7 @@ from facevae.runtime import exact, face_noise, generator, keep_freed_memory
 from facevae.swd import SlicedWasserstein
 
 CPU = torch.device("cpu")
+UNTIL = (TrainConfig().prior_config.guided_until, 1.0)
 Sampler = Callable[[Tensor], Tensor]
 
 
@@ -146,9 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begun = time.process_time()
         flow = fit_flow(*latents, options.epochs, residual=residual)
         row(name, flow, held_out_loss(flow, unseen), begun)
-        for guidance in GUIDANCES[1:]:
+        for guidance, until in itertools.product(GUIDANCES[1:], UNTIL):
+            flow.guided_until = until
             with guided(flow, guidance):
-                row(f"... guided by {guidance}", flow, math.nan, time.process_time())
+                how = f"... guided by {guidance} until {until}"
+                row(how, flow, math.nan, time.process_time())
     for count in (4, 16):
         begun = time.process_time()
         mixture = fit_mixture(white, count)
