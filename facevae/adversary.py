@@ -98,30 +98,31 @@ class FinishStage:
         )
         self._drawn: tuple[int, Tensor] | None = None
         self._renewed = torch.tensor(-1)  # the step at which samples had a new discriminator
-        self._spare_gradients()
-
-        def fast(step: Step, part: Part) -> Step:
-            if not records:
-                return partial(step, part)
-            # not compiled: that is for one loss of one network
-            return Fast(step, part, self.decoder, warn, self.budget.seconds_left, compiler=None)
-
-        self._draw = fast(lambda part, noise: part(noise), self._drawn_from)
-        # with the penalty, and without: a recording does the same each time
-        self._updates = {
-            penalised: fast(partial(self._update_from, penalised), self._decoded)
-            for penalised in (False, True)
-        }
+        self._records, self._warn = records, warn
+        self._draw = self._fast(lambda part, noise: part(noise), self._drawn_from)
+        self._begin_updates()
 
     def _discriminator(self) -> Discriminator:
         config = self.vae.config
         return Discriminator(config.size, max(16, config.filters[0])).to(self.batches.device)
 
-    def _spare_gradients(self) -> None:
-        """Compute none of layers that never move."""
+    def _fast(self, step: Step, part: Part) -> Step:
+        if not self._records:
+            return partial(step, part)
+        # not compiled: that is for one loss of one network
+        left = self.budget.seconds_left
+        return Fast(step, part, self.decoder, self._warn, left, compiler=None)
+
+    def _begin_updates(self) -> None:
+        """Have updates that compute no gradients of layers that never move again."""
         coarse, _ = self.decoder.coarse_and_fine()
         for parameter in coarse:
             parameter.requires_grad_(bool(self._coarse_end > 0))
+        # with the penalty, and without: a recording does the same each time
+        self._updates = {
+            penalised: self._fast(partial(self._update_from, penalised), self._decoded)
+            for penalised in (False, True)
+        }
 
     def step(self, index: int) -> Tensor:
         """One update of all; returns the values of `terms`, (4,), zeros if it was skipped."""
@@ -154,7 +155,7 @@ class FinishStage:
         self._before.load_state_dict(self.vae.decoder.state_dict())
         self._renewed.fill_(index)
         self._coarse_end.zero_()
-        self._spare_gradients()
+        self._begin_updates()
 
     def _rates(self, index: int) -> tuple[float, float, float, float, float]:
         """Of step `index`: two learning rates, two discriminators' weights, the average's decay.
@@ -297,7 +298,7 @@ class FinishStage:
         self.budget.restore(part(state, "budget."))
         self._renewed.copy_(state["renewed"])
         self._coarse_end.copy_(state["coarse_end"])
-        self._spare_gradients()
+        self._begin_updates()
         for i, critic in enumerate(self.critics):
             critic.restore(part(state, f"critics.{i}."))
 

@@ -3,7 +3,6 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -76,14 +75,14 @@ def test_recorded_steps_do_what_the_steps_do(faces, monkeypatch):
         left = replayed.budget.seconds_left
         return Fast(step, part, replayed.decoder, pytest.fail, left, record=record, compiler=None)
 
+    replayed._fast = fast
     replayed._draw = fast(lambda part, noise: part(noise), replayed._drawn_from)
-    replayed._updates = {
-        penalised: fast(partial(replayed._update_from, penalised), replayed._decoded)
-        for penalised in (False, True)
-    }
-    last = WARM_UP * CYCLE + 2
+    replayed._begin_updates()
+    at_rest = 24  # from when on coarser layers have no gradients, and steps are recorded anew
+    assert replayed.budget.share(at_rest) == adversary._COARSE_END
+    last = (at_rest // CYCLE + 1 + WARM_UP) * CYCLE + 2
     found = [replayed.step(i) for i in range(last)]
-    assert record.count == 3, "steps with the penalty and without, and what they draw"
+    assert record.count == 4, "what they draw, with the penalty, and twice without"
     wanted = [plain.step(i) for i in range(last)]
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     for (name, own), other in zip(replayed.state().items(), plain.state().values(), strict=True):
