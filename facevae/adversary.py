@@ -23,7 +23,7 @@ from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import WHOLE_TEXTURE, TrainConfig
 from facevae.critic import BETAS, PENALTY_STEPS, Critic
-from facevae.discriminator import Augmentation, Discriminator, detail
+from facevae.discriminator import Augmentation, Discriminator, lattice_energy
 from facevae.fast import Fast, Part, Step, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
@@ -307,14 +307,3 @@ class FinishStage:
         return prefixed("fitted.vae.", self.vae.plain_state()) | prefixed(
             "fitted.prior.", self.prior.state_dict()
         )
-
-
-def lattice_energy(images: Tensor) -> Tensor:
-    """Of a pattern that is the same in every second pixel: images (B, 3, H, W) → (B,).
-
-    Where four pixels are made at once, their biases make texture that costs nothing and no photo
-    has (Odena et al. 2016), and a discriminator is slow to tell it from texture. It is the mean
-    square of what the detail of each of the four is, over squares of up to 16 pixels.
-    """
-    of_four = functional.pixel_unshuffle(detail(images), 2)
-    return functional.avg_pool2d(of_four, min(8, of_four.shape[-1])).square().mean((1, 2, 3))

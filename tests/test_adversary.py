@@ -11,12 +11,12 @@ from recording import Recorder
 from tiny import CONFIG, TRAIN, differing, tiny_bundle
 
 from facevae import adversary
-from facevae.adversary import CYCLE, FinishStage, batch_size, lattice_energy
+from facevae.adversary import CYCLE, FinishStage, batch_size
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.critic import Critic
 from facevae.data import Faces
-from facevae.discriminator import detail
+from facevae.discriminator import detail, lattice_energy
 from facevae.fast import WARM_UP, Fast
 
 CPU = torch.device("cpu")
