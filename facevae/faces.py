@@ -82,14 +82,21 @@ def load_face(
     framing: Framing | None,
     number: int = 1,
     name: str | None = None,
+    least_side: int = 0,
 ) -> Pixels:
     """Face `number` of a photo, brought into the framing: (size, size, 3).
 
-    Raises `ImageError`, as `place` does, for a photo that cannot be read too.
+    Raises `ImageError`, as `place` does, for a photo that cannot be read too, and for one in which
+    the square of that face has fewer than `least_side` pixels a side.
     """
     if framing is None:
         return load_square(source, size, name)
-    return place_photo(source, framing, number, name).cut(size)
+    placed = place_photo(source, framing, number, name)
+    side = abs(placed.square[1] - placed.square[0])
+    if side < least_side:
+        msg = f"{name or source}: its face is too small, {side:.0f} pixels a side of at least {least_side}"
+        raise ImageError(msg)
+    return placed.cut(size)
 
 
 def place_photo(
@@ -100,7 +107,11 @@ def place_photo(
 
 
 def load_faces_of(
-    photos: Iterable[tuple[str, Opener]], size: int, framing: Framing | None, number: int = 1
+    photos: Iterable[tuple[str, Opener]],
+    size: int,
+    framing: Framing | None,
+    number: int = 1,
+    least_side: int = 0,
 ) -> Iterator[Pixels | ImageError]:
     """What `load_face` gives of each photo, or why there is none, in order, on every core.
 
@@ -111,7 +122,7 @@ def load_faces_of(
         name, opener = photo
         try:
             with opener() as file:
-                return load_face(file, size, framing, number, name)
+                return load_face(file, size, framing, number, name, least_side)
         except ImageError as error:
             return error
         except OSError as error:

@@ -58,17 +58,20 @@ class PriorStage:
         epochs: int,
         seed: int,
         seconds: float | None = None,
+        goes_on: bool = False,
         warn: Warn = lambda _: None,
     ) -> None:
         """`mean` and `logvar` (N, D) stay on `prior`'s device, and so do `changes`.
 
         These (N, NUM_CHANGES) are how the faces were changed, None where none were; `epochs` counts
-        passes over the others.
+        passes over the others. A flow that `goes_on` was fitted to the latents of this network
+        before, and keeps its whitening.
         """
         self.mean, self.logvar, self.seed = mean, logvar, seed
         self.changes = mean.new_zeros(len(mean), NUM_CHANGES) if changes is None else changes
         is_plain = ~self.changes.any(1)
-        prior.whitening.fit(mean[is_plain], logvar[is_plain])
+        if not goes_on:
+            prior.whitening.fit(mean[is_plain], logvar[is_plain])
         self.prior, self.raw = prior.eval(), _Told(copy.deepcopy(prior).train())
         num_plain = int(is_plain.sum())
         self.budget = Budget(math.ceil(epochs * num_plain / self.batch_size), seconds)

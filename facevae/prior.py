@@ -42,7 +42,11 @@ class GaussianPrior(nn.Module):
         self.register_buffer("factor", identity)
 
     def fit(self, mean: Tensor, logvar: Tensor) -> None:
-        """Take the first two moments of the aggregate posterior of means, logvars (N, D)."""
+        """Take the first two moments of the aggregate posterior of means, logvars (N, D).
+
+        The covariance is shrunk towards its diagonal by D latents' worth, so that few faces do not
+        say of directions in which they happen not to differ that no face does.
+        """
         # on the CPU, since not every device has float64, and by parts, since there may be GB of them
         centre = torch.stack([part.cpu().double().sum(0) for part in mean.split(_ROWS)]).sum(0)
         centre /= len(mean)
@@ -51,6 +55,8 @@ class GaussianPrior(nn.Module):
             deviation = means.cpu().double() - centre
             covariance += deviation.T @ deviation + logvars.cpu().double().exp().sum(0).diag()
         covariance /= len(mean)
+        share = len(centre) / (len(centre) + len(mean))
+        covariance = (1 - share) * covariance + share * covariance.diag().diag()
         # the least bit of noise, lest dimensions that say the same make it singular
         covariance.diagonal().add_(1e-6 * covariance.diagonal().mean())
         self.mean.copy_(centre)

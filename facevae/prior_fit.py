@@ -34,6 +34,7 @@ _CHUNK = 64  # latents that are decoded at a time
 _NUM_MEASURED = 1024  # draws; of as many faces, with their mirror images, as there are
 GUIDANCES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0)  # among which `best_guidance` chooses
 _NUM_GUIDED = 1024  # samples by which it does
+_FEWEST_GUIDED = 256  # faces, of which fewer say too little of all that there could be
 _COARSE_SIDE = 32  # in pixels of the finest level that counts there
 MOST_RISE = 1.005  # of the loss on held-out faces over its least: all that a flow gains is some 3 %
 
@@ -64,7 +65,10 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
         fit(work, fitting)
         _warn_of_memorising(work, len(mean))
         flow = fitting.stage.prior
-        flow.guidance = best_guidance(work, flow, vae)
+        if len(run.faces.train) >= _FEWEST_GUIDED:
+            flow.guidance = best_guidance(work, flow, vae)
+        elif run.init is not None and _flow_of_init(run) is not None:
+            flow.guidance = run.init.prior_config.guidance
         config = replace(config, guidance=flow.guidance)
         prior: Prior = flow
     else:
@@ -139,7 +143,8 @@ def prior_stage(
     with seeded(run.train.seed):
         prior = build_prior(run.train.prior_config, run.model.latent_dim).to(run.device)
     assert isinstance(prior, FlowPrior)  # noqa: S101 - no other is fitted by steps
-    if (earlier := _flow_of_init(run)) is not None:
+    earlier = _flow_of_init(run)
+    if earlier is not None:
         prior.load_state_dict(earlier.state_dict())
     return PriorStage(
         prior,
@@ -149,6 +154,7 @@ def prior_stage(
         epochs=run.train.prior_epochs,
         seed=run.train.seed,
         seconds=run.train.seconds_for("prior"),
+        goes_on=earlier is not None,
         warn=warn,
     )
 

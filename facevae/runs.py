@@ -100,7 +100,10 @@ def left_out(train: TrainConfig) -> tuple[str, ...]:
     return () if "prior" in train.stages else _OF_PRIOR
 
 
-ALL_STAGES = "add the stages before with --stages vae,prior,finish, or a model with --init"
+def stages_before(stages: Sequence[Stage]) -> str:
+    """What to do where `stages` have nothing to go on from, for an error's end."""
+    wanted = STAGES[: STAGES.index(stages[-1]) + 1]
+    return f"add the stages before with --stages {','.join(wanted)}, or name a model with --init"
 
 
 class RunFolder:
@@ -136,7 +139,7 @@ class RunFolder:
             raise RunError(msg)
         is_there = is_given or self.model.exists() or self.unfinished.exists()
         if "vae" not in stages and not is_there:
-            msg = f"{self.path}: holds nothing to go on from; {ALL_STAGES}"
+            msg = f"{self.path}: holds nothing to go on from; {stages_before(stages)}"
             raise RunError(msg)
         if not self.config.exists():
             if self.model.exists():

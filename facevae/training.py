@@ -28,7 +28,7 @@ from facevae.model import VAE
 from facevae.network_fit import fit_network, network_stage
 from facevae.prior import build_prior
 from facevae.prior_fit import fit_prior, prior_stage
-from facevae.runs import ALL_STAGES, Run, RunFolder, left_out
+from facevae.runs import Run, RunFolder, left_out, stages_before
 from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage
@@ -105,9 +105,10 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         earlier = there if there and there.provenance.get("complete") else None
         if earlier and is_enough(run, earlier):
             folder.write_events()
-            epochs = earlier.provenance["epochs"]
             done = restate(run, earlier, folder.model) or "nothing to do"
-            listener.notice(f"{run.folder}: finished already, at epoch {epochs}; {done}")
+            is_trained = "vae" in run.train.stages
+            where = f", at epoch {earlier.provenance['epochs']}" if is_trained else ""
+            listener.notice(f"{run.folder}: finished already{where}; {done}")
             return earlier
         if earlier and begins_anew(run, folder, earlier):
             msg = (
@@ -199,7 +200,7 @@ def _fit(work: Work) -> Bundle:
         with _memory_advice(run, lambda: _batch_advice(run)):
             vae, num_images = fit_network(work, framing)
     elif earlier is None:
-        msg = f"{folder.path}: holds nothing to go on from; {ALL_STAGES}"
+        msg = f"{folder.path}: holds nothing to go on from; {stages_before(run.train.stages)}"
         raise RunError(msg)
     else:
         framing, num_images = earlier.framing, earlier.provenance["images_seen"]

@@ -291,6 +291,15 @@ def test_of_few_photos_and_of_a_name_that_was_taken_one_is_told(run):
     assert "warning: --attr smile meant Smiling before" in done.stderr
     done = learn("--name", "Ears", "--with", "photos")
     assert "warning" not in done.stderr
+    done = learn("--name", "Smiling", "--with", "photos")
+    assert "warning: Smiling: what was known of that before is replaced" in done.stderr
+
+
+def test_where_hardly_a_labelled_face_is_without_it_one_is_told(run):
+    Path("same.csv").write_text("name,Happy\n" + "".join(f"{i}.png,1\n" for i in range(16)))
+    learn = partial(run, "attributes", "learn", "m.safetensors", "photos", "-o", "new.safetensors")
+    said = learn("--labels", "same.csv").stderr
+    assert "warning: Happy: fewer than 10 labelled faces are without it" in said
 
 
 # ---------------------------------------------------------------- what is refused
@@ -306,7 +315,7 @@ REFUSED = {
     ("--with", "with", "--name", "big,ears"): "--name",
     ("--with", "with", "--name", "None"): "--name",
     ("--with", "with", "--name", "all"): "--name",
-    ("photos", "--with", "with", "--name", "X"): "photos: stands beside --with; give each photo",
+    ("photos", "--with", "with", "--name", "X"): "photos: DATA is for --labels; give photos",
     ("--labels", "labels.csv", "--name", "X"): "--name",
     ("--labels", "labels.csv", "--without", "without"): "--without",
     ("--labels", "labels.csv"): "training set is not on this machine",

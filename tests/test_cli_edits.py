@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +142,15 @@ def test_what_is_reported_is_measured_on_each_picture(run):
 
 def test_of_an_edit_that_leaves_faces_behind_there_is_a_warning(run, monkeypatch):
     # this network's own faces are all alike: nothing leads far from them
-    monkeypatch.setattr(sys.modules["facevae.cli.arith"], "_FAR", 0.1)
+    monkeypatch.setattr("facevae.cli.edits._FAR", 0.1)
     for alpha, is_warned in (("0", False), ("100", True)):
         done = run("arith", "seed:3", "-a", "smile", "--alpha", alpha, "-o", "x.png", "--json")
         (distance,) = json.loads(done.stdout)["distance"]
         assert (distance > 0.1) == is_warned
+        assert ("may fall apart" in done.stderr) == is_warned
+        done = run(
+            "morph", "seed:3", "seed:4", "-a", "smile", "--alpha", f"0:{alpha}", "-o", "m.png"
+        )
         assert ("may fall apart" in done.stderr) == is_warned
 
 

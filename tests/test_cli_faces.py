@@ -348,6 +348,11 @@ def test_temperature_guidance_and_prior_change_the_faces_and_temperature_nought_
     assert all(alike(first, other) for other in others)
 
 
+def test_a_range_of_too_many_seeds_is_told_so(run):
+    for seeds in ("0-99999999999", str(2**63)):
+        assert "is too many; 1,000,000 at a time" in run("sample", "--seeds", seeds, code=2).stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -177,6 +177,14 @@ def test_half_of_a_model_has_a_name_of_its_own(facevae, tmp_path):
     assert facevae("export", ".", "--half").stdout == f"{tmp_path.name}-half.safetensors\n"
 
 
+def test_a_model_is_not_written_under_a_name_that_says_nothing_of_it(facevae, tmp_path):
+    for name in ("h", "h.png"):
+        done = facevae("export", "tiny.safetensors", "--half", "-o", name, code=2)
+        assert done.stderr.startswith(f"error: {name}: a model is a .safetensors file")
+    assert "say what to write" in facevae("export", "tiny.safetensors", code=2).stderr
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("h")]
+
+
 def test_a_cache_entry_that_is_not_there_cannot_be_cleared(facevae):
     done = facevae("cache", "--clear", "nothing", code=2)
     assert done.stdout == ""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -545,12 +546,17 @@ def test_align_makes_a_training_set_and_names_what_it_left_out(
     placed(12, 1, 80 + 60j, (500, 400)).save(photos / "a.jpg")
     placed(-8, 0.7, 180 + 90j, (500, 400)).save(photos / "more" / "a.png")
     Image.new("RGB", (300, 200), "navy").save(photos / "sea.png")
+    with Image.open(PORTRAIT) as portrait:
+        portrait.resize((20, 20)).save(photos / "far.png")
     (photos / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     done = facevae("align", photos, "-o", "out", "--size", 96)
     assert done.stdout == "out\n"
     assert "phone.heic: not a picture that can be read; save it as JPEG or PNG" in done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-2.png", "a.png"]
     assert "sea.png: no face found" in done.stderr
+    assert re.search(
+        r"far\.png: its face is too small, \d\d pixels a side of at least 32", done.stderr
+    )
     for path in (tmp_path / "out").iterdir():
         with Image.open(path) as aligned:
             assert aligned.size == (96, 96)

@@ -154,13 +154,18 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, content, line):
 @pytest.mark.parametrize(
     "content",
     [
-        *("", "\n\n", "name\n", "name\na.png\n", "name,A\n", "name,note\na.png,tall\n"),
+        *("", "\n\n", "name\n", "name\na.png\n", "name,A\n"),
         *("2\n", "2\nA B\n", "2\n\na.png\n"),
     ],
 )
 def test_a_table_without_labels_says_what_is_needed(tmp_path, content):
     with pytest.raises(DataError, match=r"labels\.csv: no labels in there; need a header"):
         read(tmp_path, content)
+
+
+def test_of_a_table_of_words_alone_one_is_shown(tmp_path):
+    with pytest.raises(DataError, match=r"labels\.csv: no column .*: happy has 'maybe'"):
+        read(tmp_path, "file,happy,note\na.png,yes,tall\nb.png,maybe,short\n")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00n\x00a", b"\x89PNG\r\n\x1a\n\x00", None])

@@ -61,8 +61,17 @@ def test_a_gaussian_takes_the_moments_of_the_aggregate_posterior():
         for m, v in zip(mean.double(), logvar.double(), strict=True)
     )
     torch.testing.assert_close(prior.mean.double(), centre, rtol=1e-5, atol=1e-5)
-    factor = prior.factor.double()
-    torch.testing.assert_close(factor @ factor.T, covariance / 200, rtol=1e-4, atol=1e-4)
+    factor, shrinkage = prior.factor.double(), 4 / 204
+    expected = covariance / 200 * (1 - shrinkage * (1 - torch.eye(4).double()))
+    torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_few_latents_do_not_say_that_others_cannot_differ_where_they_do_not():
+    few, others = torch.randn(2, 40, 40, generator=draw(0)).unbind()
+    prior = GaussianPrior(40)
+    prior.fit(few[:20], torch.full((20, 40), -8.0))
+    assert prior.whiten(few[:20]).square().mean() < 1.5
+    assert prior.whiten(others).square().mean() < 6
 
 
 def test_gaussian_samples_have_the_fitted_moments():

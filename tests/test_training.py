@@ -850,11 +850,19 @@ def test_without_its_prior_a_run_takes_one_gaussian_until_that_stage_is_gone_thr
 
 def test_a_flow_is_guided_as_its_samples_need_it_and_the_file_says_so(faces, tmp_path, monkeypatch):
     monkeypatch.setattr("facevae.prior_fit.best_guidance", lambda *_: 1.75)
+    monkeypatch.setattr("facevae.prior_fit._FEWEST_GUIDED", len(faces.train))
     flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=2)
     bundle = train(tiny_run(tmp_path / "run", faces, train=flow), Ear())
     found = load(tmp_path / "run" / "model.safetensors")
     for model in (bundle, found):
         assert model.prior.guidance == model.prior_config.guidance == 1.75
+    # fewer faces do not say; a flow that is gone on with keeps its own
+    monkeypatch.setattr("facevae.prior_fit._FEWEST_GUIDED", len(faces.train) + 1)
+    alone = dataclasses.replace(flow, stages=("prior",))
+    further = train(tiny_run(tmp_path / "further", faces, train=alone, init=bundle), Ear())
+    assert further.prior.guidance == further.prior_config.guidance == 1.75
+    anew = train(tiny_run(tmp_path / "anew", faces, train=flow), Ear())
+    assert anew.prior.guidance == anew.prior_config.guidance == 1
 
 
 def test_another_models_finish_is_gone_on_with_and_all_else_stays_its_own(
@@ -921,7 +929,8 @@ def test_another_models_prior_and_finish_stopped_anywhere_end_as_if_they_never_w
 @pytest.mark.parametrize("stages", [("finish",), ("prior",), ("prior", "finish")])
 def test_there_is_nothing_to_go_on_with_in_an_empty_folder(faces, tmp_path, stages):
     alone = dataclasses.replace(TRAIN, stages=stages)
-    with pytest.raises(RunError, match="--stages vae,prior,finish"):
+    wanted = ",".join(STAGES[: STAGES.index(stages[-1]) + 1])
+    with pytest.raises(RunError, match=f"--stages {wanted}, or name a model with --init"):
         train(tiny_run(tmp_path / "run", faces, train=alone), Ear())
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
+from facevae.config import SIZES
 from facevae.console import Console, counted
 from facevae.errors import ImageError, UsageError
 
@@ -48,7 +49,8 @@ def align(
     wanted = _framing(framing, quiet=quiet)
     written, skipped = [], []
     photos_of = [(str(path), Picture(path).open) for path in files]
-    for i, found in enumerate(load_faces_of(photos_of, size, wanted, face_number)):
+    faces = load_faces_of(photos_of, size, wanted, face_number, least_side=min(SIZES))
+    for i, found in enumerate(faces):
         if isinstance(found, ImageError):
             skipped.append(str(found).removesuffix(OR_AS_IT_IS))
         else:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.edits import Attr, Keep, is_photo, kept_names, sequence_output, write_frames
+from facevae.cli.edits import (
+    Attr,
+    Keep,
+    is_photo,
+    kept_names,
+    sequence_output,
+    warn_if_far,
+    write_frames,
+)
 from facevae.cli.session import finish, open_model
 from facevae.config import TRUE_TEXTURE
 from facevae.console import Console
@@ -211,14 +219,10 @@ def _report(
         f"{whose}{'; '.join(parts)}; "
         f"{distances[farthest]:.0%} of the way to someone else, as the model sees {seen}"
     )
-    if distances[farthest] > _FAR:
-        console.warn(
-            "the face goes so far that it may fall apart; use a smaller --alpha, or --keep fewer"
-        )
+    warn_if_far(console, distances[farthest])
     return {"kept": edit.kept, "moved": moved, "distance": distances}
 
 
-_FAR = 0.6  # of the way to someone else: from about there on edits of faces break
 _STRAYED = 0.3  # of an α, beyond which a score cannot be said to have been held still
 
 

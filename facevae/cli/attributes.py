@@ -166,7 +166,7 @@ def learn_attributes(
         msg = "nothing to learn: no attribute differs between the labelled faces"
         raise DataError(msg)
     save(bundle, target, half=bundle.half)
-    _warn(console, bundle, learned, earlier)
+    _warn(console, bundle, learned, earlier, are_labelled=bool(labels))
     quoted = shlex.quote(str(target))
     console.say(f"learned {', '.join(learned)}; see them with: facevae attributes list {quoted}")
     values = {"model": used, "outputs": [str(target)], "learned": learned, "skipped": skipped}
@@ -174,11 +174,23 @@ def learn_attributes(
 
 
 def _warn(
-    console: Console, bundle: "Bundle", learned: Sequence[str], earlier: Sequence[str]
+    console: Console,
+    bundle: "Bundle",
+    learned: Sequence[str],
+    earlier: Sequence[str],
+    *,
+    are_labelled: bool,
 ) -> None:
     """Say what of the new attributes is not to be trusted, or stands in another's place."""
     from facevae.attribute_names import match_attribute
 
+    if replaced := [name for name in learned if name in earlier]:
+        console.warn(f"{', '.join(replaced)}: what was known of that before is replaced")
+    rare = [a.name for a in bundle.attributes if a.name in learned and a.num_negatives < _FEW]
+    if rare and are_labelled:
+        console.warn(
+            f"{', '.join(rare)}: fewer than {_FEW} labelled faces are without it; are they all that there are?"
+        )
     few = [a.name for a in bundle.attributes if a.name in learned and a.num_positives < _FEW]
     if few:
         console.warn(
@@ -208,7 +220,7 @@ def _check(
         msg = f"--name {name}: --attr and --keep could not find it; use letters or digits, no comma, and neither none nor all"
         raise UsageError(msg)
     if having and data:
-        msg = f"{data[0]}: stands beside --with; give each photo a --with or --without of its own, or name a folder"
+        msg = f"{data[0]}: DATA is for --labels; give photos of faces a --with or --without of their own"
         raise UsageError(msg)
     if labels and (name or lacking):
         msg = "--name and --without go with --with, not with --labels"

@@ -9,6 +9,7 @@ import typer
 from facevae.errors import UsageError
 
 if TYPE_CHECKING:
+    from facevae.console import Console
     from facevae.images import Pixels
     from facevae.outputs import Output
 
@@ -63,6 +64,17 @@ def write_frames(
     from facevae.outputs import write_sequence
 
     return write_sequence(target, frames, animate=moving, frames_per_second=fps, columns=columns)
+
+
+_FAR = 0.6  # of the way to someone else: from about there on edits of faces break
+
+
+def warn_if_far(console: "Console", distance: float) -> None:
+    """Tell the user where an edit goes farther than faces do; 1 is from one face to another."""
+    if distance > _FAR:
+        console.warn(
+            "the face goes so far that it may fall apart; use a smaller --alpha, or --keep fewer"
+        )
 
 
 def kept_names(keep: str | None, attrs: Sequence[str]) -> list[str] | None:

@@ -91,6 +91,10 @@ def _target(output: str | None, model: str, *, onnx: bool, half: bool) -> Path:
         return unused(Path(f"{name}-half.safetensors"))
     target = expanded(output or "")
     if target.suffix.lower() != ".safetensors":
-        msg = "say what to write: --onnx, --half, or -o with a name that ends in .safetensors"
+        msg = (
+            f"{output}: a model is a .safetensors file; name one with -o, or add --onnx for a folder"
+            if output
+            else "say what to write: --onnx, --half, or -o with a name that ends in .safetensors"
+        )
         raise UsageError(msg)
     return target

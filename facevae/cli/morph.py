@@ -6,11 +6,20 @@ from typing import Annotated, Literal
 import typer
 
 from facevae.cli import options
-from facevae.cli.edits import Attr, Keep, kept_names, sequence_output, write_frames
+from facevae.cli.edits import (
+    Attr,
+    Keep,
+    kept_names,
+    sequence_output,
+    warn_if_far,
+    write_frames,
+)
 from facevae.cli.session import finish, open_model
 from facevae.config import TRUE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
+
+_CHUNK = 256  # pictures at a time
 
 
 def morph(
@@ -63,9 +72,10 @@ def morph(
 
       facevae morph a.png a.png --attr smile --alpha -2:2 -o smile.gif
     """
+    import numpy as np
     import torch
 
-    from facevae.edits import plan_edit
+    from facevae.edits import plan_edit, relative_distance
     from facevae.images import to_pixels
     from facevae.latents import decode, read_face, times_of
     from facevae.latents import morph as morph_latents
@@ -87,8 +97,14 @@ def morph(
     if edit:
         starts, stops = torch.tensor(ramps).T
         times = times_of(len(latents), loop=loop)[:, None]
+        path_alone = latents
         latents = edit.apply(latents, (1 - times) * starts + times * stops)
-    frames = to_pixels(decode(bundle.vae, latents, texture))
+        warn_if_far(console, relative_distance(bundle, latents - path_alone).max().item())
+    parts = []
+    for part in latents.split(_CHUNK):
+        parts.append(to_pixels(decode(bundle.vae, part, texture)))
+        console.progress("Morphing", sum(map(len, parts)), len(latents))
+    frames = np.concatenate(parts)
     written = write_frames(target, frames, moving=moving, fps=fps)
     finish(console, used, written, {"num_pictures": len(frames)})
 

@@ -133,8 +133,11 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,19})\s*(?:-\s*(\d{1,19}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last or last > MAX_SEED or last - first >= MAX_PICTURES:
+        if first > last:
             msg = f"--seeds {text}: '{part}' is no seed or range; write it as 0,4,10-19"
+            raise UsageError(msg)
+        if last > MAX_SEED or last - first >= MAX_PICTURES:
+            msg = f"--seeds {text}: '{part}' is too many; {MAX_PICTURES:,} at a time, none above {MAX_SEED}"
             raise UsageError(msg)
         seeds += range(first, last + 1)
     return seeds
