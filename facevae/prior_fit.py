@@ -12,7 +12,7 @@ from facevae import losses
 from facevae.augment import NUM_CHANGED, NUM_CHANGES, change, draw_changes
 from facevae.batches import batches_of, evenly, watched
 from facevae.bundle import Bundle
-from facevae.config import PriorConfig
+from facevae.config import WHOLE_TEXTURE, PriorConfig
 from facevae.conversion import Progress
 from facevae.data import Faces
 from facevae.fast import Warn
@@ -123,7 +123,8 @@ def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
     for i, guidance in enumerate(GUIDANCES):
         with exact():
             latents = sample_latents(flow, noise, guidance=guidance)
-            levels = distance(vae.decode(part) for part in latents.split(_CHUNK))
+            # with the texture of samples, where there is some
+            levels = distance(vae.decode(part, WHOLE_TEXTURE) for part in latents.split(_CHUNK))
         work.progress("Guiding", i + 1, len(GUIDANCES))
         miss = sum(d for side, d in levels.items() if int(side) <= _COARSE_SIDE)
         if not miss < least:

@@ -43,7 +43,7 @@ def test_a_flow_is_measured_alike_each_time_and_on_as_many_draws_of_few_faces():
     assert many.loss(flow) == pytest.approx(few.loss(flow), rel=0.01)
 
 
-def fields(colours: torch.Tensor) -> torch.Tensor:
+def fields(colours: torch.Tensor, _: float = 0.0) -> torch.Tensor:
     """Images (N, 3, 32, 32) in [0, 1] of one colour each, of latents (N, 3)."""
     return (0.5 + 0.1 * colours).clamp(0, 1).view(-1, 3, 1, 1).expand(-1, 3, 32, 32)
 
