@@ -75,7 +75,7 @@ Guidance = Annotated[
         min=0,
         max=MAX_GUIDANCE,
         help="How far to go beyond what the flow learned, from a single Gaussian on: 1 is not at all. "
-        "A little above the model's own (the default) is more pronounced; above 3, faces break.",
+        "A little above the model's own (the default) is more pronounced; above 4, faces break.",
     ),
 ]
 Texture = Annotated[
