@@ -57,11 +57,12 @@ class Run:
     def provenance(self) -> dict[str, Any]:
         """What a model tells of the run that made it; without terms, those of what it began with."""
         inherited = str(self.init.provenance.get("terms") or "") if self.init else ""
+        told = {"init": self.init_name} if self.init_name else {}
         return {
+            **told,
             "facevae": version("facevae"),
             "torch": torch.__version__,
             "preset": self.preset,
-            "init": self.init_name,
             "sources": self.sources,
             "num_train": len(self.faces.train),
             "num_held_out": len(self.faces.held_out),
