@@ -61,7 +61,12 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
         held_out = posteriors(vae, batches_of(run.faces, rows, run.device, mirrored=True))
         key = f"{weights_digest(vae)} residual, told of changes"
         changed = changed_posteriors(vae, run.faces, run.device, run.train.seed, work.progress)
-        fitting = _PriorFitting(work, (mean, logvar), changed, held_out, key)
+        plain = (mean, logvar, mean.new_zeros(len(mean), NUM_CHANGES))
+        told = tuple(torch.cat(both) for both in zip(plain, changed, strict=True))
+        # views, so that the latents of many faces are not held twice
+        mean, logvar = (part[: len(mean)] for part in told[:2])
+        del plain, changed
+        fitting = _PriorFitting(work, told, (mean, logvar), held_out, key)
         fit(work, fitting)
         _warn_of_memorising(work, len(mean))
         flow = fitting.stage.prior
@@ -183,13 +188,16 @@ class _PriorFitting(Fitting):
     def __init__(
         self,
         work: Work,
+        told: tuple[Tensor, ...],
         train: Posteriors,
-        changed: tuple[Tensor, Tensor, Tensor],
         held_out: Posteriors,
         key: str,
     ) -> None:
-        plain = (*train, train[0].new_zeros(len(train[0]), NUM_CHANGES))
-        mean, logvar, changes = (torch.cat(both) for both in zip(plain, changed, strict=True))
+        """The flow is fitted to `told`: means, log-variances, and how the faces were changed.
+
+        It is measured by those of `train` and `held_out`.
+        """
+        mean, logvar, changes = told
         self.stage = prior_stage(work.run, mean, logvar, changes, work.listener.notice)
         self.key = key
         self.size, self._next_measured = self.stage.batch_size, _STEPS_A_MEASUREMENT - 1
