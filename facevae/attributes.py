@@ -29,6 +29,8 @@ _LEAST_SHOWN = 1e-4  # of the latents' spread; what is below is the encoder's ro
 _TINY = 1e-12  # keeps from nought what is divided by
 _LONGEST = 4.0  # times as far as the plain direction, beyond which holding others still is hopeless
 
+# faces of each gender that have it, and that have it not; and more than this share of one gender
+_ENOUGH_WITHIN, _LOPSIDED = 50, 0.75
 # what an edit holds still unless it is told otherwise
 _CORE = ("gender", "age", "smile", "glasses")
 
@@ -92,7 +94,9 @@ def learn(
     """Attributes with their directions d and scorers w, each (A, D), all of them in one pass.
 
     d is the regression of the latents on the label: between yes and no the difference of means
-    (Panguluri & Kamarajugadda 2020, section 3), of a number one standard deviation's worth. w is
+    (Panguluri & Kamarajugadda 2020, section 3), of a number one standard deviation's worth. Where
+    most that have it are of one gender, and yet enough of the other, the way there is that of the
+    differences among women and among men, which count alike: else glasses are men's. w is
     by logistic regression; by `lda`, and for numbers and where there are few examples, it is the
     linear discriminant Σ⁻¹d, from `covariance` (D, D) of the latents of all training faces, shrunk
     towards its diagonal (Friedman 1989); by `mean` it is d itself. Attributes that no face has, or
@@ -122,7 +126,16 @@ def learn(
             rows = known[:, i].bool()
             sides = torch.cat([latents[rows], turn[i] * mirrored[rows]])
             scorer[i], methods[i] = _logistic(sides, labels[rows, i].repeat(2)), "logistic"
-    scorer = scorer / (scorer * direction).sum(1, keepdim=True).clamp_min(_TINY)
+    difference = (scorer * direction).sum(1, keepdim=True)
+    if method != "mean" and (gender := exact_match("gender", names)):
+        labelled = labels.where(training, torch.nan)
+        within, has_both = _within_genders(latents, mirrored, labelled, gender[0], turn)
+        reached = (scorer * within).sum(1, keepdim=True)
+        has_both = has_both & ~is_continuous & (reached > _TINY)[:, 0]
+        # another way to the same score
+        within = within * difference / reached.clamp_min(_TINY)
+        direction = torch.where(has_both[:, None], within, direction)
+    scorer = scorer / difference.clamp_min(_TINY)
 
     # a face counts as having it beyond the middle between the two averages
     cut = torch.where(is_continuous, middle, 0.5)
@@ -151,6 +164,29 @@ def learn(
         attribute for attribute, is_shown in zip(attributes, shown, strict=True) if is_shown
     ]
     return attributes, direction[shown].to(examples.latents), scorer[shown].to(examples.latents)
+
+
+def _within_genders(
+    latents: Tensor, mirrored: Tensor, labels: Tensor, gender: int, turn: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean of the differences of means among women and among men, and where it is to be used.
+
+    That is where most that have it are of one gender, and yet enough of the other. Of latents
+    (N, D) of faces and of their mirror images, in which a label is `turn` (A,) times what it was,
+    and labels (N, A), of which `gender` is the column: (A, D) and (A,).
+    """
+    means, counts = [], []
+    for side in (0, 1):
+        for answer in (0, 1):
+            those = ((labels == answer) & (labels[:, gender, None] == side)).double()
+            sums = those.T @ latents + turn[:, None] * (those.T @ mirrored)
+            counts.append(those.sum(0))
+            means.append(sums / (2 * counts[-1].clamp_min(1))[:, None])
+    _, women, _, men = counts
+    is_enough = torch.stack(counts).min(0).values >= _ENOUGH_WITHIN
+    is_lopsided = torch.maximum(women, men) > _LOPSIDED * (women + men)
+    within = (means[1] - means[0] + means[3] - means[2]) / 2
+    return within, is_enough & is_lopsided
 
 
 def _varying(examples: Examples) -> tuple[Tensor, Tensor, list[str]]:

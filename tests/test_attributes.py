@@ -324,6 +324,33 @@ def test_no_attribute_depends_on_the_others_beside_it():
         assert found[0][0].accuracy == whole[0][i].accuracy
 
 
+def glasses_of_both_genders(num_women_with):
+    """400 women and 400 men, 300 of the men with glasses: dimensions of gender, and of each one's glasses."""
+    rng = np.random.default_rng(0)
+    male = np.repeat([0.0, 1.0], 400)
+    glasses = np.concatenate([np.arange(400) < num_women_with, np.arange(400) < 300]).astype(float)
+    latents = np.stack([4 * male, 2 * glasses * (1 - male), 2 * glasses * male], 1)
+    latents = torch.from_numpy(latents + 0.1 * rng.normal(size=(800, 3)))
+    values = np.stack([male, glasses], 1).astype(np.float32)
+    nobody, numbers = np.zeros(800, bool), np.zeros(2, bool)
+    return Examples(latents, latents, values, ["Male", "Eyeglasses"], numbers, nobody)
+
+
+@pytest.mark.parametrize("method", ["logistic", "lda"])
+def test_what_more_men_have_is_not_a_mans_where_there_are_enough_women_too(method):
+    examples = glasses_of_both_genders(60)
+    _, directions, _ = learn(examples, covariance_of(examples), method)
+    along = directions[1] / directions[1].norm()
+    wanted = torch.tensor([0.0, 0.5**0.5, 0.5**0.5]).to(directions)
+    torch.testing.assert_close(along, wanted, rtol=0, atol=0.05)
+    assert directions[0, 0] == pytest.approx(4, abs=0.1)
+    few = glasses_of_both_genders(30)
+    _, directions, _ = learn(few, covariance_of(few), method)
+    assert directions[1, 0] > 1
+    _, directions, _ = learn(examples, covariance_of(examples), "mean")
+    assert directions[1, 0] > 1, "the paper's method looks at all of them together"
+
+
 def test_faces_without_a_label_teach_nothing_about_it():
     examples = random_case()
     unknown = np.isnan(examples.values[:, 0])
