@@ -1,7 +1,7 @@
 """Attributes of faces: directions in latent space, learned from labels, and edits along them.
 
 An attribute has a direction d, the way from the average face without it to the average face with
-it, and a scorer w, which reads off a face how much of it there is: w·d = 1.
+it, or to its score, and a scorer w, which reads off a face how much of it there is: w·d = 1.
 """
 
 import math
@@ -129,12 +129,12 @@ def learn(
     difference = (scorer * direction).sum(1, keepdim=True)
     if method != "mean" and (gender := exact_match("gender", names)):
         labelled = labels.where(training, torch.nan)
-        within, has_both = _within_genders(latents, mirrored, labelled, gender[0], turn)
+        within, is_apart = _within_genders(latents, mirrored, labelled, gender[0], turn)
         reached = (scorer * within).sum(1, keepdim=True)
-        has_both = has_both & ~is_continuous & (reached > _TINY)[:, 0]
+        is_apart = is_apart & ~is_continuous & (reached > _TINY)[:, 0]
         # another way to the same score
         within = within * difference / reached.clamp_min(_TINY)
-        direction = torch.where(has_both[:, None], within, direction)
+        direction = torch.where(is_apart[:, None], within, direction)
     scorer = scorer / difference.clamp_min(_TINY)
 
     # a face counts as having it beyond the middle between the two averages

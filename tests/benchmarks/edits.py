@@ -151,10 +151,12 @@ def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
     joint = joint_directions(seen, marks, bundle.scorers)
     discriminants = replace(bundle)
     add_attributes(discriminants, examples, "lda")
+    means = replace(bundle)
+    add_attributes(means, examples, "mean")
     return {
         "by linear discriminants": along(lambda name: plan_edit(discriminants, [name]).etas[0]),
         "the paper's difference of means": along(
-            lambda name: plan_edit(bundle, [name], ["none"]).etas[0]
+            lambda name: plan_edit(means, [name], ["none"]).etas[0]
         ),
         "joint least squares": along(lambda name: joint[names.index(name)]),
     }
