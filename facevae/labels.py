@@ -187,7 +187,7 @@ def _read_csv(path: Path, lines: list[str]) -> Labels:
         cells = [row[header.index(ignored[0])] for row in rows]
         words = [cell for cell in cells if cell and _number(cell) is None]
         odd = next((word for word in words if _mark(word) is None), words[0])
-        msg = f"{path}: no column holds nothing but yes and no, or numbers: {ignored[0]} has '{odd[:20]}'"
+        msg = f"{path}: no column is all yes or no, or all numbers: {ignored[0]} has '{odd[:20]}'"
         raise DataError(msg)
     values = np.array(list(columns.values()), np.float32).reshape(len(columns), len(rows)).T
     stems = [_stem(row[key]) for row in rows]
