@@ -7,6 +7,7 @@ the pixels; since the encoder does not change, latents, prior and directions sta
 finest layers are apart, the decoder's `textured`, so that detail which would cost a reconstruction
 its likeness is there for them. And each kind has a discriminator of its own: one that sees both finds
 reconstructions by the detail that they lack, and learns little of what samples still have wrong.
+Two more see both kinds through a network that knows photographs (`projected`).
 """
 
 import copy
@@ -29,6 +30,7 @@ from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
+from facevae.projected import ProjectedCritic, Projection
 from facevae.runtime import generator, seeded, training_precision
 from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
@@ -46,7 +48,9 @@ CYCLE = PENALTY_STEPS  # of which the first draws the prior's samples for all
 _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
 # and of what the discriminators say of reconstructions, and of samples
 _VERDICT, _VERDICT_ON_SAMPLES = 1.0, 3.0
-_LATTICE = 10.0  # times what its square counts in the mean squared error
+# ... and of what those say that see features of photographs
+_PROJECTED, _PROJECTED_ON_SAMPLES = 0.25, 1.0
+_LATTICE = 20.0  # times what its square counts in the mean squared error
 _COARSE_SIDE = 32  # side in pixels at which samples stay what they were
 
 
@@ -75,7 +79,6 @@ class FinishStage:
         """With `perceptual`, reconstructions are held to what it measures too."""
         self._perceptual = perceptual
         self.vae = vae.eval().requires_grad_(requires_grad=False)
-        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.prior, self.batches, self.config = prior.eval(), batches, config
         # of a decoder that has been finished before, the coarser layers had their time
         coarse_end = 0.0 if vae.decoder.textured else _COARSE_END
@@ -83,6 +86,11 @@ class FinishStage:
         with seeded(config.seed):
             vae.decoder.add_texture()
             judges = [self._discriminator() for _ in range(2)]
+            self.projected = tuple(
+                ProjectedCritic(batches.device, batches.size, records=parallel.size() == 1)
+                for _ in range(2)
+            )
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._before = copy.deepcopy(vae.decoder)
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
@@ -96,6 +104,7 @@ class FinishStage:
         self.critics = tuple(  # of reconstructions, and of samples
             Critic(judge, batches.size, _LEARNING_RATE, records=records) for judge in judges
         )
+        self._projection = Projection(batches.device)
         self._drawn: tuple[int, Tensor] | None = None
         self._renewed = torch.tensor(-1)  # the step at which samples had a new discriminator
         self._records, self._warn = records, warn
@@ -213,7 +222,15 @@ class FinishStage:
             for critic, part in zip(self.critics, shown, strict=True)
         ]
         critic_loss = torch.stack([loss for loss, _ in told]).mean()
-        critics_are_sound = told[0][1] & told[1][1]
+        with training_precision(images.device):
+            with torch.no_grad():
+                faces = self._projection(real)
+            seen = [self._projection(part) for part in shown]
+        told += [
+            critic.learn(faces, [level.detach() for level in levels])
+            for critic, levels in zip(self.projected, seen, strict=True)
+        ]
+        critics_are_sound = torch.stack([is_sound for _, is_sound in told]).all()
         (verdict, features), (verdict_on_samples, _) = (
             critic.judge(part) for critic, part in zip(self.critics, shown, strict=True)
         )
@@ -222,6 +239,9 @@ class FinishStage:
         loss = _PIXELS * self._held(made, images, samples, mse) + _FEATURES * matching
         loss = loss + weight * _VERDICT * verdict
         loss = loss + weight_on_samples * _VERDICT_ON_SAMPLES * verdict_on_samples
+        of_features = [c.judge(levels) for c, levels in zip(self.projected, seen, strict=True)]
+        loss = loss + weight * _PROJECTED * of_features[0]
+        loss = loss + weight * _PROJECTED_ON_SAMPLES * of_features[1]
         if self._perceptual:
             loss = loss + _PERCEPTUAL * self._mean(self._perceptual(made[:own], images))
         # where the one is left out, so are the others
@@ -284,7 +304,7 @@ class FinishStage:
             | prefixed("budget.", self.budget.state())
             | {"renewed": self._renewed, "coarse_end": self._coarse_end}
         )
-        for i, critic in enumerate(self.critics):
+        for i, critic in enumerate((*self.critics, *self.projected)):
             state |= prefixed(f"critics.{i}.", critic.state())
         return state
 
@@ -299,7 +319,7 @@ class FinishStage:
         self._renewed.copy_(state["renewed"])
         self._coarse_end.copy_(state["coarse_end"])
         self._begin_updates()
-        for i, critic in enumerate(self.critics):
+        for i, critic in enumerate((*self.critics, *self.projected)):
             critic.restore(part(state, f"critics.{i}."))
 
     def inputs(self) -> dict[str, Tensor]:

@@ -43,7 +43,9 @@ class _FinishFitting(Fitting):
         train = work.run.train
         fitted = weights_digest(bundle.vae), weights_digest(bundle.prior)
         asked = [str(train.finish_weight), *["LPIPS"] * train.perceptual]
-        self.key = " ".join([*fitted, *asked, "judged apart, coarse layers at rest"])
+        self.key = " ".join(
+            [*fitted, *asked, "judged apart and by features, coarse layers at rest"]
+        )
         self.prior_config = bundle.prior_config
         self.stage = finish_stage(work.run, bundle.vae, bundle.prior, work.listener.notice)
         self.size = self.stage.batches.size

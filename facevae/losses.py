@@ -81,6 +81,15 @@ def generator_loss(made: Tensor, mean: Mean = torch.mean) -> Tensor:
     return mean(torch.nn.functional.softplus(-made))
 
 
+def hinge(real: Tensor, made: Tensor, mean: Mean = torch.mean) -> Tensor:
+    """Of logits (B, 1, h, w) of real images and of made ones, higher for real: a scalar.
+
+    Lim & Ye 2017, equation 12: a loss of telling them apart that is content beyond a margin of 1.
+    """
+    relu = torch.nn.functional.relu
+    return mean(relu(1 - real).mean((1, 2, 3))) + mean(relu(1 + made).mean((1, 2, 3)))
+
+
 def gradient_penalty(logits: Tensor, images: Tensor, mean: Mean = torch.mean) -> Tensor:
     """R1: ½ the mean squared norm of the gradient of logits (B,) by real images: a scalar.
 

@@ -10,8 +10,8 @@ import torch
 from recording import Recorder
 from tiny import CONFIG, TRAIN, differing, tiny_bundle
 
-from facevae import adversary
-from facevae.adversary import CYCLE, FinishStage, batch_size
+from facevae import adversary, projected
+from facevae.adversary import FinishStage, batch_size
 from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.critic import Critic
@@ -21,6 +21,12 @@ from facevae.fast import WARM_UP, Fast
 
 CPU = torch.device("cpu")
 RESIDUAL = replace(CONFIG, residual_blocks=1)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """What is shown of photographs' features has a quarter of the pixels, for speed."""
+    monkeypatch.setattr(projected, "_ENLARGED", 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +64,13 @@ def test_steps_before_and_after_a_restored_state_are_the_steps_of_one_go(
 
 
 def test_recorded_steps_do_what_the_steps_do(faces, monkeypatch):
-    monkeypatch.setattr(adversary, "training_precision", lambda _: nullcontext())
+    for module in (adversary, projected):
+        monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
+    monkeypatch.setattr(adversary, "CYCLE", 4)
     plain, replayed = (finish(faces, RESIDUAL, batch_size=4) for _ in range(2))
 
     def changed_in_place():
-        trained = (replayed, *replayed.critics)
+        trained = (replayed, *replayed.critics, *replayed.projected)
         guards = [one.guard for one in trained]
         optimizers = [one.optimizer for one in trained]
         yield from replayed.state().values()
@@ -80,9 +88,9 @@ def test_recorded_steps_do_what_the_steps_do(faces, monkeypatch):
     replayed._begin_updates()
     at_rest = 24  # from when on coarser layers have no gradients, and steps are recorded anew
     assert replayed.budget.share(at_rest) == adversary._COARSE_END
-    last = (at_rest // CYCLE + 1 + WARM_UP) * CYCLE + 2
+    last = (at_rest // 4 + 1 + WARM_UP) * 4 + 2
     found = [replayed.step(i) for i in range(last)]
-    assert record.count == 4, "what they draw, with the penalty, and twice without"
+    assert record.count == 5, "what they draw, and twice with the penalty and without"
     wanted = [plain.step(i) for i in range(last)]
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     for (name, own), other in zip(replayed.state().items(), plain.state().values(), strict=True):
@@ -227,9 +235,7 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
             mean, _ = stage.vae.encode(stage.batches(100))
             made = [(d(mean), d(stage._samples(100), 1.0)) for d in (before, stage.decoder)]
             was, now = (
-                torch.cat(
-                    [c.discriminator(p)[0] for c, p in zip(stage.critics, parts, strict=True)]
-                )
+                torch.cat([c.network(p)[0] for c, p in zip(stage.critics, parts, strict=True)])
                 for parts in made
             )
         return (now - was).mean().item()

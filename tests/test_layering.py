@@ -12,6 +12,7 @@ LAYERS = [
     (
         *("errors", "console", "losses", "detection", "hub_client"),
         *("blocks", "budget", "states", "augment"),
+        "image_features",
     ),
     (
         *("files", "config", "runtime", "metrics", "attribute_names", "hub_files"),
@@ -25,7 +26,7 @@ LAYERS = [
         *("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
         *("critic", "flow_matching"),
     ),
-    ("conversion", "faces", "bundle", "page", "curves", "latent_plots"),
+    ("projected", "conversion", "faces", "bundle", "page", "curves", "latent_plots"),
     ("data", "hub", "latents", "card", "export"),
     ("batches", "runs", "edits"),
     (

@@ -150,6 +150,16 @@ def test_the_logistic_losses_are_those_of_telling_real_from_made():
     torch.testing.assert_close(losses.generator_loss(made), -probability(made).log().mean())
 
 
+def test_hinge_is_content_beyond_its_margin_and_counts_each_image_alike():
+    real = torch.tensor([2.0, 0.5]).view(2, 1, 1, 1).expand(2, 1, 3, 3)
+    made = torch.tensor([-1.0, 0.25]).view(2, 1, 1, 1).expand(2, 1, 3, 3)
+    torch.testing.assert_close(
+        losses.hinge(real, made), torch.tensor((0 + 0.5) / 2 + (0 + 1.25) / 2)
+    )
+    weighted = losses.hinge(real, made, lambda values: values[1])
+    torch.testing.assert_close(weighted, torch.tensor(0.5 + 1.25))
+
+
 def test_the_gradient_penalty_is_half_the_squared_slope():
     images = torch.rand(2, 3, 4, 4, requires_grad=True)
     logits = 3 * images.flatten(1).sum(1)

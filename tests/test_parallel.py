@@ -21,7 +21,7 @@ from conftest import draw_face
 from tiny import CONFIG, TRAIN, Ear, tensors_of, tiny_run
 from torch import nn
 
-from facevae import adversary, critic, flow_matching, parallel, prior_fit, stages
+from facevae import adversary, critic, flow_matching, parallel, prior_fit, projected, stages
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load
@@ -82,7 +82,7 @@ def faces(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
     """In float32, where only the order of sums differs, and without plots, which take long."""
-    for module in (stages, flow_matching, adversary, critic, prior_fit):
+    for module in (stages, flow_matching, adversary, critic, projected, prior_fit):
         monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 

@@ -1071,7 +1071,7 @@ def test_time_is_asked_of_each_stage_and_not_of_those_together(faces, tmp_path):
 
 def test_a_discriminator_whose_steps_are_not_sound_is_counted(faces, tmp_path, monkeypatch):
     def broken(self, real):
-        return float("nan") * self.discriminator(real)[0].sum()
+        return float("nan") * self.network(real)[0].sum()
 
     monkeypatch.setattr(Critic, "_penalty", broken)
     found, _ = stages_after(faces, tmp_path / "run", {"finish_epochs": 8})

@@ -2,12 +2,13 @@
 
     python tests/benchmarks/edits.py celeba128 --labels celeba128-list_attr.txt
 
-A small convolutional network learns the attributes from the labelled training faces, sharp and
-blurred, and never sees a generated one. Held-out faces without an attribute are edited at α = 1.5
-(those with it at -1.5), and the network looks at the pictures. `changed` is the share that now has
+Small convolutional networks, each from a start of its own, learn the attributes from the labelled
+training faces, sharp and blurred, and never see a generated one; the mean of their logits is the
+classifier's. Held-out faces without an attribute are edited at α = 1.5
+(those with it at -1.5), and the classifier looks at the pictures. `changed` is the share that now has
 the attribute, of those whose reconstruction had it not; `so labelled` is, for comparison, the share
 in which it sees that in reconstructions of faces that are labelled so; the other columns are the shares in which
-gender, age, smile or glasses flipped, of those in which the network was sure (90 %) of the
+gender, age, smile or glasses flipped, of those in which the classifier was sure (90 %) of the
 reconstruction. `--compare` adds other ways to find the direction.
 """
 
@@ -60,8 +61,8 @@ class Block(nn.Module):
         return F.relu(self.body(x) + self.short(x))
 
 
-class Classifier(nn.Sequential):
-    """Images (B, 3, 64, 64) in [0, 1] → logits (B, A)."""
+class Network(nn.Sequential):
+    """Images (B, 3, 64, 64) in [-1, 1] → logits (B, A)."""
 
     def __init__(self, num_attributes: int, width: int = 32) -> None:
         super().__init__(
@@ -71,12 +72,17 @@ class Classifier(nn.Sequential):
             nn.Linear(6 * width, num_attributes),
         )
 
+
+class Classifier(nn.ModuleList):
+    """What several networks make of a face, on average."""
+
     @torch.no_grad()
     def look(self, images: Tensor) -> Tensor:
-        """Logits of faces, each seen from both sides."""
-        small = F.interpolate(images, size=(SIZE, SIZE), mode="area")
-        parts = [(self(part) + self(part.flip(3))) / 2 for part in (small * 2 - 1).split(128)]
-        return torch.cat(parts)
+        """Logits (N, A) of images (N, 3, S, S) in [0, 1], each seen from both sides."""
+        small = F.interpolate(images, size=(SIZE, SIZE), mode="area") * 2 - 1
+        views = [torch.cat([part, part.flip(3)]) for part in small.split(128)]
+        verdicts = [sum(network(view) for network in self) / len(self) for view in views]
+        return torch.cat([sum(verdict.chunk(2)) / 2 for verdict in verdicts])
 
 
 def augment(images: Tensor) -> Tensor:
@@ -97,15 +103,15 @@ def augment(images: Tensor) -> Tensor:
     return ((images - 0.5) * contrast + 0.5 + 0.2 * (torch.rand(count, 1, 1, 1) - 0.5)).clamp(0, 1)
 
 
-def train_classifier(faces: Faces, labels: Labels, epochs: int) -> Classifier:
-    torch.manual_seed(0)
+def train_network(faces: Faces, labels: Labels, epochs: int, seed: int) -> Network:
+    torch.manual_seed(seed)
     values = labels.rows_for([faces.stems[row] for row in faces.train])
     rows = faces.train[~np.isnan(values).any(1)]
     images = torch.from_numpy(faces.pixels[rows]).permute(0, 3, 1, 2).contiguous()
     wanted = torch.from_numpy(values[~np.isnan(values).any(1)])
     share = wanted.mean(0).clamp(0.04, 0.96)  # yes and no count alike
     weights = torch.where(wanted > 0, 0.5 / share, 0.5 / (1 - share))
-    network = Classifier(wanted.shape[1]).to(memory_format=torch.channels_last)
+    network = Network(wanted.shape[1]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
     num_steps = epochs * len(rows) // 128
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, num_steps, pct_start=0.1)
@@ -172,8 +178,8 @@ class LabelledFaces:
     names: list[str]
 
 
-def judged(way: Way, bundle: Bundle, network: Classifier, faces: LabelledFaces) -> Table:
-    before = network.look(decode(bundle.vae, faces.latents))
+def judged(way: Way, bundle: Bundle, classifier: Classifier, faces: LabelledFaces) -> Table:
+    before = classifier.look(decode(bundle.vae, faces.latents))
     table = Table(
         "attribute", "α", "faces", "changed", "so labelled", *(f"{n} flips" for n in WATCHED)
     )
@@ -182,7 +188,7 @@ def judged(way: Way, bundle: Bundle, network: Classifier, faces: LabelledFaces) 
         for sign in (1, -1):
             chosen = torch.from_numpy(has != (sign > 0))
             edited = way(name, faces.latents[chosen], sign * ALPHA)
-            after = network.look(decode(bundle.vae, edited))
+            after = classifier.look(decode(bundle.vae, edited))
             labelled = before[~chosen, faces.names.index(name)] * sign > 0
             seen = f"{labelled.float().mean():.1%}"
             table.add_row(*figures(name, sign, faces.names, before[chosen], after, seen))
@@ -212,8 +218,8 @@ def held_out(bundle: Bundle, faces: Faces, labels: Labels) -> LabelledFaces:
     return LabelledFaces(images, latents, values[known], labels.names)
 
 
-def accuracies(network: Classifier, faces: LabelledFaces) -> str:
-    found = network.look(faces.images) > 0
+def accuracies(classifier: Classifier, faces: LabelledFaces) -> str:
+    found = classifier.look(faces.images) > 0
     parts = []
     for name in EDITED:
         has = torch.from_numpy(faces.values[:, faces.names.index(name)] > 0)
@@ -224,17 +230,20 @@ def accuracies(network: Classifier, faces: LabelledFaces) -> str:
     )
 
 
-def classifier(labels: Labels, arguments: argparse.Namespace) -> Classifier:
-    """Trained now, or before."""
+def trained(labels: Labels, arguments: argparse.Namespace) -> Classifier:
+    """Now, or before."""
     place = arguments.classifier
     if place and place.exists():
-        network = Classifier(len(labels.names)).eval()
-        network.load_state_dict(torch.load(place, weights_only=True))
-        return network
-    network = train_classifier(load_faces([arguments.data], SIZE), labels, arguments.epochs)
+        classifier = Classifier(Network(len(labels.names)) for _ in range(arguments.networks))
+        classifier.load_state_dict(torch.load(place, weights_only=True))
+        return classifier.eval()
+    faces = load_faces([arguments.data], SIZE)
+    classifier = Classifier(
+        train_network(faces, labels, arguments.epochs, seed) for seed in range(arguments.networks)
+    )
     if place:
-        torch.save(network.state_dict(), place)
-    return network
+        torch.save(classifier.state_dict(), place)
+    return classifier.eval()
 
 
 def main() -> None:
@@ -243,12 +252,13 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--model", default="default")
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--classifier", type=Path, help="keep it there, or take it from there")
     parser.add_argument("--compare", action="store_true")
     arguments = parser.parse_args()
 
     labels = read_labels(arguments.labels)
-    network = classifier(labels, arguments)
+    classifier = trained(labels, arguments)
     bundle, _ = load_model(arguments.model)
     faces = load_faces([arguments.data], bundle.config.size)
     examples = examples_of_faces(bundle, faces, labels)
@@ -261,12 +271,12 @@ def main() -> None:
         f"{time.perf_counter() - started:.2f} s on {torch.get_num_threads()} threads\n"
     )
     judges = held_out(bundle, faces, labels)
-    sys.stdout.write(accuracies(network, judges))
+    sys.stdout.write(accuracies(classifier, judges))
     ways = {"facevae arith": along(lambda name: plan_edit(bundle, [name]).etas[0])}
     if arguments.compare:
         ways |= other_ways(bundle, examples)
     for title, way in ways.items():
-        table = judged(way, bundle, network, judges)
+        table = judged(way, bundle, classifier, judges)
         table.title = title
         Console(width=132).print(table)
 
