@@ -7,7 +7,8 @@ from typing import Any
 from facevae.bundle import Bundle, save
 from facevae.config import PriorConfig, Stage
 from facevae.prior import NormalPrior
-from facevae.runs import Run, RunFolder
+from facevae.run_folders import RunFolder
+from facevae.runs import Run
 
 
 def is_enough(run: Run, earlier: Bundle) -> bool:

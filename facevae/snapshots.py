@@ -16,7 +16,8 @@ from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.model import VAE, draw_posteriors
 from facevae.prior import GaussianPrior, NormalPrior
-from facevae.runs import Run, RunFolder
+from facevae.run_folders import RunFolder
+from facevae.runs import Run
 from facevae.runtime import exact
 from facevae.stages import NetworkStage
 

@@ -14,7 +14,7 @@ from facevae.config import PRESETS
 from facevae.data import Faces, cached_faces
 from facevae.files import expanded, inside, read_json
 from facevae.hub import load_model
-from facevae.runs import RunFolder, read_metrics
+from facevae.run_folders import RunFolder, read_metrics
 
 # config key → option, for those that a training takes
 _OPTIONS = {

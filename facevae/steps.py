@@ -17,7 +17,8 @@ from facevae.config import PriorConfig
 from facevae.config import Stage as Part
 from facevae.errors import RunError, Stopped
 from facevae.guard import Counts
-from facevae.runs import Run, RunFolder
+from facevae.run_folders import RunFolder
+from facevae.runs import Run
 from facevae.runtime import memory_bytes
 from facevae.stages import Stage
 

@@ -28,7 +28,8 @@ from facevae.model import VAE
 from facevae.network_fit import fit_network, network_stage
 from facevae.prior import build_prior
 from facevae.prior_fit import fit_prior, prior_stage
-from facevae.runs import Run, RunFolder, left_out, stages_before
+from facevae.run_folders import RunFolder, stages_before
+from facevae.runs import Run, left_out
 from facevae.runtime import environment, is_out_of_memory, stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage

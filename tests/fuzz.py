@@ -24,7 +24,7 @@ from tiny import CONFIG, differing, tiny_bundle
 from facevae.bundle import load, save, save_state
 from facevae.errors import FacevaeError, ModelError
 from facevae.latent_files import LatentsOrigin, open_latents, save_latents
-from facevae.runs import RunFolder
+from facevae.run_folders import RunFolder
 
 STEP = 3
 SECONDS = 20  # that one file may take

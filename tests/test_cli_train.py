@@ -20,7 +20,7 @@ from tiny import differing, tensors_of, tiny_bundle
 
 from facevae.bundle import load, save
 from facevae.config import ModelConfig
-from facevae.runs import read_metrics
+from facevae.run_folders import read_metrics
 
 TINY = ("--size", "32", "--latent-dim", "4", "--batch-size", "16")
 
@@ -408,11 +408,12 @@ def test_settings_that_cannot_be_meant_are_usage_errors(place):
 def test_init_takes_the_network_of_the_model_it_goes_on_from(place):
     init = tiny_bundle(ModelConfig(32, 6, (8, 16)))
     save(init, place / "init.safetensors")
-    trained(
+    done = trained(
         place,
         *("faces", "--init", "init.safetensors", "--learning-rate", "1e-30", "--epochs", 1),
         *("--batch-size", 16, "--prior", "normal", "--preset", "paper", "-o", "gone-on", "--half"),
     )
+    assert "from init.safetensors; run folder gone-on" in done.stderr
     bundle = load(place / "gone-on" / "model.safetensors")
     assert bundle.config == init.config
     expected = init.vae.encoder.mean.weight.half().float()

@@ -15,7 +15,7 @@ from facevae.data import load_faces
 from facevae.errors import FacevaeError, UsageError
 from facevae.events import Events, require_tensorboard
 from facevae.metrics import histogram
-from facevae.runs import read_metrics
+from facevae.run_folders import read_metrics
 from facevae.training import train
 
 pytest.importorskip("tensorboardX")

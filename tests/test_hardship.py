@@ -27,7 +27,7 @@ from facevae.flow_matching import PriorStage
 from facevae.images import save_animation, save_picture
 from facevae.latent_files import LatentsOrigin, save_latents
 from facevae.pictures import Picture
-from facevae.runs import RunFolder
+from facevae.run_folders import RunFolder
 from facevae.stages import NetworkStage
 from facevae.training import train
 

@@ -14,7 +14,7 @@ from conftest import draw_face
 from tiny import CONFIG, differing, tensors_of
 
 from facevae.bundle import load
-from facevae.runs import read_metrics
+from facevae.run_folders import read_metrics
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a warm process")
 

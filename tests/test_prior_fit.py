@@ -10,7 +10,7 @@ from facevae.data import Faces
 from facevae.flow_matching import PriorStage
 from facevae.prior import FlowPrior, sample_latents
 from facevae.prior_fit import GUIDANCES, _Draws, _warn_of_memorising, best_guidance
-from facevae.runs import RunFolder
+from facevae.run_folders import RunFolder
 
 DIM = 4
 

@@ -9,7 +9,8 @@ from facevae.config import ModelConfig, TrainConfig
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, RunError
 from facevae.model import VAE
-from facevae.runs import RunFolder, left_out, read_metrics, weights_digest
+from facevae.run_folders import RunFolder, read_metrics
+from facevae.runs import left_out, weights_digest
 
 IDENTITY = {"model": {"size": 32, "filters": (8, 8)}, "train": {"seed": 0}, "data": "abc"}
 RECORDS = [

@@ -32,7 +32,7 @@ from facevae.images import from_pixels, grid, to_pixels
 from facevae.labels import read_labels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.model import sample_posterior
-from facevae.runs import read_metrics
+from facevae.run_folders import read_metrics
 from facevae.snapshots import snapshot
 from facevae.stages import NetworkStage
 from facevae.training import train

@@ -93,10 +93,11 @@ def describe_run(console: Console, run: "Run") -> None:
     from facevae.runtime import describe
 
     faces = run.faces
+    begun = f"from {run.init_name}" if run.init_name else f"preset {run.preset}"
     console.close()
     console.say(
         f"{counted(len(faces.train), 'face')} to train on, {len(faces.held_out):,} held out, at "
-        f"{faces.size} × {faces.size} px, on {describe(run.device)}; preset {run.preset}; "
+        f"{faces.size} × {faces.size} px, on {describe(run.device)}; {begun}; "
         f"run folder {run.folder}"
     )
     warn_of_skipped(console, faces)
@@ -116,7 +117,7 @@ def describe_run(console: Console, run: "Run") -> None:
             msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
             raise DataError(msg)
         _check_labels(console, run.labels, [faces.stems[row] for row in faces.train])
-    if run.preset == "base" and run.device.type == "cuda":
+    if run.preset == "base" and not run.init_name and run.device.type == "cuda":
         console.say("on a GPU, --preset compact makes much sharper faces")
     if not plots.is_available():
         console.say(_INSTALL_PLOT)

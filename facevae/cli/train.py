@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +15,9 @@ from facevae.cli.session import finish
 from facevae.cli.settings import check_budget, configure, load_init
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console
+
+if TYPE_CHECKING:
+    from facevae.bundle import Bundle
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 
@@ -172,13 +175,14 @@ def train(
 
       facevae train hf://datasets/owner/faces
     """
-    from facevae import parallel, plots, runtime
+    from facevae import parallel, runtime
     from facevae.data import load_faces
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
     from facevae.perceptual import load_perceptual
     from facevae.pictures import check_there
-    from facevae.runs import Run, RunFolder, left_out, settings_of
+    from facevae.run_folders import RunFolder
+    from facevae.runs import Run, left_out, settings_of
     from facevae.training import follow
     from facevae.training import train as train_run
 
@@ -252,6 +256,14 @@ def train(
         bundle = train_run(run, Talk(console))
 
     # Report
+    _tell_result(console, folder, bundle, tensorboard=tensorboard)
+
+
+def _tell_result(console: Console, folder: Path, bundle: "Bundle", *, tensorboard: bool) -> None:
+    """Say how good the model is, what to do with it, and where it is."""
+    from facevae import plots
+    from facevae.run_folders import RunFolder
+
     console.close()
     figures = bundle.provenance["figures"]
     console.say(

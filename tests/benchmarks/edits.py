@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--model", default="default")
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--networks", type=int, default=4)
+    parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--classifier", type=Path, help="keep it there, or take it from there")
     parser.add_argument("--compare", action="store_true")
     arguments = parser.parse_args()
