@@ -7,7 +7,7 @@ the pixels; since the encoder does not change, latents, prior and directions sta
 finest layers are apart, the decoder's `textured`, so that detail which would cost a reconstruction
 its likeness is there for them. And each kind has a discriminator of its own: one that sees both finds
 reconstructions by the detail that they lack, and learns little of what samples still have wrong.
-Two more see both kinds through a network that knows photographs (`projected`).
+One more of each kind sees features of a network that knows photographs (`projected`).
 """
 
 import copy
@@ -65,7 +65,11 @@ class FinishStage:
     Batch norm, where there is some, keeps its statistics: what is trained is what is used.
     """
 
-    terms: tuple[str, ...] = ("generator_loss", "discriminator_loss", "feature_loss", "mse")
+    # the first two are of those that see pixels, the third is of those that see features
+    terms: tuple[str, ...] = (
+        *("generator_loss", "discriminator_loss", "projected_loss"),
+        *("feature_loss", "mse"),
+    )
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class FinishStage:
         self._coarse_end = torch.tensor(coarse_end, dtype=torch.float64)
         with seeded(config.seed):
             vae.decoder.add_texture()
-            judges = [self._discriminator() for _ in range(2)]
+            networks = [self._discriminator() for _ in range(2)]
             self.projected = tuple(
                 ProjectedCritic(batches.device, batches.size, records=parallel.size() == 1)
                 for _ in range(2)
@@ -102,7 +106,7 @@ class FinishStage:
         )
         self.guard = Guard(self.decoder, self.optimizer)
         self.critics = tuple(  # of reconstructions, and of samples
-            Critic(judge, batches.size, _LEARNING_RATE, records=records) for judge in judges
+            Critic(network, batches.size, _LEARNING_RATE, records=records) for network in networks
         )
         self._projection = Projection(batches.device)
         self._drawn: tuple[int, Tensor] | None = None
@@ -134,7 +138,7 @@ class FinishStage:
         }
 
     def step(self, index: int) -> Tensor:
-        """One update of all; returns the values of `terms`, (4,), zeros if it was skipped."""
+        """One update of all; returns the values of `terms`, (5,), zeros if it was skipped."""
         if self._renewed < 0 and self.budget.share(index) >= self._coarse_end:
             self._renew(index)
         images = self.batches(index)
@@ -157,7 +161,8 @@ class FinishStage:
         One that has gone on for long tells samples by what no texture can mend, and the decoder
         makes less of it; a new one asks first for what all faces have, and that is soon there. From
         here on samples are held to what they are now, texture and all, which then may grow, and
-        coarser layers stay, however long the finish is gone on with.
+        coarser layers stay, however long the finish is gone on with. One that sees features of
+        photographs stays too: it had no need to learn what faces have.
         """
         with seeded(self.config.seed + 1):
             self.critics[1].begin_anew(self._discriminator())
@@ -167,10 +172,11 @@ class FinishStage:
         self._begin_updates()
 
     def _rates(self, index: int) -> tuple[float, float, float, float, float]:
-        """Of step `index`: two learning rates, two discriminators' weights, the average's decay.
+        """Of step `index`: two learning rates, two weights of verdicts, the average's decay.
 
         The first is that of the decoder's coarser layers, which come to rest before the others do:
-        texture is learned sooner of features that stay. In a decoder's second finish they stay.
+        texture is learned sooner of features that stay. In a decoder's second finish they stay. The
+        second weight is that of samples' discriminator of pixels, which begins anew once.
         """
         share = self.budget.share(index)
         coarse, rate = (
@@ -226,11 +232,13 @@ class FinishStage:
             with torch.no_grad():
                 faces = self._projection(real)
             seen = [self._projection(part) for part in shown]
-        told += [
+        told_by_features = [
             critic.learn(faces, [level.detach() for level in levels])
             for critic, levels in zip(self.projected, seen, strict=True)
         ]
-        critics_are_sound = torch.stack([is_sound for _, is_sound in told]).all()
+        projected_loss = torch.stack([loss for loss, _ in told_by_features]).mean()
+        all_sound = [is_sound for _, is_sound in (*told, *told_by_features)]
+        critics_are_sound = torch.stack(all_sound).all()
         (verdict, features), (verdict_on_samples, _) = (
             critic.judge(part) for critic, part in zip(self.critics, shown, strict=True)
         )
@@ -247,7 +255,8 @@ class FinishStage:
         # where the one is left out, so are the others
         is_sound = self.guard.step(loss * torch.where(critics_are_sound, 1.0, math.nan))
         average(self.vae.decoder, self.decoder, decay)
-        found = torch.stack([(verdict + verdict_on_samples) / 2, critic_loss, matching, mse])
+        made_loss = (verdict + verdict_on_samples) / 2
+        found = torch.stack([made_loss, critic_loss, projected_loss, matching, mse])
         return found.detach().where(is_sound, 0.0)
 
     def _held(self, made: Tensor, images: Tensor, samples: Tensor, mse: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ _PANELS = (
     _Panel("sharpness", "sharpness (real = 1)"),
     _Panel("generator_loss", "finish: loss of what is made"),
     _Panel("discriminator_loss", "finish: loss of who tells it"),
+    _Panel("projected_loss", "finish: the same, by features"),
     _Panel("feature_loss", "finish: feature matching"),
     _Panel("active_units", "active units"),
     _Panel("images_per_second", "images/s"),

@@ -213,8 +213,8 @@ class _Costs:
         size = min(batch_size(self._train), self._num_pictures)
         batches = _of_noise(size, self._vae.config.size, self._device)
         stage = FinishStage(self._vae, self._prior, batches, self._train)
-        self.finish_bytes = sum(t.nbytes for t in stage.state().values())
         an_image = _seconds_a_step(stage, self._device, CYCLE) / size
+        self.finish_bytes = sum(t.nbytes for t in stage.state().values())
         return self._length("finish", an_image, self._train.finish_epochs)
 
     def _length(

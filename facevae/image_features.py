@@ -69,7 +69,7 @@ class ImageFeatures(nn.Module):
     """images (B, 3, S, S) in [0, 1], S a multiple of 32 → features of four levels.
 
     Level i is (B, C_i, S / 2^(i + 2), S / 2^(i + 2)), C_i as in `CHANNELS`, each channel less its
-    mean and over its standard deviation in pictures of faces. Batch norms have become part of the
+    mean and over its standard deviation in generated faces. Batch norms have become part of the
     convolutions before them. Weights never learn.
     """
 

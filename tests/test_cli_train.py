@@ -413,7 +413,7 @@ def test_init_takes_the_network_of_the_model_it_goes_on_from(place):
         *("faces", "--init", "init.safetensors", "--learning-rate", "1e-30", "--epochs", 1),
         *("--batch-size", 16, "--prior", "normal", "--preset", "paper", "-o", "gone-on", "--half"),
     )
-    assert "from init.safetensors; run folder gone-on" in done.stderr
+    assert "preset paper, from init.safetensors; run folder gone-on" in done.stderr
     bundle = load(place / "gone-on" / "model.safetensors")
     assert bundle.config == init.config
     expected = init.vae.encoder.mean.weight.half().float()

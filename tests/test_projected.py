@@ -31,7 +31,7 @@ def critic():
 
 
 @pytest.mark.parametrize(("size", "finest"), [(32, 16), (64, 24), (128, 48), (256, 96)])
-def test_pictures_are_seen_one_and_a_half_times_as_large(projection, size, finest):
+def test_pictures_are_seen_about_one_and_a_half_times_as_large(projection, size, finest):
     levels = projection(torch.rand(1, 3, size, size))
     assert [level.shape[-1] for level in levels] == [finest // 2**i for i in range(4)]
 
@@ -82,7 +82,7 @@ def test_its_verdict_leads_back_to_pictures_and_teaches_it_nothing(projection, f
     assert all(parameter.grad is None for parameter in judge.network.parameters())
 
 
-def test_no_level_is_steeper_than_its_three_spectral_norms_allow():
+def test_the_spectral_norm_of_each_kernel_is_one():
     with seeded(0):
         network = ProjectedDiscriminator()
     for _ in range(50):  # until the power iterations have found the largest singular values
@@ -97,7 +97,7 @@ def test_no_level_is_steeper_than_its_three_spectral_norms_allow():
 def test_going_on_from_a_state_is_going_on(projection, faces):
     levels = [level.detach() for level in projection(faces)]
     real, made = ([level[rows] for level in levels] for rows in (slice(0, 8), slice(8, 16)))
-    first, other = critic(), critic()
+    first = critic()
     first.learn(real, made)
     with seeded(9):
         other = ProjectedCritic(CPU, 8, records=False)

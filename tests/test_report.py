@@ -128,7 +128,13 @@ def test_the_finish_is_told_and_drawn(place, tmp_path, is_complete):
     shutil.copytree(place / "run", folder)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     last = next(r for r in map(json.loads, reversed(lines)) if r["event"] == "epoch")
-    made = {"generator_loss": 0.7, "discriminator_loss": 1.4, "feature_loss": 0.2, "mse": 0.01}
+    made = {
+        "generator_loss": 0.7,
+        "discriminator_loss": 1.4,
+        "projected_loss": 1.2,
+        "feature_loss": 0.2,
+        "mse": 0.01,
+    }
     lines.append(json.dumps({**last, "event": "finish", **made}))
     lines.append(json.dumps({**last, "stage": "finish", "epoch": 3}))
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))

@@ -93,7 +93,7 @@ def describe_run(console: Console, run: "Run") -> None:
     from facevae.runtime import describe
 
     faces = run.faces
-    begun = f"from {run.init_name}" if run.init_name else f"preset {run.preset}"
+    begun = f"preset {run.preset}{f', from {run.init_name}' if run.init_name else ''}"
     console.close()
     console.say(
         f"{counted(len(faces.train), 'face')} to train on, {len(faces.held_out):,} held out, at "

@@ -4,12 +4,12 @@
 
 Small convolutional networks, each from a start of its own, learn the attributes from the labelled
 training faces, sharp and blurred, and never see a generated one; the mean of their logits is the
-classifier's. Held-out faces without an attribute are edited at α = 1.5
-(those with it at -1.5), and the classifier looks at the pictures. `changed` is the share that now has
-the attribute, of those whose reconstruction had it not; `so labelled` is, for comparison, the share
-in which it sees that in reconstructions of faces that are labelled so; the other columns are the shares in which
-gender, age, smile or glasses flipped, of those in which the classifier was sure (90 %) of the
-reconstruction. `--compare` adds other ways to find the direction.
+classifier's. Held-out faces without an attribute are edited at α = 1.5 (those with it at -1.5;
+`--alpha` says how much), and the classifier looks at the pictures. `changed` is the share that now
+has the attribute, of those whose reconstruction had it not; `so labelled` is, for comparison, the
+share in which it sees that in reconstructions of faces that are labelled so; the other columns are
+the shares in which gender, age, smile or glasses flipped, of those in which the classifier was sure
+(90 %) of the reconstruction. `--compare` adds other ways to find the direction.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from facevae.learning import add_attributes, examples_of_faces
 from facevae.runtime import training_precision
 
 CPU = torch.device("cpu")
-ALPHA, SURE, SIZE = 1.5, 2.2, 64  # 2.2 is the logit of 90 %
+SURE, SIZE = 2.2, 64  # 2.2 is the logit of 90 %
 EDITED = ("Eyeglasses", "Smiling", "Male", "Young", "No_Beard", "Wearing_Hat")
 WATCHED = ("Male", "Young", "Smiling", "Eyeglasses")
 
@@ -178,7 +178,9 @@ class LabelledFaces:
     names: list[str]
 
 
-def judged(way: Way, bundle: Bundle, classifier: Classifier, faces: LabelledFaces) -> Table:
+def judged(
+    way: Way, bundle: Bundle, classifier: Classifier, faces: LabelledFaces, most: float
+) -> Table:
     before = classifier.look(decode(bundle.vae, faces.latents))
     table = Table(
         "attribute", "α", "faces", "changed", "so labelled", *(f"{n} flips" for n in WATCHED)
@@ -187,21 +189,22 @@ def judged(way: Way, bundle: Bundle, classifier: Classifier, faces: LabelledFace
         has = faces.values[:, faces.names.index(name)] > 0
         for sign in (1, -1):
             chosen = torch.from_numpy(has != (sign > 0))
-            edited = way(name, faces.latents[chosen], sign * ALPHA)
+            alpha = sign * most
+            edited = way(name, faces.latents[chosen], alpha)
             after = classifier.look(decode(bundle.vae, edited))
-            labelled = before[~chosen, faces.names.index(name)] * sign > 0
+            labelled = before[~chosen, faces.names.index(name)] * alpha > 0
             seen = f"{labelled.float().mean():.1%}"
-            table.add_row(*figures(name, sign, faces.names, before[chosen], after, seen))
+            table.add_row(*figures(name, alpha, faces.names, before[chosen], after, seen))
     return table
 
 
 def figures(
-    name: str, sign: int, names: list[str], before: Tensor, after: Tensor, seen: str
+    name: str, alpha: float, names: list[str], before: Tensor, after: Tensor, seen: str
 ) -> list[str]:
     column = names.index(name)
-    countable = before[:, column] * sign < 0
-    changed = (after[countable, column] * sign > 0).float().mean()
-    cells = [name, f"{sign * ALPHA:+.1f}", str(int(countable.sum())), f"{changed:.1%}", seen]
+    countable = before[:, column] * alpha < 0
+    changed = (after[countable, column] * alpha > 0).float().mean()
+    cells = [name, f"{alpha:+.1f}", str(int(countable.sum())), f"{changed:.1%}", seen]
     for watched in WATCHED:
         k = names.index(watched)
         sure = before[:, k].abs() > SURE
@@ -254,6 +257,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--networks", type=int, default=3)
     parser.add_argument("--classifier", type=Path, help="keep it there, or take it from there")
+    parser.add_argument("--alpha", type=float, default=1.5)
     parser.add_argument("--compare", action="store_true")
     arguments = parser.parse_args()
 
@@ -276,7 +280,7 @@ def main() -> None:
     if arguments.compare:
         ways |= other_ways(bundle, examples)
     for title, way in ways.items():
-        table = judged(way, bundle, classifier, judges)
+        table = judged(way, bundle, classifier, judges, arguments.alpha)
         table.title = title
         Console(width=132).print(table)
 
