@@ -49,7 +49,7 @@ _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
 # and of what the discriminators say of reconstructions, and of samples
 _VERDICT, _VERDICT_ON_SAMPLES = 1.0, 3.0
 # ... and of what those say that see features of photographs
-_PROJECTED, _PROJECTED_ON_SAMPLES = 0.25, 1.0
+_PROJECTED, _PROJECTED_ON_SAMPLES = 0.1, 1.0
 _LATTICE = 20.0  # times what its square counts in the mean squared error
 _COARSE_SIDE = 32  # side in pixels at which samples stay what they were
 
