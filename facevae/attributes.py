@@ -95,8 +95,9 @@ def learn(
 
     d is the regression of the latents on the label: between yes and no the difference of means
     (Panguluri & Kamarajugadda 2020, section 3), of a number one standard deviation's worth. Where
-    most that have it are of one gender, and yet enough of the other, the way there is that of the
-    differences among women and among men, which count alike: else glasses are men's. w is
+    most that have it are of one gender, and yet enough of the other, it is the mean of the
+    differences among women and among men, weighted by how many faces are of either: else glasses
+    are men's. (Epidemiology calls that direct standardisation.) w is
     by logistic regression; by `lda`, and for numbers and where there are few examples, it is the
     linear discriminant Σ⁻¹d, from `covariance` (D, D) of the latents of all training faces, shrunk
     towards its diagonal (Friedman 1989); by `mean` it is d itself. Attributes that no face has, or
@@ -169,7 +170,7 @@ def learn(
 def _within_genders(
     latents: Tensor, mirrored: Tensor, labels: Tensor, gender: int, turn: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The mean of the differences of means among women and among men, and where it is to be used.
+    """The standardised difference of means, of women's and men's, and where it is to be used.
 
     That is where most that have it are of one gender, and yet enough of the other. Of latents
     (N, D) of faces and of their mirror images, in which a label is `turn` (A,) times what it was,
@@ -185,7 +186,9 @@ def _within_genders(
     _, women, _, men = counts
     is_enough = torch.stack(counts).min(0).values >= _ENOUGH_WITHIN
     is_lopsided = torch.maximum(women, men) > _LOPSIDED * (women + men)
-    within = (means[1] - means[0] + means[3] - means[2]) / 2
+    share = torch.stack([labels[:, gender] == 0, labels[:, gender] == 1]).double().mean(1)
+    weights = share / share.sum().clamp_min(_TINY)
+    within = weights[0] * (means[1] - means[0]) + weights[1] * (means[3] - means[2])
     return within, is_enough & is_lopsided
 
 
