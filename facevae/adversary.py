@@ -30,7 +30,7 @@ from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
-from facevae.projected import ProjectedCritic, Projection
+from facevae.projected import ProjectedCritic, ProjectedCritics, Projection
 from facevae.runtime import generator, seeded, training_precision
 from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
@@ -90,7 +90,7 @@ class FinishStage:
         with seeded(config.seed):
             vae.decoder.add_texture()
             networks = [self._discriminator() for _ in range(2)]
-            self.projected = tuple(
+            self.projected = ProjectedCritics(
                 ProjectedCritic(batches.device, batches.size, records=parallel.size() == 1)
                 for _ in range(2)
             )
@@ -228,17 +228,8 @@ class FinishStage:
             for critic, part in zip(self.critics, shown, strict=True)
         ]
         critic_loss = torch.stack([loss for loss, _ in told]).mean()
-        with training_precision(images.device):
-            with torch.no_grad():
-                faces = self._projection(real)
-            seen = [self._projection(part) for part in shown]
-        told_by_features = [
-            critic.learn(faces, [level.detach() for level in levels])
-            for critic, levels in zip(self.projected, seen, strict=True)
-        ]
-        projected_loss = torch.stack([loss for loss, _ in told_by_features]).mean()
-        all_sound = [is_sound for _, is_sound in (*told, *told_by_features)]
-        critics_are_sound = torch.stack(all_sound).all()
+        by_features = self.projected.tell(self._projection, real, shown)
+        critics_are_sound = told[0][1] & told[1][1] & by_features.is_sound.all()
         (verdict, features), (verdict_on_samples, _) = (
             critic.judge(part) for critic, part in zip(self.critics, shown, strict=True)
         )
@@ -247,16 +238,15 @@ class FinishStage:
         loss = _PIXELS * self._held(made, images, samples, mse) + _FEATURES * matching
         loss = loss + weight * _VERDICT * verdict
         loss = loss + weight_on_samples * _VERDICT_ON_SAMPLES * verdict_on_samples
-        of_features = [c.judge(levels) for c, levels in zip(self.projected, seen, strict=True)]
-        loss = loss + weight * _PROJECTED * of_features[0]
-        loss = loss + weight * _PROJECTED_ON_SAMPLES * of_features[1]
+        loss = loss + weight * _PROJECTED * by_features.verdicts[0]
+        loss = loss + weight * _PROJECTED_ON_SAMPLES * by_features.verdicts[1]
         if self._perceptual:
             loss = loss + _PERCEPTUAL * self._mean(self._perceptual(made[:own], images))
         # where the one is left out, so are the others
         is_sound = self.guard.step(loss * torch.where(critics_are_sound, 1.0, math.nan))
         average(self.vae.decoder, self.decoder, decay)
         made_loss = (verdict + verdict_on_samples) / 2
-        found = torch.stack([made_loss, critic_loss, projected_loss, matching, mse])
+        found = torch.stack([made_loss, critic_loss, by_features.losses.mean(), matching, mse])
         return found.detach().where(is_sound, 0.0)
 
     def _held(self, made: Tensor, images: Tensor, samples: Tensor, mse: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ and eyes look like, this one knows it, and asks for less that no photograph has.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -109,3 +111,36 @@ class ProjectedCritic(Judge):
         with training_precision(made[0].device):
             logits = self.network(made)
         return -torch.stack([self.mean(level.mean((1, 2, 3))) for level in logits]).mean()
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was told by features of K kinds of made pictures, (K,) each.
+
+    `losses` are those of telling them, `verdicts` say how little they are taken for faces, and lead
+    back to them, and `is_sound` is whether the updates were.
+    """
+
+    losses: Tensor
+    verdicts: Tensor
+    is_sound: Tensor
+
+
+class ProjectedCritics(tuple[ProjectedCritic, ...]):
+    """One for each kind of made pictures; all see by one `Projection`."""
+
+    __slots__ = ()
+
+    def tell(self, projection: Projection, real: Tensor, made: Sequence[Tensor]) -> Told:
+        """Learn to tell each kind of made images (B, 3, H, W) from real ones, and judge them."""
+        with training_precision(real.device):
+            with torch.no_grad():
+                faces = projection(real)
+            seen = [projection(images) for images in made]
+        learned = [
+            critic.learn(faces, [level.detach() for level in levels])
+            for critic, levels in zip(self, seen, strict=True)
+        ]
+        verdicts = [critic.judge(levels) for critic, levels in zip(self, seen, strict=True)]
+        its_losses, is_sound = zip(*learned, strict=True)
+        return Told(torch.stack(its_losses), torch.stack(verdicts), torch.stack(is_sound))
