@@ -87,19 +87,18 @@ class FinishStage:
         # of a decoder that has been finished before, the coarser layers had their time
         coarse_end = 0.0 if vae.decoder.textured else _COARSE_END
         self._coarse_end = torch.tensor(coarse_end, dtype=torch.float64)
+        records = parallel.size() == 1
         with seeded(config.seed):
             vae.decoder.add_texture()
             networks = [self._discriminator() for _ in range(2)]
             self.projected = ProjectedCritics(
-                ProjectedCritic(batches.device, batches.size, records=parallel.size() == 1)
-                for _ in range(2)
+                ProjectedCritic(batches.device, batches.size, records=records) for _ in range(2)
             )
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._before = copy.deepcopy(vae.decoder)
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
-        records = parallel.size() == 1
         coarse, fine = self.decoder.coarse_and_fine()
         self.optimizer = adam(
             coarse, fine, learning_rate=_LEARNING_RATE, betas=BETAS, records=records
