@@ -1,6 +1,8 @@
 """Batches of converted faces, wherever they live."""
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,13 +18,15 @@ from facevae.runtime import free_bytes, generator
 # what a generator's numbers are for, so that no two uses share them
 _ORDER, _MIRROR = 0, 1
 _MIRRORED_SHARE = 0.5
+_AHEAD = 3  # batches that are gathered while others are learned from
 
 
 class Batches:
     """An endless, start-indexed stream of training batches: batch `step` depends on nothing else.
 
     The stream is one shuffled pass after another, cut into batches without regard to where a
-    pass ends. Faces live on a GPU as uint8 where they fit in half of its free memory.
+    pass ends. Faces live on a GPU as uint8 where they fit in half of its free memory. Where they do
+    not, batches are gathered ahead, in memory that the GPU copies from while it works.
     """
 
     def __init__(self, faces: Faces, batch_size: int, seed: int, device: torch.device) -> None:
@@ -37,25 +41,38 @@ class Batches:
         self._orders: dict[int, Tensor] = {}
         if device.type == "cuda" and self._pixels.numel() < free_bytes(device) / 2:
             self._pixels = self._pixels.to(device)
+        is_apart = self._pixels.device.type != device.type
+        self._ahead = Ahead(self._gathered, self._rows_of, _AHEAD) if is_apart else None
 
     def __call__(self, step: int) -> Tensor:
         """Batch number `step`: images (B, 3, size, size) on the device, half of them mirrored.
 
         Of several processes each gets its share of them.
         """
+        own = self._ahead(step) if self._ahead else self._gathered(self._rows_of(step))
+        pixels = own.to(self.device, non_blocking=True)
+        draw = generator(self.seed, _MIRROR, step)
+        mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
+        mirrored = mirrored[parallel.share(self.size)].to(self.device, non_blocking=True)
+        # as bytes, which are a quarter of what they become
+        return from_pixels(mirror(pixels, mirrored))
+
+    def _rows_of(self, step: int) -> Tensor:
+        """The faces of this process's share of batch number `step`: (B,) rows."""
         positions = range(step * self.size, (step + 1) * self.size)
         first, last = positions[0] // self.num_faces, positions[-1] // self.num_faces
         orders = [self._order(epoch) for epoch in range(first, last + 1)]
         stream = torch.cat(orders) if len(orders) > 1 else orders[0]
-        begin, share = positions[0] - first * self.num_faces, parallel.share(self.size)
-        rows = stream[begin : begin + self.size][share]
-        rows = rows.to(self._pixels.device, non_blocking=True)
-        pixels = self._pixels[rows].to(self.device, non_blocking=True)
-        draw = generator(self.seed, _MIRROR, step)
-        mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
-        mirrored = mirrored[share].to(self.device, non_blocking=True)
-        # as bytes, which are a quarter of what they become
-        return from_pixels(mirror(pixels, mirrored))
+        begin = positions[0] - first * self.num_faces
+        return stream[begin : begin + self.size][parallel.share(self.size)]
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """The faces at `rows` (B,) as bytes (B, H, W, 3), where faces live; for a GPU it is pinned."""
+        where = self._pixels.device
+        pinned = where.type == "cpu" and self.device.type == "cuda"
+        shape = (len(rows), *self._pixels.shape[1:])
+        own = torch.empty(shape, dtype=torch.uint8, device=where, pin_memory=pinned)
+        return torch.index_select(self._pixels, 0, rows.to(where, non_blocking=True), out=own)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether a pass over the faces ends within batch number `step`."""
@@ -78,6 +95,32 @@ class Batches:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = shuffled
         return self._orders[epoch]
+
+
+class Ahead:
+    """Gathers in a thread, while a device works, what the next steps need."""
+
+    def __init__(
+        self, gather: Callable[[Tensor], Tensor], rows_of: Callable[[int], Tensor], count: int
+    ) -> None:
+        """`rows_of(step)` are asked for here, and of `count` more steps; `gather` of them elsewhere."""
+        self._gather, self._rows_of, self._count = gather, rows_of, count
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="faces")
+        self._first, self._coming = 0, deque[Future[Tensor]]()
+
+    def __call__(self, step: int) -> Tensor:
+        """What was gathered for `step`, which usually follows the one before."""
+        if not self._first <= step < self._first + len(self._coming):
+            self._coming.clear()
+            self._first = step
+        while self._first < step:
+            self._coming.popleft()
+            self._first += 1
+        while len(self._coming) <= self._count:
+            rows = self._rows_of(self._first + len(self._coming))
+            self._coming.append(self._thread.submit(self._gather, rows))
+        self._first += 1
+        return self._coming.popleft().result()
 
 
 def mirror(pixels: Tensor, chosen: Tensor) -> Tensor:

@@ -116,9 +116,23 @@ def cuda_graph(
 
 
 @contextmanager
+def kernels_by_trial() -> Iterator[None]:
+    """Inside, cuDNN times its kernels for each new shape of a convolution, and keeps the fastest.
+
+    For what goes through the same shapes many times: the steps of a training.
+    """
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextmanager
 def exact() -> Iterator[None]:
-    """No gradients, and full float32, so that devices agree within 1/255."""
-    places = _precisions()
+    """No gradients, and full float32, so that devices agree within 1/255; no kernels by trial."""
+    places = [*_precisions(), (torch.backends.cudnn, "benchmark", False)]
     before = [getattr(place, name) for place, name, _ in places]
     for place, name, full in places:
         setattr(place, name, full)

@@ -30,7 +30,7 @@ from facevae.prior import build_prior
 from facevae.prior_fit import fit_prior, prior_stage
 from facevae.run_folders import RunFolder, stages_before
 from facevae.runs import Run, left_out
-from facevae.runtime import environment, is_out_of_memory, stop_requests
+from facevae.runtime import environment, is_out_of_memory, kernels_by_trial, stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage
 from facevae.states import part
@@ -59,7 +59,7 @@ def follow(run: Run) -> None:
 
     Raises `Stopped` as `train` does.
     """
-    with stop_requests() as stop_signal:
+    with stop_requests() as stop_signal, kernels_by_trial():
         while stage_and_step := parallel.from_lead():
             name, index, prior_config = stage_and_step
             state = parallel.tensors_from_lead({}, run.device)
@@ -95,6 +95,7 @@ def _lead(run: Run, listener: Listener) -> Bundle:
     with (
         locked(run.folder, "this run"),
         stop_requests() as stop_signal,
+        kernels_by_trial(),
         closing(RunFolder(run.folder, tensorboard=run.tensorboard)) as folder,
     ):
         if parallel.size() > 1 and run.train.max_seconds is not None:

@@ -1,10 +1,12 @@
 """A batch depends on its step alone; a pass shows every training face once, and no other."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from facevae.batches import Batches, batches_of, evenly, mirror
+from facevae.batches import Ahead, Batches, batches_of, evenly, mirror
 from facevae.data import Faces
 
 CPU = torch.device("cpu")
@@ -111,6 +113,48 @@ def test_images_are_floats_from_0_to_1(faces):
     assert images.shape == (4, 3, 8, 8)
     assert images.dtype == torch.float32
     assert (images.min().item(), images.max().item()) == (0.0, 1.0)
+
+
+def test_batches_that_are_gathered_ahead_are_the_same(faces):
+    """As they are where faces do not fit on a GPU: there is none here, so that alone is put in."""
+    batches, plain = (Batches(faces, 5, seed=3, device=CPU) for _ in range(2))
+    batches._ahead = Ahead(batches._gathered, batches._rows_of, 3)
+    for step in (*range(12), 30, 31, 33, 36, 2, 3, 3):
+        assert batches(step).equal(plain(step))
+
+
+def test_what_comes_next_is_gathered_meanwhile_and_not_more():
+    asked, gathered, may_go_on = [], [], threading.Event()
+
+    def rows_of(step):
+        asked.append(step)
+        return torch.tensor([step])
+
+    def gather(rows):
+        if rows.item() > 20:
+            may_go_on.wait(10)
+        gathered.append(rows.item())
+        return 2 * rows
+
+    ahead = Ahead(gather, rows_of, 2)
+    assert [ahead(step).item() for step in (17, 18, 20)] == [34, 36, 40]
+    assert asked == [17, 18, 19, 20, 21, 22]
+    assert gathered == [17, 18, 19, 20]  # the caller has it, though the next one takes long
+    may_go_on.set()
+    assert ahead(21).item() == 42
+
+
+def test_what_gathering_ahead_meets_is_met_at_its_own_step():
+    def gather(rows):
+        if rows.item() == 2:
+            raise OSError("the disk is gone")
+        return rows
+
+    ahead = Ahead(gather, torch.tensor, 2)
+    assert [ahead(step).item() for step in (0, 1)] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead(2)
+    assert ahead(3).item() == 3
 
 
 def test_mirror_flips_left_and_right_of_the_chosen():

@@ -114,6 +114,17 @@ def test_exact_may_be_asked_for_by_a_program_that_has_chosen_its_precision_the_n
             place.fp32_precision = value
 
 
+def test_kernels_are_tried_while_a_model_trains_and_not_where_it_is_measured():
+    cudnn = torch.backends.cudnn
+    assert not cudnn.benchmark
+    with runtime.kernels_by_trial():
+        assert cudnn.benchmark
+        with runtime.exact():
+            assert not cudnn.benchmark
+        assert cudnn.benchmark
+    assert not cudnn.benchmark
+
+
 def test_training_precision_is_left_at_its_end():
     with runtime.training_precision(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
