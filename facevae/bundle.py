@@ -28,13 +28,14 @@ from facevae.framing import Framing
 from facevae.model import TEXTURED, VAE
 from facevae.prior import Prior, build_prior
 
-FORMAT = 7  # raised when a reader of the old format could not read the new one
+FORMAT = 8  # raised when a reader of the old format could not read the new one
 # what a format that is still read does not say, since all of its models were so
 _GUIDED: dict[str, object] = {"guided_until": 1.0}
 _UNSAID: dict[int, dict[str, dict[str, object]]] = {
     2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0, **_GUIDED}},
     3: {"prior": {"guidance": 1.0, **_GUIDED}},
     **{known: {"prior": _GUIDED} for known in (4, 5, 6)},
+    7: {},
     FORMAT: {},
 }
 _PICKLES = (
@@ -44,7 +45,8 @@ _PICKLES = (
     b"\x80\x04",
     b"\x80\x05",
 )  # zipped, and protocols 2 to 5
-_BLOCKS, _WITH_BLOCKS = f"vae.{TEXTURED}blocks.", 6  # names begin so, and since which format
+# begins the names of a texture's blocks; there was none at a level, then one without a number
+_BLOCKS, _WITH_BLOCKS, _WITH_NUMBERED_BLOCKS = f"vae.{TEXTURED}blocks.", 6, 8
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -143,8 +145,13 @@ def load(path: Path) -> Bundle:
             vae, prior = VAE(config), build_prior(prior_config, config.latent_dim)
             if any(name.startswith(f"vae.{TEXTURED}") for name in file.keys()):  # noqa: SIM118 - no dictionary
                 vae.decoder.add_texture()
+        known = metadata["format"]
+        if vae.decoder.textured and known < _WITH_NUMBERED_BLOCKS:
+            vae.decoder.textured.begin_blocks(0 if known < _WITH_BLOCKS else 1)
+        state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
+        begun = {name: t for name, t in state.items() if not t.is_meta}
         expected: dict[str, tuple[int, ...]] = {
-            **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
+            **{name: tuple(t.shape) for name, t in state.items() if name not in begun},
             **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
             "latents.mean": (config.latent_dim,),
             "latents.covariance": (config.latent_dim, config.latent_dim),
@@ -152,11 +159,9 @@ def load(path: Path) -> Bundle:
         if attributes:
             shape = (len(attributes), config.latent_dim)
             expected |= {"directions": shape, "scorers": shape}
-        unsaid = {}
-        if metadata["format"] < _WITH_BLOCKS:  # textures had no blocks, and zeros add nothing
-            blocks = [name for name in expected if name.startswith(_BLOCKS)]
-            unsaid = {name: torch.zeros(expected.pop(name)) for name in blocks}
-        tensors = _read_expected(path, file, expected) | unsaid
+        names = {name: _stored_name(known, name) for name in expected}
+        read = _read_expected(path, file, {names[name]: expected[name] for name in names})
+        tensors = {name: read[names[name]] for name in names} | begun
         half = file.get_slice("latents.mean").get_dtype() == "F16"
     if tensors["latents.covariance"].diag().min() < 0:
         msg = f"{path}: tensor latents.covariance holds variances below 0"
@@ -263,6 +268,14 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
         if isinstance(metadata[key], dict):
             metadata[key] |= unsaid
     return metadata
+
+
+def _stored_name(known: int, name: str) -> str:
+    """Of a tensor, in a file of the format `known`."""
+    if known < _WITH_NUMBERED_BLOCKS and name.startswith(_BLOCKS):
+        level, _, rest = name.removeprefix(_BLOCKS).split(".", 2)
+        return f"{_BLOCKS}{level}.{rest}"
+    return name
 
 
 def _read_expected(

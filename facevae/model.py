@@ -17,11 +17,12 @@ from torch.func import functional_call
 
 from facevae.blocks import ResidualBlock, residual_decoder, residual_encoder
 from facevae.config import TRUE_TEXTURE, ModelConfig
-from facevae.runtime import generator
+from facevae.runtime import generator, seeded
 
 SLOPE = 0.2  # of LeakyReLU; the paper names none
 _TEXTURED_LEVELS = 2  # the finest
 _NUM_NOISES, _NOISE = 8, 7  # of each level, and what a generator's numbers are for
+_TEXTURE_BLOCKS = 2  # of each level
 TEXTURED = "decoder.textured."  # begins the names of a finished VAE's texture
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
 
@@ -149,8 +150,8 @@ class Texture(nn.Module):
 
     Before each there is noise, always the same: of a plain wall's features, which are alike
     everywhere, convolutions alone could make no grain but what repeats (Karras et al. 2019,
-    section 3.2). How much of it goes into a channel is learned, and none at first. A residual
-    block, which adds nothing at first, makes more of both than the level's own layers can.
+    section 3.2). How much of it goes into a channel is learned, and none at first. Residual
+    blocks, which add nothing at first, make more of both than the level's own layers can.
     """
 
     def __init__(
@@ -160,8 +161,11 @@ class Texture(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(nn.Sequential(*copy.deepcopy(level)) for level in levels)
         grains = [nn.Conv2d(_NUM_NOISES, width, kernel_size=1, bias=False) for width in widths]
-        self.grains = nn.ModuleList(grains)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for width in widths)
+        self.grains, self._widths = nn.ModuleList(grains), widths
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(width) for _ in range(_TEXTURE_BLOCKS)))
+            for width in widths
+        )
         for i, grain in enumerate(grains):
             nn.init.zeros_(grain.weight)
             side = size >> (len(levels) - i)
@@ -170,12 +174,20 @@ class Texture(nn.Module):
             noise = torch.randn(1, _NUM_NOISES, side, side, generator=draw, device="cpu")
             self.register_buffer(f"noise{i}", noise)
 
+    def begin_blocks(self, first: int) -> None:
+        """Put new blocks, which add nothing, in the places from `first` on of each level."""
+        with seeded(0):
+            for blocks, width in zip(self.blocks, self._widths, strict=True):
+                assert isinstance(blocks, nn.Sequential)  # noqa: S101 - as they were made
+                for i in range(first, len(blocks)):
+                    blocks[i] = ResidualBlock(width)
+
     def forward(self, features: Tensor) -> Tensor:
         """Images, through a sigmoid."""
         parts = zip(self.grains, self.blocks, self.levels, strict=True)
-        for i, (grain, block, level) in enumerate(parts):
+        for i, (grain, blocks, level) in enumerate(parts):
             noise = self.get_buffer(f"noise{i}").to(features.dtype)
-            features = level(block(features + grain(noise)))
+            features = level(blocks(features + grain(noise)))
         return features
 
     def part_of(self, texture: float, plain: Sequence[Sequence[nn.Module]]) -> dict[str, Tensor]:
@@ -189,8 +201,9 @@ class Texture(nn.Module):
             for name, parameter in nn.Sequential(*level).named_parameters()
         }
         within = {
-            f"blocks.{i}.{name}": parameter
-            for i, block in enumerate(self.blocks)
+            f"blocks.{i}.{j}.{name}": parameter
+            for i, blocks in enumerate(self.blocks)
+            for j, block in blocks.named_children()
             for name, parameter in block.named_parameters()
             if not name.startswith(ResidualBlock.LAST)
         }

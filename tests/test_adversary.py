@@ -138,9 +138,9 @@ def test_a_second_finish_is_of_the_finest_layers_alone(faces):
 def test_texture_is_for_samples_and_leaves_reconstructions_to_their_pixels(faces):
     stage = finish(faces, RESIDUAL)
     stage.budget.num_steps = 10**6  # no cool-down
-    for index in range(120):  # past the warm-up
+    for index in range(200):  # past the warm-up
         stage.step(index)
-    images = stage.batches(120)
+    images = stage.batches(200)
     with torch.no_grad():
         mean, _ = stage.vae.encode(images)
         plain, textured = (stage.vae.decode(mean, texture) for texture in (0.0, 1.0))

@@ -295,23 +295,42 @@ def test_a_finished_decoder_comes_back_with_its_texture(tmp_path):
     assert missing in refusal(path)
 
 
-def test_a_texture_of_the_format_before_has_blocks_that_add_nothing(tmp_path):
+@pytest.mark.parametrize(("known", "num_blocks"), [(5, 0), (6, 1), (7, 1)])
+def test_a_texture_of_an_earlier_format_has_blocks_that_add_nothing_yet(
+    tmp_path, known, num_blocks
+):
     bundle, path = with_texture(tiny_bundle()), tmp_path / "finished.safetensors"
     save(bundle, path)
     tensors, texts = parts_of(path)
-    old = {name: t for name, t in tensors.items() if ".textured.blocks." not in name}
+    old = {}
+    for name, tensor in tensors.items():
+        before, is_of_blocks, after = name.partition(".textured.blocks.")
+        level, number, rest = after.split(".", 2) if is_of_blocks else ("", "0", "")
+        if is_of_blocks and int(number) < num_blocks:
+            old[f"{before}{is_of_blocks}{level}.{rest}"] = tensor
+        elif not is_of_blocks:
+            old[name] = tensor
     assert len(old) < len(tensors)
     save_file(old, path, texts)
     assert ".textured.blocks." in refusal(path)
-    save_file(old, path, {**texts, "format": "5"})
+    save_file(old, path, {**texts, "format": f"{known}"})
     latents = torch.ones(1, bundle.config.latent_dim)
+    again = load(path)
     with torch.no_grad():
-        for block in bundle.vae.decoder.textured.blocks:
-            for parameter in block.parameters():
-                parameter.zero_()
+        for blocks in bundle.vae.decoder.textured.blocks:
+            for block in blocks[num_blocks:]:
+                for parameter in block.layers[-1].parameters():
+                    parameter.zero_()
         for texture in (0.4, 1.0):
-            made, wanted = (b.vae.decode(latents, texture) for b in (load(path), bundle))
+            made, wanted = (b.vae.decode(latents, texture) for b in (again, bundle))
             torch.testing.assert_close(made, wanted)
+    # what they add can be learned
+    again.vae.requires_grad_().decode(latents, 1.0).mean().backward()
+    for blocks in again.vae.decoder.textured.blocks:
+        for block in blocks:
+            assert block.layers[-1].weight.grad.abs().max() > 0
+    save(again, path)
+    assert differing(tensors_of(load(path)), tensors_of(again)) == []
 
 
 def test_metadata_that_are_not_json_are_refused(saved):

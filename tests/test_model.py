@@ -247,18 +247,19 @@ def test_texture_goes_from_none_to_all_by_the_weights(config):
             mine.lerp_(end, 0.5)
         for grain in vae.decoder.textured.grains:
             grain.weight.zero_()
-        for block in vae.decoder.textured.blocks:
+        for block in (b for blocks in vae.decoder.textured.blocks for b in blocks):
             block.layers[-1].weight.zero_()
             block.layers[-1].bias.zero_()
         torch.testing.assert_close(vae.decode(latents, 0.5), half.decode(latents))
     assert not whole.allclose(without, atol=0.01)
 
 
-def test_what_a_block_of_texture_adds_grows_with_texture():
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_a_block_of_texture_adds_grows_with_texture(which):
     vae = build(RESIDUAL)
     vae.decoder.add_texture()
     with torch.no_grad():
-        vae.decoder.textured.blocks[-1].layers[-1].weight.normal_(0, 1e-3)
+        vae.decoder.textured.blocks[-1][which].layers[-1].weight.normal_(0, 1e-3)
         latents = torch.randn(4, 5)
         none, some, half, whole = (vae.decode(latents, texture) for texture in (0, 0.1, 0.5, 1.0))
     torch.testing.assert_close(half - none, (whole - none) / 2, rtol=0.1, atol=1e-5)
@@ -292,8 +293,8 @@ def test_texture_is_of_the_finest_levels_alone():
     config = ModelConfig(size=32, latent_dim=5, filters=(4, 6, 8), residual_blocks=1)
     vae = with_texture(tiny_bundle(config)).vae
     blocks = [m for m in vae.decoder.textured.modules() if isinstance(m, ResidualBlock)]
-    assert [b.layers[2].in_channels for b in blocks] == [6, 4] * 2, (
-        "those of the levels, and one more before each"
+    assert [b.layers[2].in_channels for b in blocks] == [6, 4, 6, 6, 4, 4], (
+        "those of the levels, and two more before each"
     )
     vae.decoder.add_texture()  # once is enough
     assert [b for b in vae.decoder.textured.modules() if isinstance(b, ResidualBlock)] == blocks
