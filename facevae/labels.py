@@ -87,7 +87,17 @@ def read_labels(path: Path) -> Labels:
     if not labels.names or not labels.stems:
         msg = f"{path}: no labels in there; need a header and one row a picture"
         raise DataError(msg)
+    _check_rows(path, labels)
     return labels
+
+
+def _check_rows(path: Path, labels: Labels) -> None:
+    """Raise `DataError` where two rows are of one name and say different things of it."""
+    values = dict(zip(labels.stems, labels.values, strict=True))
+    for stem, row in zip(labels.stems, labels.values, strict=True):
+        if not np.array_equal(row, values[stem], equal_nan=True):
+            msg = f"{path}: two rows for {stem} differ; give each picture one row and a name of its own"
+            raise DataError(msg)
 
 
 def read_table_labels(files: Sequence[File]) -> Labels:

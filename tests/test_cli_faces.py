@@ -331,6 +331,11 @@ def test_a_grid_is_near_a_square_or_as_wide_as_asked(run):
     assert (cells("square.png")[5] == 255).all()
 
 
+def test_a_temperature_at_which_faces_fall_apart_is_told(run):
+    assert "fall apart" not in run("sample", "-n", 1, "--temperature", 1.2).stderr
+    assert "of 1.3 faces fall apart" in run("sample", "-n", 1, "--temperature", 1.3).stderr
+
+
 def test_temperature_guidance_and_prior_change_the_faces_and_temperature_nought_makes_them_one(run):
     base = ("sample", "-n", 3, "--columns", 3, "-o")
     run(*base, "plain.png")
@@ -518,7 +523,8 @@ def test_the_suffix_chooses_between_strips_and_moving_pictures(run):
         ("m.png", ("--animate",), 6),
         ("s.webp", ("--strip",), 1),
     ):
-        run(*base, name, *more)
+        of_stills = [*base[:5], "-o"]
+        run(*(base if count > 1 else of_stills), name, *more)
         with Image.open(name) as picture:
             assert getattr(picture, "n_frames", 1) == count, name
             assert picture.size == ((SIDE, SIDE) if count > 1 else (6 * SIDE, SIDE))
@@ -541,11 +547,28 @@ def test_the_suffix_chooses_between_strips_and_moving_pictures(run):
         ("a.png", "b.png", "--path", "crooked"),
         ("a.png", "b.png", "-o", "m.jpg", "--animate"),
         ("a.png", "b.png", "--fps", "0"),
+        ("a.png", "b.png", "--fps", "20"),  # of a strip
+        ("a.png", "b.png", "--fps", "20", "-o", "m.gif", "--strip"),
     ],
 )
 def test_morphs_that_cannot_be_meant_are_refused(run, arguments):
     before = entries()
     run("morph", *arguments, code=2)
+    assert entries() == before
+
+
+@pytest.mark.parametrize("said", [("--face", 2), ("--no-align",)])
+def test_what_is_said_of_photos_is_refused_where_there_is_none(run, said):
+    run("sample", "-n", 2, "--latents", "two.npz", "-o", "two.png")
+    before = entries()
+    for arguments in (
+        ("morph", "seed:1", "seed:2"),
+        ("arith", "seed:1", "--attr", "smile"),
+        ("arith", "two.npz#0", "--plus", "seed:2"),
+        ("reconstruct", "two.npz"),
+    ):
+        done = run(*arguments, *said, code=2)
+        assert done.stderr.splitlines()[-1].startswith(f"error: {' '.join(map(str, said))}: says")
     assert entries() == before
 
 

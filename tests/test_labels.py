@@ -74,6 +74,15 @@ def test_yes_and_no_may_be_spelled_as_people_do(tmp_path, yes, no):
     assert not labels.is_continuous.any()
 
 
+def test_rows_of_one_name_that_differ_are_refused(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("file,Smiling,Male\na/1.png,1,0\n2.png,1,1\nb/1.png,1,1\n")
+    with pytest.raises(DataError, match=r"labels\.csv: two rows for 1 differ"):
+        read_labels(path)
+    path.write_text("file,Smiling,Male\n1.png,1,\n2.png,1,1\n1.png,1,\n")
+    assert read_labels(path).rows_for(["1"])[0, 0] == 1
+
+
 def test_an_empty_value_is_not_known(tmp_path):
     labels = read(tmp_path, "name,A,B,C\na.png,,1,2.5\nb.png,0,,\n")
     assert rows_of(labels) == [[None, 1, 2.5], [0, None, None]]

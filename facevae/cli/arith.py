@@ -14,6 +14,7 @@ from facevae.cli import options
 from facevae.cli.edits import (
     Attr,
     Keep,
+    check_photo_options,
     is_photo,
     kept_names,
     sequence_output,
@@ -75,7 +76,7 @@ def arith(
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
     animate: options.Animate = None,
-    fps: options.FramesPerSecond = 12,
+    fps: options.FramesPerSecond = options.FRAMES_PER_SECOND,
     model: options.Model = "default",
     device: options.Device = "auto",
     json: options.Json = False,
@@ -103,13 +104,12 @@ def arith(
 
     console = Console(quiet=quiet, as_json=json)
     attrs, minus, plus, sweeps = attr or [], minus or [], plus or [], sweep or []
-    if not (attrs or minus or plus):
-        msg = "nothing to do; name an --attr, or faces with --minus and --plus"
-        raise UsageError(msg)
+    faces = [face, *minus, *plus]
+    _check(faces, attrs, sweeps, compare=compare, paste=paste)
     alphas, kept = _alphas(attrs, alpha, sweeps), kept_names(keep, attrs)
-    _check(face, sweeps, compare=compare, paste=paste)
-    stem = "-".join([_stem(face), *map(_plain, attrs), *(["sweep"] if sweeps else [])])
-    target, moving = sequence_output(output, f"{stem}.png", animate, [face, *minus, *plus])
+    check_photo_options(faces, align=align, number=face_number)
+    default = "-".join([_stem(face), *map(_plain, attrs), *["sweep"] * bool(sweeps)]) + ".png"
+    target, moving = sequence_output(output, default, animate, fps, faces)
     bundle, used = open_model(console, model, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
 
@@ -135,7 +135,7 @@ def arith(
         frames = np.stack([placed.paste(frame, unedited) for frame in frames])
     more = {"attributes": attrs, "alphas": alphas}
     if edit and paste:
-        (start,) = to_pixels(drawn(summed[None]))
+        start = to_pixels(drawn(summed[None]))[0]
         photos = [placed.paste(start, unedited), *frames]
         more |= _report_pasted(console, bundle, edit, placed, photos)
     elif edit:
@@ -146,7 +146,19 @@ def arith(
     finish(console, used, written, more)
 
 
-def _check(face: str, sweeps: Sequence[str], *, compare: bool, paste: bool) -> None:
+def _check(
+    faces: Sequence[str],
+    attrs: Sequence[str],
+    sweeps: Sequence[str],
+    *,
+    compare: bool,
+    paste: bool,
+) -> None:
+    """Raise `UsageError` where options do not go together, or leave nothing to do."""
+    face, *others = faces
+    if not (attrs or others):
+        msg = "nothing to do; name an --attr, or faces with --minus and --plus"
+        raise UsageError(msg)
     if compare and len(sweeps) == _MAX_SWEEPS:
         msg = "--compare has no place in a grid of two sweeps; leave one of them out"
         raise UsageError(msg)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from facevae.cli import options
 from facevae.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def sequence_output(
     output: str | None,
     default: str,
     animate: bool | None,  # noqa: FBT001 - yes, no, or as the suffix says
+    fps: float,
     faces: Sequence[str],
 ) -> "tuple[Output, bool]":
     """Where frames go, and whether they move; a face that is not there is refused too."""
@@ -51,6 +53,9 @@ def sequence_output(
     suffix = target.path.suffix.lower()
     if moving and not target.is_folder and suffix not in (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES):
         msg = f"{target.path}: '{suffix}' cannot move; use .gif, .webp, .png or .mp4"
+        raise UsageError(msg)
+    if fps != options.FRAMES_PER_SECOND and not moving:
+        msg = f"--fps {fps:g}: {target.path} is to hold stills; name a .gif, .webp or .mp4 with -o"
         raise UsageError(msg)
     for name in faces:
         check_face(name)
@@ -89,6 +94,14 @@ def kept_names(keep: str | None, attrs: Sequence[str]) -> list[str] | None:
         msg = f"--keep {keep}: '{alone[0]}' stands alone; leave out the rest"
         raise UsageError(msg)
     return names
+
+
+def check_photo_options(faces: Sequence[str], *, align: bool, number: int) -> None:
+    """Raise `UsageError` for what is said of photos, where no face is one."""
+    said = [f"--face {number}"] * (number != 1) + ["--no-align"] * (not align)
+    if said and not any(map(is_photo, faces)):
+        msg = f"{said[0]}: says how to look at a photo, and {faces[0]} is none; leave it out"
+        raise UsageError(msg)
 
 
 def is_photo(face: str) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from facevae.cli import options
-from facevae.cli.edits import is_photo
+from facevae.cli.edits import check_photo_options, is_photo
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import finish, open_model
 from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CHUNK = 64  # faces in memory at a time, where there may be any number
 _MAX_ON_A_SHEET = 1024
 _NUMBER = 64  # of samples, where nothing else is asked for
+_HOT = 1.2  # a temperature above which more faces are broken than whole
 
 
 def reconstruct(
@@ -66,6 +67,7 @@ def reconstruct(
     from facevae.latents import decode, encode_pixels
 
     console = Console(quiet=quiet, as_json=json)
+    check_photo_options([str(path) for path in images], align=align, number=face_number)
     if stored := stored_faces(images):
         if paste:
             msg = f"{images[0]}: --paste puts faces back into photos, and this is none"
@@ -201,6 +203,8 @@ def sample(
         msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
     chosen = options.parse_seeds(seeds) if seeds is not None else [seed + i for i in range(number)]
+    if temperature > _HOT:
+        console.warn(f"at a temperature of {temperature:g} faces fall apart; 1 is as they are")
     names = [f"seed-{s:04d}" for s in chosen]
     target = choose_output(output, "grid.png")
     if columns and target.is_folder:

@@ -9,6 +9,7 @@ from facevae.cli import options
 from facevae.cli.edits import (
     Attr,
     Keep,
+    check_photo_options,
     kept_names,
     sequence_output,
     warn_if_far,
@@ -56,7 +57,7 @@ def morph(
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
     animate: options.Animate = None,
-    fps: options.FramesPerSecond = 12,
+    fps: options.FramesPerSecond = options.FRAMES_PER_SECOND,
     model: options.Model = "default",
     device: options.Device = "auto",
     json: options.Json = False,
@@ -87,7 +88,8 @@ def morph(
     console = Console(quiet=quiet, as_json=json)
     attrs = attr or []
     ramps, kept = _ramps(attrs, alpha), kept_names(keep, attrs)
-    target, moving = sequence_output(output, "morph.png", animate, faces)
+    check_photo_options(faces, align=align, number=face_number)
+    target, moving = sequence_output(output, "morph.png", animate, fps, faces)
     bundle, used = open_model(console, model, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
     ends = [read_face(bundle, name, align=align, number=face_number)[1] for name in faces]
