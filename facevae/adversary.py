@@ -31,7 +31,7 @@ from facevae.model import VAE
 from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
 from facevae.projected import ProjectedCritic, ProjectedCritics, Projection
-from facevae.runtime import generator, seeded, training_precision
+from facevae.runtime import generator, seeded, sent, training_precision
 from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
 # what a generator's numbers are for, so that no two uses share them
@@ -151,7 +151,7 @@ class FinishStage:
         return update(
             images,
             self._samples(index),
-            *(tensor.to(images.device, non_blocking=True) for tensor in changing),
+            *(sent(tensor, images.device) for tensor in changing),
         )
 
     def _renew(self, index: int) -> None:
@@ -267,7 +267,7 @@ class FinishStage:
             draw = generator(self.config.seed, _SAMPLES, block)
             shape = (CYCLE * self.batches.size, self.vae.config.latent_dim)
             noise = torch.randn(shape, generator=draw)
-            self._drawn = block, self._draw(noise.to(self.batches.device, non_blocking=True))
+            self._drawn = block, self._draw(sent(noise, self.batches.device))
         drawn = self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
         return drawn[parallel.share(self.batches.size)]
 

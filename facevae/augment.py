@@ -57,9 +57,15 @@ def _move(images: Tensor, changes: Tensor) -> Tensor:
     rows = [[cosine, -sine, -2 * _SHIFT * across], [sine, cosine, -2 * _SHIFT * down]]
     origin = torch.stack([torch.stack(row, 1) for row in rows], 1)
     grid = functional.affine_grid(origin, list(images.shape), align_corners=False)
-    return functional.grid_sample(
-        images, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    # MPS has no such sampling in all of torch's releases
+    where = torch.device("cpu") if images.device.type == "mps" else images.device
+    moved = functional.grid_sample(
+        *(images.to(where), grid.to(where)),
+        mode="bicubic",
+        padding_mode="reflection",
+        align_corners=False,
     )
+    return moved.to(images.device)
 
 
 def _each(values: Tensor) -> Tensor:

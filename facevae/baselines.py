@@ -84,7 +84,7 @@ def fit_eigenfaces(
         some = evenly(rows, max(_NUM_FIRST, 2 * latent_dim))
         centred = torch.cat([x.flatten(1) for x in batches_of(faces, some, device)]) - mean
         width = min(latent_dim + _OVERSAMPLING, len(rows), len(mean))
-        _, vectors = torch.linalg.eigh(centred @ centred.T)
+        _, vectors = _eigh(centred @ centred.T)
         basis = torch.linalg.qr(centred.T @ vectors[:, -width:].flip(1)).Q
         del centred
 
@@ -100,7 +100,7 @@ def fit_eigenfaces(
                 inner += coefficients.T @ coefficients
                 done += len(images)
                 progress("Fitting eigenfaces", done, num_all)
-            values, vectors = torch.linalg.eigh(inner / (len(rows) - 1))
+            values, vectors = _eigh(inner / (len(rows) - 1))
             before, captured = captured, float(values[-latent_dim:].sum())
             if captured - before <= _CONVERGED * captured or number + 1 == _MAX_PASSES:
                 break
@@ -110,6 +110,12 @@ def fit_eigenfaces(
         components = (basis @ vectors[:, -latent_dim:]).T.flip(0).contiguous()
         deviations = values[-latent_dim:].flip(0).clamp_min(0).sqrt()
         return Eigenfaces(mean, components, deviations, faces.size)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors, on the CPU: MPS finds none."""
+    values, vectors = torch.linalg.eigh(matrix.cpu())
+    return values.to(matrix.device), vectors.to(matrix.device)
 
 
 def autoencoder_run(

@@ -13,7 +13,7 @@ from facevae.conversion import Progress
 from facevae.data import Faces, Rows
 from facevae.errors import RunError
 from facevae.images import from_pixels
-from facevae.runtime import free_bytes, generator
+from facevae.runtime import free_bytes, generator, milestone, sent
 
 # what a generator's numbers are for, so that no two uses share them
 _ORDER, _MIRROR = 0, 1
@@ -26,7 +26,7 @@ class Batches:
 
     The stream is one shuffled pass after another, cut into batches without regard to where a
     pass ends. Faces live on a GPU as uint8 where they fit in half of its free memory. Where they do
-    not, batches are gathered ahead, in memory that the GPU copies from while it works.
+    not, batches are gathered ahead, in memory that the GPU copies from by itself.
     """
 
     def __init__(self, faces: Faces, batch_size: int, seed: int, device: torch.device) -> None:
@@ -39,21 +39,28 @@ class Batches:
         self._rows = torch.from_numpy(faces.train)
         self._pixels = torch.from_numpy(faces.pixels)
         self._orders: dict[int, Tensor] = {}
-        if device.type == "cuda" and self._pixels.numel() < free_bytes(device) / 2:
+        if live_on(device, self._pixels.numel()):
             self._pixels = self._pixels.to(device)
         is_apart = self._pixels.device.type != device.type
         self._ahead = Ahead(self._gathered, self._rows_of, _AHEAD) if is_apart else None
+        self._copied = deque[Callable[[], None]]()
 
     def __call__(self, step: int) -> Tensor:
         """Batch number `step`: images (B, 3, size, size) on the device, half of them mirrored.
 
         Of several processes each gets its share of them.
         """
-        own = self._ahead(step) if self._ahead else self._gathered(self._rows_of(step))
-        pixels = own.to(self.device, non_blocking=True)
+        if self._ahead:
+            pixels = sent(self._ahead(step), self.device)
+            # what is pinned stays so until it has been copied, and a GPU may be many steps behind
+            self._copied.append(milestone(self.device))
+            if len(self._copied) > _AHEAD:
+                self._copied.popleft()()
+        else:
+            pixels = sent(self._gathered(self._rows_of(step)), self.device)
         draw = generator(self.seed, _MIRROR, step)
         mirrored = torch.rand(self.size, generator=draw) < _MIRRORED_SHARE
-        mirrored = mirrored[parallel.share(self.size)].to(self.device, non_blocking=True)
+        mirrored = sent(mirrored[parallel.share(self.size)], self.device)
         # as bytes, which are a quarter of what they become
         return from_pixels(mirror(pixels, mirrored))
 
@@ -72,7 +79,7 @@ class Batches:
         pinned = where.type == "cpu" and self.device.type == "cuda"
         shape = (len(rows), *self._pixels.shape[1:])
         own = torch.empty(shape, dtype=torch.uint8, device=where, pin_memory=pinned)
-        return torch.index_select(self._pixels, 0, rows.to(where, non_blocking=True), out=own)
+        return torch.index_select(self._pixels, 0, sent(rows, where), out=own)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether a pass over the faces ends within batch number `step`."""
@@ -95,6 +102,11 @@ class Batches:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = shuffled
         return self._orders[epoch]
+
+
+def live_on(device: torch.device, num_bytes: int) -> bool:
+    """Whether faces of so many bytes are kept on a GPU: where they take less than half of what is free."""
+    return num_bytes < free_bytes(device) / 2
 
 
 class Ahead:

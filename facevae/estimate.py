@@ -1,6 +1,7 @@
 """What a run would take in time, disk and memory, measured on a few pictures and steps."""
 
 import dataclasses
+import gc
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ import torch
 
 from facevae.adversary import CYCLE, FinishStage, batch_size
 from facevae.augment import NUM_CHANGED
-from facevae.batches import Batches
+from facevae.batches import Batches, live_on
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces, converted
 from facevae.errors import DataError, ImageError
@@ -30,6 +31,7 @@ from facevae.runtime import (
     free_bytes,
     is_out_of_memory,
     keep_freed_memory,
+    kernels_by_trial,
     peak_bytes,
     start_peak,
     training_precision,
@@ -96,7 +98,10 @@ def estimate(
     one = (time.perf_counter() - begun) / len(some) / (os.cpu_count() or 1)
 
     keep_freed_memory()
+    on_gpu = _bytes_on_gpu(model, len(pictures), device)
     costs = _Costs(model, train, device, len(pictures))
+    with kernels_by_trial():
+        stages = (*costs.network(), costs.prior(), *costs.finish())
     finish_state = costs.finish_bytes if "finish" in train.stages else 0
     state_bytes = costs.network_bytes + costs.prior_bytes + finish_state
     return Estimate(
@@ -104,10 +109,8 @@ def estimate(
         str(folder),
         len(pictures) * model.num_pixels,
         0.0 if is_done else one * len(pictures),
-        *costs.network(),
-        costs.prior(),
-        *costs.finish(),
-        peak_bytes(device) + 4 * len(pictures) * model.latent_dim * 4,
+        *stages,
+        on_gpu + peak_bytes(device) + 4 * len(pictures) * model.latent_dim * 4,
         2 * state_bytes + costs.network_bytes // 4 * (2 if finish_state else 1),
     )
 
@@ -122,8 +125,7 @@ def fitting_batch_size(
     start_peak(device)
     if not (free := free_bytes(device)):
         return None
-    data_bytes = num_faces * model.num_pixels
-    left = _USABLE * (free - (data_bytes if data_bytes < free / 2 else 0))  # as `Batches` has it
+    left = _USABLE * (free - _bytes_on_gpu(model, num_faces, device))
     try:
         small, larger = (_peak_of_steps(model, train, size, device) for size in (_SMALL, _LARGER))
     except RuntimeError as error:
@@ -137,15 +139,22 @@ def fitting_batch_size(
     return fitting if 0 < fitting < min(train.batch_size, num_faces) else None
 
 
+def _bytes_on_gpu(model: ModelConfig, num_faces: int, device: torch.device) -> int:
+    """Of the faces, where they are kept there."""
+    num_bytes = num_faces * model.num_pixels
+    return num_bytes if live_on(device, num_bytes) else 0
+
+
 def _peak_of_steps(
     model: ModelConfig, train: TrainConfig, batch_size: int, device: torch.device
 ) -> int:
-    """Bytes that two steps take at most: the second has the optimiser's moments too."""
+    """Bytes that a second step takes at most: it has the optimiser's moments too."""
     start_peak(device)
     batches = _of_noise(batch_size, model.size, device)
     stage = NetworkStage(VAE(model).to(device), batches, train)
-    for index in range(2):
-        stage.step(index)
+    stage.step(0)
+    start_peak(device)  # without what cuDNN took to try its kernels
+    stage.step(1)
     return peak_bytes(device)
 
 
@@ -182,6 +191,7 @@ class _Costs:
         """Seconds of encoding faces, and of fitting a flow to that."""
         if "prior" not in self._train.stages or not isinstance(self._prior, FlowPrior):
             return 0.0
+        gc.collect()  # the stage before refers to itself
         latent_dim = self._vae.config.latent_dim
         latents = torch.randn(1024, latent_dim, device=self._device)
         stage = PriorStage(self._prior, latents, torch.zeros_like(latents), epochs=1, seed=0)
@@ -210,6 +220,7 @@ class _Costs:
         """Epochs, images a second, and seconds of the decoder's finish."""
         if "finish" not in self._train.stages:
             return 0.0, 0.0, 0.0
+        gc.collect()
         size = min(batch_size(self._train), self._num_pictures)
         batches = _of_noise(size, self._vae.config.size, self._device)
         stage = FinishStage(self._vae, self._prior, batches, self._train)

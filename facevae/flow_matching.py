@@ -15,7 +15,7 @@ from facevae.fast import Fast, Part, Warn
 from facevae.guard import Guard
 from facevae.model import sample_posterior
 from facevae.prior import FlowPrior
-from facevae.runtime import generator, training_precision
+from facevae.runtime import generator, sent, training_precision
 from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
 _FLOW = 3  # what a generator's numbers are for, so that no two uses share them
@@ -103,7 +103,7 @@ class PriorStage:
         # warming up over 100 steps and falling to zero
         rate = min(1.0, (index + 1) / 100) * (1 - self.budget.share(index))
         decay = min(self.ema_decay, (index + 1) / (index + 10))
-        rates = torch.tensor([self.learning_rate * rate, decay]).to(device, non_blocking=True)
+        rates = sent(torch.tensor([self.learning_rate * rate, decay]), device)
         changes = self.changes[rows]
         return self._update(noise[share], target[share], times[share], changes[share], rates)
 

@@ -47,7 +47,7 @@ def histogram(values: Tensor, bins: int = 60) -> dict[str, Any]:
 
     `sum` and `sum_squares` are those of the values themselves.
     """
-    values = values.detach().flatten().double().cpu()
+    values = values.detach().flatten().cpu().double()
     low, high = float(values.min()), float(values.max())
     counts = torch.histc(values, bins, low, high)
     return {
@@ -66,7 +66,7 @@ def principal_plane(latents: Tensor) -> tuple[Tensor, Tensor]:
     fewer directions than two. Principal components, with signs such that nothing else decides
     them: the largest entry of each direction is positive.
     """
-    deviation = (latents - latents.mean(0)).double().cpu()
+    deviation = (latents - latents.mean(0)).cpu().double()
     _, lengths, directions = torch.linalg.svd(deviation, full_matrices=False)
     count = min(2, len(lengths))
     chosen = directions[:count]

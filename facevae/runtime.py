@@ -99,7 +99,11 @@ def cuda_graph(
     torch.cuda.synchronize(device)
     try:
         # the stream is the device's own, which may not be the current one
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=_own_stream(device)):
+        # other threads go on meanwhile: one gathers faces into memory that it has pinned
+        recording = torch.cuda.graph(
+            graph, stream=_own_stream(device), capture_error_mode="thread_local"
+        )
+        with torch.cuda.device(device), recording:
             result = step(*held)
     except BaseException:
         # torch leaves the stream of a recording that failed the current one
@@ -155,6 +159,23 @@ def _precisions() -> list[tuple[object, str, object]]:
     except RuntimeError:
         return [(place, "fp32_precision", "ieee") for place in (cuda, cudnn.conv, cudnn.rnn)]
     return [(cuda, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; where that is CUDA, nothing waits for it to get there.
+
+    On MPS, torch before 2.13 may read the source when it has been freed already.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def milestone(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done all that was queued before this call."""
+    if device.type != "cuda":
+        return lambda: None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize
 
 
 def wait_for(device: torch.device) -> None:

@@ -23,7 +23,7 @@ from facevae.config import TrainConfig
 from facevae.fast import Fast, Part, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
-from facevae.runtime import generator, seeded, training_precision
+from facevae.runtime import generator, seeded, sent, training_precision
 from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
 
 # what a generator's numbers are for, so that no two uses share them
@@ -88,7 +88,7 @@ class NetworkStage:
         noise = noise[parallel.share(count)]
         rates = torch.tensor([self._learning_rate(index), self._decay(index)])
         with self._dropout(index, images.device):
-            return self._update(images, noise, rates.to(images.device, non_blocking=True))
+            return self._update(images, noise, sent(rates, images.device))
 
     def _terms(self, images: Tensor, noise: Tensor) -> Tensor:
         """The values of `terms`, (3,), of images (B, 3, H, W) and noise (B, D)."""

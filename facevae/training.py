@@ -206,7 +206,7 @@ def _fit(work: Work) -> Bundle:
         raise RunError(msg)
     else:
         framing, num_images = earlier.framing, earlier.provenance["images_seen"]
-        vae = earlier.vae.to(run.device)
+        vae = earlier.to(run.device).vae  # its attributes may be the new model's
     with _memory_advice(run, lambda: "--prior gaussian needs less"):
         bundle = fit_prior(work, vae, num_images)
     bundle.framing = framing

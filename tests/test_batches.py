@@ -1,11 +1,13 @@
 """A batch depends on its step alone; a pass shows every training face once, and no other."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import facevae.batches
 from facevae.batches import Ahead, Batches, batches_of, evenly, mirror
 from facevae.data import Faces
 
@@ -121,6 +123,22 @@ def test_batches_that_are_gathered_ahead_are_the_same(faces):
     batches._ahead = Ahead(batches._gathered, batches._rows_of, 3)
     for step in (*range(12), 30, 31, 33, 36, 2, 3, 3):
         assert batches(step).equal(plain(step))
+
+
+def test_of_batches_that_were_gathered_ahead_few_are_on_their_way_at_once(faces, monkeypatch):
+    queued, done = [], []
+
+    def milestone(_device):
+        queued.append(len(queued))
+        return partial(done.append, queued[-1])
+
+    monkeypatch.setattr(facevae.batches, "milestone", milestone)
+    batches = Batches(faces, 5, seed=3, device=CPU)
+    batches._ahead = Ahead(batches._gathered, batches._rows_of, 3)
+    for step in range(10):
+        batches(step)
+        assert len(queued) - len(done) <= 3
+    assert done == queued[:7]
 
 
 def test_what_comes_next_is_gathered_meanwhile_and_not_more():

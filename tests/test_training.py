@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
-from facevae import budget, estimate, losses, steps
+from facevae import batches, budget, estimate, losses, steps
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
 from facevae.bundle import load, load_state, save
@@ -347,7 +347,8 @@ def gpu(monkeypatch):
             return step(self, index)
 
         monkeypatch.setattr(NetworkStage, "step", take)
-        monkeypatch.setattr(estimate, "free_bytes", lambda _device: free)
+        for module in (estimate, batches):
+            monkeypatch.setattr(module, "free_bytes", lambda _device: free)
         monkeypatch.setattr(estimate, "peak_bytes", lambda _device: peak[0])
 
     return limited

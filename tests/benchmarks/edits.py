@@ -9,7 +9,8 @@ classifier's. Held-out faces without an attribute are edited at α = 1.5 (those 
 has the attribute, of those whose reconstruction had it not; `so labelled` is, for comparison, the
 share in which it sees that in reconstructions of faces that are labelled so; the other columns are
 the shares in which gender, age, smile or glasses flipped, of those in which the classifier was sure
-(90 %) of the reconstruction. `--compare` adds other ways to find the direction.
+(90 %) of the reconstruction. `--compare` adds other ways to find the direction; `--photos` and
+`--photo-labels` judge by the faces of another collection, say of FFHQ with its features.
 """
 
 import argparse
@@ -31,15 +32,20 @@ from facevae.batches import batches_of
 from facevae.bundle import Bundle
 from facevae.data import Faces, load_faces
 from facevae.edits import plan_edit
+from facevae.errors import ImageError
+from facevae.faces import load_faces_of
 from facevae.hub import load_model
+from facevae.images import SUFFIXES, from_pixels
 from facevae.labels import Labels, read_labels
 from facevae.latents import decode, posteriors
 from facevae.learning import add_attributes, examples_of_faces
+from facevae.pictures import Picture, find_files
 from facevae.runtime import training_precision
 
 CPU = torch.device("cpu")
 SURE, SIZE = 2.2, 64  # 2.2 is the logit of 90 %
 EDITED = ("Eyeglasses", "Smiling", "Male", "Young", "No_Beard", "Wearing_Hat")
+OTHER_NAMES = {"Headwear": "Wearing_Hat"}  # CelebA's of FFHQ's
 WATCHED = ("Male", "Young", "Smiling", "Eyeglasses")
 
 
@@ -170,12 +176,22 @@ def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
 
 @dataclass(frozen=True)
 class LabelledFaces:
-    """Held-out faces: images (N, 3, S, S), their latents (N, D) and labels (N, A)."""
+    """Faces not trained on: images (N, 3, S, S), their latents (N, D) and labels (N, A).
+
+    An attribute that is not known of them has NaN.
+    """
 
     images: Tensor
     latents: Tensor
     values: np.ndarray
     names: list[str]
+
+    @property
+    def edited(self) -> list[str]:
+        """The attributes to edit that are known."""
+        return [
+            name for name in EDITED if not np.isnan(self.values[:, self.names.index(name)]).any()
+        ]
 
 
 def judged(
@@ -185,7 +201,7 @@ def judged(
     table = Table(
         "attribute", "α", "faces", "changed", "so labelled", *(f"{n} flips" for n in WATCHED)
     )
-    for name in EDITED:
+    for name in faces.edited:
         has = faces.values[:, faces.names.index(name)] > 0
         for sign in (1, -1):
             chosen = torch.from_numpy(has != (sign > 0))
@@ -221,16 +237,31 @@ def held_out(bundle: Bundle, faces: Faces, labels: Labels) -> LabelledFaces:
     return LabelledFaces(images, latents, values[known], labels.names)
 
 
+def of_photos(bundle: Bundle, folder: Path, labels: Labels, names: list[str]) -> LabelledFaces:
+    """Faces of photos, framed like the model's, with what is known of the attributes `names`."""
+    files = find_files([folder], SUFFIXES)
+    opened = [(path.name, Picture(path).open) for path in files]
+    found = list(load_faces_of(opened, bundle.config.size, bundle.framing))
+    values = np.full((len(files), len(names)), np.nan, np.float32)
+    marks = labels.rows_for([path.stem for path in files])
+    for column, name in enumerate(labels.names):
+        known_as = OTHER_NAMES.get(name, name)
+        if name not in labels.continuous and known_as in names:
+            values[:, names.index(known_as)] = marks[:, column]
+    known = ~np.isnan(marks).any(1) & [not isinstance(one, ImageError) for one in found]
+    images = from_pixels(torch.from_numpy(np.stack([found[row] for row in np.flatnonzero(known)])))
+    latents, _ = posteriors(bundle.vae, images.split(128))
+    return LabelledFaces(images, latents, values[known], names)
+
+
 def accuracies(classifier: Classifier, faces: LabelledFaces) -> str:
     found = classifier.look(faces.images) > 0
     parts = []
-    for name in EDITED:
+    for name in faces.edited:
         has = torch.from_numpy(faces.values[:, faces.names.index(name)] > 0)
         right = (found[:, faces.names.index(name)] == has).float()
         parts.append(f"{name} {(right[has].mean() + right[~has].mean()) / 2:.1%}")
-    return (
-        f"classifier, balanced accuracy on {len(found)} real held-out faces: {', '.join(parts)}\n"
-    )
+    return f"classifier, balanced accuracy on {len(found)} such real faces: {', '.join(parts)}\n"
 
 
 def trained(labels: Labels, arguments: argparse.Namespace) -> Classifier:
@@ -259,6 +290,8 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, help="keep it there, or take it from there")
     parser.add_argument("--alpha", type=float, default=1.5)
     parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--photo-labels", type=Path)
     arguments = parser.parse_args()
 
     labels = read_labels(arguments.labels)
@@ -274,7 +307,11 @@ def main() -> None:
         f"{len(learned)} attributes learned from {len(examples.values):,} encoded faces in "
         f"{time.perf_counter() - started:.2f} s on {torch.get_num_threads()} threads\n"
     )
-    judges = held_out(bundle, faces, labels)
+    if arguments.photos:
+        known = read_labels(arguments.photo_labels)
+        judges = of_photos(bundle, arguments.photos, known, labels.names)
+    else:
+        judges = held_out(bundle, faces, labels)
     sys.stdout.write(accuracies(classifier, judges))
     ways = {"facevae arith": along(lambda name: plan_edit(bundle, [name]).etas[0])}
     if arguments.compare:
