@@ -232,6 +232,9 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ModelError(msg)
     with path.open("rb") as file:
         start = file.read(9)
+    if path.suffix.lower() == ".npz":
+        msg = f"{path}: holds NumPy's arrays, latents perhaps, and no model; see `facevae reconstruct`"
+        raise ModelError(msg)
     # a safetensors file begins with its header's length, which may look like anything
     if start.startswith(_PICKLES) and start[8:] != b"{":
         msg = f"{path}: a pickle (.pt, .pth, .ckpt), which can run code; facevae loads none"

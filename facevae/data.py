@@ -92,8 +92,9 @@ def _load(folder: Path) -> Faces:
 def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Faces | None:
     """The faces of that fingerprint at `size` pixels, if they are still in the cache."""
     for entry in list_cache(cache):
-        index = entry.folder / INDEX
-        if entry.size == size and read_json(index).get("fingerprint") == fingerprint:
+        if not (entry.complete and entry.size == size):
+            continue
+        if read_json(entry.folder / INDEX).get("fingerprint") == fingerprint:
             with suppress(OSError, ValueError):  # removed or damaged since
                 return _load(entry.folder)
     return None

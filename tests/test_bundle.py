@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -147,6 +148,11 @@ def test_a_pickle_is_refused_as_one(tmp_path, zipped):
     weights = tiny_bundle().vae.state_dict()
     torch.save(weights, path, _use_new_zipfile_serialization=zipped)
     assert "pickle" in refusal(path)
+
+
+def test_a_file_of_latents_is_no_model_and_no_pickle(tmp_path):
+    np.savez(tmp_path / "faces.npz", latents=np.zeros((2, 5)))
+    assert "no model" in refusal(tmp_path / "faces.npz")
 
 
 def test_a_sound_model_is_no_pickle_whatever_the_length_of_its_header(tmp_path):

@@ -295,6 +295,16 @@ def test_of_few_photos_and_of_a_name_that_was_taken_one_is_told(run):
     assert "warning: Smiling: what was known of that before is replaced" in done.stderr
 
 
+def test_attributes_that_labels_cannot_teach_are_named(run):
+    rows = [f"{i}.png,{i % 2},0,{i}\n" for i in range(16)]
+    Path("mixed.csv").write_text("name,Happy,Sad,Height\n" + "".join(rows))
+    learn = partial(run, "attributes", "learn", "m.safetensors", "photos", "-o", "new.safetensors")
+    done = learn("--labels", "mixed.csv")
+    assert "warning: not learned, since labelled faces do not differ in it" in done.stderr
+    assert "latents: Sad\n" in done.stderr
+    assert "Height: fewer than" not in done.stderr
+
+
 def test_where_hardly_a_labelled_face_is_without_it_one_is_told(run):
     Path("same.csv").write_text("name,Happy\n" + "".join(f"{i}.png,1\n" for i in range(16)))
     learn = partial(run, "attributes", "learn", "m.safetensors", "photos", "-o", "new.safetensors")

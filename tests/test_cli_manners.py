@@ -46,6 +46,13 @@ def test_variables_set_other_defaults_and_options_count_first(facevae, model):
     assert "model: tiny" in done.stderr
 
 
+@pytest.mark.parametrize("group", [(), ("attributes",)])
+def test_a_command_that_needs_another_shows_which_there_are(facevae, group):
+    done = facevae(*group)
+    assert done.stderr == ""
+    assert done.stdout.strip() == facevae(*group, "--help").stdout.strip()
+
+
 def test_a_variable_that_makes_no_sense_is_named(facevae, model):
     done = facevae("info", model, code=2, FACEVAE_QUIET="perhaps")
     assert done.stdout == ""

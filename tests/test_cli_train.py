@@ -351,6 +351,13 @@ def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(place)
         ("faces", "--preset", "vast"): (2, "--preset vast"),
         ("faces", "--init", "nowhere"): (1, "nowhere: no such model"),
         ("faces", "--init", "tiny.safetensors", "--size", "64"): (2, "the --init model has 32"),
+        **{
+            ("faces", "--init", "tiny.safetensors", "--stages", "prior", option, "0.1"): (
+                2,
+                f"{option} 0.1: the --init model's network stays as it is",
+            )
+            for option in ("--learning-rate", "--r-loss-factor")
+        },
     }
     found = refusals(place, [list(arguments) for arguments in expected])
     for (code, err), (expected_code, said) in zip(found, expected.values(), strict=True):

@@ -11,6 +11,7 @@ from PIL import Image
 from test_images import DAMAGED
 
 from facevae import data
+from facevae.conversion import INDEX
 from facevae.errors import DataError
 from facevae.pictures import find_files
 
@@ -479,3 +480,11 @@ def test_faces_are_found_again_by_their_fingerprint_alone(tmp_path, faces_folder
     assert data.cached_faces(faces.fingerprint, 64, tmp_path / "cache") is None
     assert data.cached_faces("another", 32, tmp_path / "cache") is None
     assert data.cached_faces(faces.fingerprint, 32, tmp_path / "nowhere") is None
+
+
+def test_a_conversion_that_was_broken_off_stands_in_no_ones_way(tmp_path, faces_folder):
+    faces = data.load_faces([faces_folder], 32, cache=tmp_path / "cache")
+    (entry,) = data.list_cache(tmp_path / "cache")
+    (entry.folder / INDEX).unlink()
+    assert [e.complete for e in data.list_cache(tmp_path / "cache")] == [False]
+    assert data.cached_faces(faces.fingerprint, 32, tmp_path / "cache") is None

@@ -564,6 +564,13 @@ def test_align_makes_a_training_set_and_names_what_it_left_out(
         assert np.abs(eyes - np.array(FFHQ.points[:2])).max() < 0.05
 
 
+def test_align_of_an_empty_folder_says_so(tmp_path: Path, facevae: Command) -> None:
+    (tmp_path / "nothing").mkdir()
+    done = facevae("align", "nothing", "-o", "out", code=1)
+    assert done.stderr == "error: nothing: no pictures in there\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_align_without_any_face_fails_and_leaves_nothing(tmp_path: Path, facevae: Command) -> None:
     Image.new("RGB", (300, 200), "navy").save(tmp_path / "sea.png")
     done = facevae("align", "sea.png", "-o", "out", code=1)

@@ -112,6 +112,9 @@ def main() -> None:
     sys.exit(_run())
 
 
+_ASKED_FOR_HELP = "NoArgsIsHelpError"  # click's, with the help printed already
+
+
 def _run() -> int:
     """Run the command that was given; returns the exit code."""
     try:
@@ -130,6 +133,8 @@ def _run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if type(error).__name__ == _ASKED_FOR_HELP:
+            return 0
         if not (text := _one_line(error)):
             raise
         if is_heard() or isinstance(error, ProcessError):

@@ -43,6 +43,9 @@ def align(
 
     console = Console(quiet=quiet, as_json=json)
     files = find_files(photos, SUFFIXES)
+    if not files:
+        msg = f"{', '.join(map(str, photos))}: no pictures in there"
+        raise ImageError(msg)
     names = [str(path) for path in files]
     target = choose_folder(output)
     paths = folder_paths(target, names, names)

@@ -166,6 +166,11 @@ def learn_attributes(
         msg = "nothing to learn: no attribute differs between the labelled faces"
         raise DataError(msg)
     save(bundle, target, half=bundle.half)
+    if alike := [name for name in examples.names if name not in learned]:
+        console.warn(
+            "not learned, since labelled faces do not differ in it, or it does not show in latents: "
+            + ", ".join(alike)
+        )
     _warn(console, bundle, learned, earlier, are_labelled=bool(labels))
     quoted = shlex.quote(str(target))
     console.say(f"learned {', '.join(learned)}; see them with: facevae attributes list {quoted}")
@@ -186,7 +191,11 @@ def _warn(
 
     if replaced := [name for name in learned if name in earlier]:
         console.warn(f"{', '.join(replaced)}: what was known of that before is replaced")
-    rare = [a.name for a in bundle.attributes if a.name in learned and a.num_negatives < _FEW]
+    rare = [
+        a.name
+        for a in bundle.attributes
+        if a.name in learned and a.num_negatives < _FEW and not a.continuous
+    ]
     if rare and are_labelled:
         console.warn(
             f"{', '.join(rare)}: fewer than {_FEW} labelled faces are without it; are they all that there are?"

@@ -93,7 +93,10 @@ def describe_run(console: Console, run: "Run") -> None:
     from facevae.runtime import describe
 
     faces = run.faces
-    begun = f"preset {run.preset}{f', from {run.init_name}' if run.init_name else ''}"
+    begun = f"preset {run.preset}"
+    if run.init_name:
+        stays = "vae" not in run.train.stages
+        begun = f"the network of {run.init_name}" if stays else f"{begun}, from {run.init_name}"
     console.close()
     console.say(
         f"{counted(len(faces.train), 'face')} to train on, {len(faces.held_out):,} held out, at "

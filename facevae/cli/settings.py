@@ -52,16 +52,30 @@ def configure(
     )
 
 
-def check_budget(
-    chosen: Preset, epochs: int | None, prior_epochs: int | None, finish_epochs: int | None
+def check_stages(
+    chosen: Preset,
+    *,
+    of_network: Mapping[str, object],
+    epochs: int | None,
+    prior_epochs: int | None,
+    finish_epochs: int | None,
+    goes_on: bool,
 ) -> None:
-    """Refuse two budgets for one stage, and what is for a stage that is left out."""
+    """Refuse two budgets for one stage, and what is for a stage that is left out.
+
+    `of_network` are options of the stage vae, as they were given. A run may have them for its other
+    stages too, which go on from its own network, but not where that `goes_on` from another model.
+    """
+    given = [f"{name} {value}" for name, value in of_network.items() if value is not None]
+    if given and goes_on and "vae" not in chosen.train.stages:
+        msg = f"{given[0]}: the --init model's network stays as it is; leave it out, or add vae to --stages"
+        raise UsageError(msg)
     if chosen.train.perceptual and "finish" not in chosen.train.stages:
         msg = "--perceptual: the stage finish is left out; add it to --stages"
         raise UsageError(msg)
-    given = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
+    budgets = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
     names = {"vae": "--epochs", "prior": "--prior-epochs", "finish": "--finish-epochs"}
-    for stage, value in given.items():
+    for stage, value in budgets.items():
         if value is None:
             continue
         if chosen.train.max_seconds is not None:

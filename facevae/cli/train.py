@@ -12,7 +12,7 @@ from facevae.cli import options
 from facevae.cli.estimate import tell_estimate
 from facevae.cli.runs import Data, Talk, describe_run, source_name, typed_command
 from facevae.cli.session import finish
-from facevae.cli.settings import check_budget, configure, load_init
+from facevae.cli.settings import check_stages, configure, load_init
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console
 
@@ -209,7 +209,14 @@ def train(
         },
         r_loss_factor=r_loss_factor,
     )
-    check_budget(chosen, epochs, prior_epochs, finish_epochs)
+    check_stages(
+        chosen,
+        of_network={"--learning-rate": learning_rate, "--r-loss-factor": r_loss_factor},
+        epochs=epochs,
+        prior_epochs=prior_epochs,
+        finish_epochs=finish_epochs,
+        goes_on=started_from is not None,
+    )
     target = runtime.select_device(device)
     if chosen.train.perceptual:
         load_perceptual(target)  # in time, should it not be there
