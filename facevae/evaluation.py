@@ -31,6 +31,7 @@ Split = Literal["held-out", "train", "all"]
 
 _CHUNK = 32  # images at a time: what fits a core's cache is scored twice as fast
 _NUM_FRAMED = 48  # faces by which the framing is measured
+_LEAST_FRAMED = 8  # of fewer, one that was not found well would decide
 _NUM_SHOWN, _NUM_SAMPLES_SHOWN, _NUM_WAYS, _WAY_STEPS = 16, 64, 6, 8
 _SUBSET = 6  # what a generator's numbers are for
 
@@ -80,7 +81,7 @@ def choose_rows(faces: Faces, split: Split) -> Rows:
 
 def framing_problem(bundle: Bundle, faces: Faces, rows: Rows) -> str | None:
     """Why these faces are not what the model expects, if they are framed otherwise."""
-    if bundle.framing is None:
+    if bundle.framing is None or len(rows) < _LEAST_FRAMED:
         return None
     found = measure_framing(faces.pixels[evenly(rows, _NUM_FRAMED)])
     if found is not None and framed_alike(found, bundle.framing):

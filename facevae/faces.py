@@ -1,7 +1,7 @@
 """Find the faces in a picture and bring one into the framing that a model was trained on."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -199,10 +199,16 @@ def choose_face(faces: Sequence[Face], name: str, number: int = 1) -> Face:
     return faces[number - 1]
 
 
-def measure_framing(pictures: Pixels) -> Framing | None:
-    """How pictures (N, H, H, 3) of one face each are framed; None if they are not framed alike."""
+def measure_framing(
+    pictures: Pixels, progress: Callable[[int, int], None] = lambda *_: None
+) -> Framing | None:
+    """How pictures (N, H, H, 3) of one face each are framed; None if they are not framed alike.
+
+    `progress` is told how many have been looked at, and of how many.
+    """
     found = []
-    for pixels in pictures:
+    for number, pixels in enumerate(pictures, start=1):
+        progress(number, len(pictures))
         faces = find_faces(Image.fromarray(pixels))
         if faces:
             found.append(faces[0].points / len(pixels))

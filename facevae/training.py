@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -165,7 +166,8 @@ def _batch_advice(run: Run) -> str:
 
 def _measure_framing(work: Work) -> Framing | None:
     faces = work.run.faces
-    framing = measure_framing(faces.pixels[evenly(faces.train, _NUM_FRAMED)])
+    some = faces.pixels[evenly(faces.train, _NUM_FRAMED)]
+    framing = measure_framing(some, partial(work.listener.progress, "Looking at framing"))
     if framing is None:
         work.listener.notice(
             "the faces are not framed alike, or none are found: the model will not align photos; "

@@ -269,5 +269,7 @@ def test_a_process_of_its_own_says_the_same(place, facevae: Command):
     model, folder = place / "tiny.safetensors", place / "others"
     done = facevae("eval", model, folder, "--num-samples", 4, "--no-fid", "--json")
     assert json.loads(done.stdout)["num_images"] == 48
+    done = facevae("eval", model, folder, "--baselines", "pca", "--baseline-epochs", 3, code=2)
+    assert "--baseline-epochs 3: are the autoencoder's" in done.stderr
     done = facevae("eval", model, folder, "--baselines", "pca", code=2)
     assert "not what the model was trained on" in done.stderr

@@ -557,6 +557,12 @@ def test_morphs_that_cannot_be_meant_are_refused(run, arguments):
     assert entries() == before
 
 
+def test_a_certain_face_is_not_to_be_looked_for_and_found_at_once(run):
+    for command in (("reconstruct", "a.png"), ("arith", "a.png", "--attr", "smile")):
+        done = run(*command, "--no-align", "--face", 2, code=2)
+        assert "--face 2: --no-align looks for no face" in done.stderr
+
+
 @pytest.mark.parametrize("said", [("--face", 2), ("--no-align",)])
 def test_what_is_said_of_photos_is_refused_where_there_is_none(run, said):
     run("sample", "-n", 2, "--latents", "two.npz", "-o", "two.png")

@@ -182,6 +182,8 @@ def test_a_model_is_not_written_under_a_name_that_says_nothing_of_it(facevae, tm
         done = facevae("export", "tiny.safetensors", "--half", "-o", name, code=2)
         assert done.stderr.startswith(f"error: {name}: a model is a .safetensors file")
     assert "say what to write" in facevae("export", "tiny.safetensors", code=2).stderr
+    textured = facevae("export", "tiny.safetensors", "--half", "--texture", 0.5, code=2)
+    assert "--texture 0.5: is for ONNX" in textured.stderr
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("h")]
 
 

@@ -80,6 +80,7 @@ def test_another_framing_than_the_models_is_told(faces, bundle, monkeypatch, fou
     told = framing_problem(framed, faces, faces.train)
     assert told is None if problem is None else problem in told
     assert framing_problem(bundle, faces, faces.train) is None  # it has none to be unlike
+    assert framing_problem(framed, faces, faces.train[:7]) is None  # too few to tell
 
 
 # ---------------------------------------------------------------- figures

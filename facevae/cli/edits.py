@@ -97,7 +97,10 @@ def kept_names(keep: str | None, attrs: Sequence[str]) -> list[str] | None:
 
 
 def check_photo_options(faces: Sequence[str], *, align: bool, number: int) -> None:
-    """Raise `UsageError` for what is said of photos, where no face is one."""
+    """Raise `UsageError` for what is said of photos, where no face is one, or that says two things."""
+    if number != 1 and not align:
+        msg = f"--face {number}: --no-align looks for no face; leave one of them out"
+        raise UsageError(msg)
     said = [f"--face {number}"] * (number != 1) + ["--no-align"] * (not align)
     if said and not any(map(is_photo, faces)):
         msg = f"{said[0]}: says how to look at a photo, and {faces[0]} is none; leave it out"

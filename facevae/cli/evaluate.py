@@ -95,6 +95,9 @@ def evaluate(
     # Check
     console = Console(quiet=quiet, as_json=json)
     wanted = _parse_baselines(baselines, split)
+    if baseline_epochs and "ae" not in wanted:
+        msg = f"--baseline-epochs {baseline_epochs}: are the autoencoder's; add --baselines ae"
+        raise UsageError(msg)
     folder = _output_folder(output, data)
     if seed + num_samples - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {num_samples} seeds would be more than {MAX_SEED}"

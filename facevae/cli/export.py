@@ -51,7 +51,7 @@ def export(
     from facevae.hub import load_model
 
     console = Console(quiet=quiet, as_json=json)
-    target = _target(output, model, onnx=onnx, half=half)
+    target = _target(output, model, onnx=onnx, half=half, texture=texture)
     if onnx:
         require_onnx()
     bundle, located = load_model(model)
@@ -72,7 +72,7 @@ def export(
     finish(console, used, [target], {"half": half})
 
 
-def _target(output: str | None, model: str, *, onnx: bool, half: bool) -> Path:
+def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: float) -> Path:
     """Where to write. Raises `UsageError` for what cannot be meant."""
     from facevae.files import expanded, unused
     from facevae.outputs import choose_folder
@@ -86,6 +86,9 @@ def _target(output: str | None, model: str, *, onnx: bool, half: bool) -> Path:
             msg = f"{target}: is a file, and --onnx writes several; name a folder with -o"
             raise UsageError(msg)
         return target
+    if texture != WHOLE_TEXTURE:
+        msg = f"--texture {texture:g}: is for ONNX, whose decoder has one; a model file has all"
+        raise UsageError(msg)
     if output is None and half:
         name = expanded(model.split("@", maxsplit=1)[0]).resolve().stem  # of a folder '.' too
         return unused(Path(f"{name}-half.safetensors"))
