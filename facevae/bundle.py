@@ -145,13 +145,8 @@ def load(path: Path) -> Bundle:
             vae, prior = VAE(config), build_prior(prior_config, config.latent_dim)
             if any(name.startswith(f"vae.{TEXTURED}") for name in file.keys()):  # noqa: SIM118 - no dictionary
                 vae.decoder.add_texture()
-        known = metadata["format"]
-        if vae.decoder.textured and known < _WITH_NUMBERED_BLOCKS:
-            vae.decoder.textured.begin_blocks(0 if known < _WITH_BLOCKS else 1)
-        state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
-        begun = {name: t for name, t in state.items() if not t.is_meta}
         expected: dict[str, tuple[int, ...]] = {
-            **{name: tuple(t.shape) for name, t in state.items() if name not in begun},
+            **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
             **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
             "latents.mean": (config.latent_dim,),
             "latents.covariance": (config.latent_dim, config.latent_dim),
@@ -159,9 +154,14 @@ def load(path: Path) -> Bundle:
         if attributes:
             shape = (len(attributes), config.latent_dim)
             expected |= {"directions": shape, "scorers": shape}
+        known, textured = metadata["format"], vae.decoder.textured
         names = {name: _stored_name(known, name) for name in expected}
-        read = _read_expected(path, file, {names[name]: expected[name] for name in names})
-        tensors = {name: read[names[name]] for name in names} | begun
+        wanted = {stored: expected[name] for name, stored in names.items() if stored}
+        read = _read_expected(path, file, wanted)
+        if textured and known < _WITH_NUMBERED_BLOCKS:  # not before it is known how large they are
+            textured.begin_blocks(_num_blocks(known))
+        state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
+        tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
         half = file.get_slice("latents.mean").get_dtype() == "F16"
     if tensors["latents.covariance"].diag().min() < 0:
         msg = f"{path}: tensor latents.covariance holds variances below 0"
@@ -273,12 +273,17 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
     return metadata
 
 
-def _stored_name(known: int, name: str) -> str:
-    """Of a tensor, in a file of the format `known`."""
-    if known < _WITH_NUMBERED_BLOCKS and name.startswith(_BLOCKS):
-        level, _, rest = name.removeprefix(_BLOCKS).split(".", 2)
-        return f"{_BLOCKS}{level}.{rest}"
-    return name
+def _num_blocks(known: int) -> int:
+    """Of a texture's level, in files of the formats before blocks were numbered."""
+    return 0 if known < _WITH_BLOCKS else 1
+
+
+def _stored_name(known: int, name: str) -> str | None:
+    """Of a tensor, in a file of the format `known`; None where that has none."""
+    if known >= _WITH_NUMBERED_BLOCKS or not name.startswith(_BLOCKS):
+        return name
+    level, number, rest = name.removeprefix(_BLOCKS).split(".", 2)
+    return f"{_BLOCKS}{level}.{rest}" if int(number) < _num_blocks(known) else None
 
 
 def _read_expected(

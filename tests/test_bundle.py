@@ -17,6 +17,7 @@ from facevae.config import ModelConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.framing import FFHQ, POINTS
 from facevae.latents import decode, latents_of_seeds
+from facevae.model import Texture
 
 
 @pytest.fixture
@@ -337,6 +338,17 @@ def test_a_texture_of_an_earlier_format_has_blocks_that_add_nothing_yet(
             assert block.layers[-1].weight.grad.abs().max() > 0
     save(again, path)
     assert differing(tensors_of(load(path)), tensors_of(again)) == []
+
+
+def test_blocks_that_a_file_lacks_take_no_memory_before_the_rest_is_sound(tmp_path, monkeypatch):
+    bundle, path = with_texture(tiny_bundle()), tmp_path / "finished.safetensors"
+    save(bundle, path)
+    tensors, texts = parts_of(path)
+    config = json.loads(texts["config"]) | {"filters": [2048] * len(bundle.config.filters)}
+    old = {name: t for name, t in tensors.items() if ".textured.blocks." not in name}
+    save_file(old, path, {**texts, "format": "5", "config": json.dumps(config)})
+    monkeypatch.setattr(Texture, "begin_blocks", lambda *_: pytest.fail("before it is known"))
+    assert "its configuration calls for" in refusal(path)
 
 
 def test_metadata_that_are_not_json_are_refused(saved):
