@@ -112,7 +112,7 @@ def parse_alpha(text: str | float) -> float:
     raise UsageError(msg)
 
 
-FRAMES_PER_SECOND = 12.0  # where nothing else is asked for
+FRAMES_PER_SECOND = 12  # where nothing else is asked for
 FramesPerSecond = Annotated[
     float, typer.Option("--fps", min=0.1, max=100, help="Frames per second of an animation.")
 ]
