@@ -16,7 +16,7 @@ from facevae.errors import DataError, ImageError, Stopped
 from facevae.files import clear_half_written, digest, unwritable, write_json
 from facevae.images import Pixels, load_square
 from facevae.pictures import Opener, Picture, Source, list_pictures, opened, place_of
-from facevae.runtime import stop_requests
+from facevae.signals import stop_requests
 from facevae.tables import File
 
 Progress = Callable[[str, int, int], None]

@@ -112,6 +112,15 @@ def find_files(
     return _distinct(found)
 
 
+def find_photos(sources: Sequence[Path]) -> list[Path]:
+    """Every picture that the sources name. Raises `DataError`, and `ImageError` where there is none."""
+    files = find_files(sources, SUFFIXES)
+    if not files:
+        msg = f"{', '.join(map(str, sources))}: no pictures in there"
+        raise ImageError(msg)
+    return files
+
+
 def _distinct(files: Iterable[_File]) -> list[_File]:
     """A file that two sources name counts once."""
     return list({place_of(file): file for file in files}.values())

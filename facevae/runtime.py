@@ -4,15 +4,12 @@ import ctypes
 import gc
 import os
 import platform
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -318,31 +315,3 @@ def face_noise(seeds: list[int], latent_dim: int) -> torch.Tensor:
     """Standard normal noise (N, latent_dim), float32 on the CPU: row i depends on seed i alone."""
     rows = [torch.randn(latent_dim, generator=generator(seed)) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, latent_dim)
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], int]]:
-    """Yield a question: the signal by which this process was asked to stop, or 0.
-
-    Inside, a first Ctrl-C or SIGTERM only sets the answer, so that work can be saved; a second
-    one acts at once. Elsewhere than in the main thread nothing is changed.
-    """
-    received = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def receive(number: int, _frame: FrameType | None) -> None:
-        nonlocal received
-        received = number
-        for known, handler in previous.items():
-            signal.signal(known, handler)
-
-    for number in previous:
-        signal.signal(number, receive)
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

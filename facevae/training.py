@@ -31,7 +31,8 @@ from facevae.prior import build_prior
 from facevae.prior_fit import fit_prior, prior_stage
 from facevae.run_folders import RunFolder, stages_before
 from facevae.runs import Run, left_out
-from facevae.runtime import environment, is_out_of_memory, kernels_by_trial, stop_requests
+from facevae.runtime import environment, is_out_of_memory, kernels_by_trial
+from facevae.signals import stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage
 from facevae.states import part

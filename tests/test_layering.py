@@ -12,7 +12,7 @@ LAYERS = [
     (
         *("errors", "console", "losses", "detection", "hub_client"),
         *("blocks", "budget", "states", "augment"),
-        "image_features",
+        *("image_features", "signals"),
     ),
     (
         *("files", "config", "runtime", "metrics", "attribute_names", "hub_files"),

@@ -1,10 +1,8 @@
-"""Devices are checked, randomness depends on its key alone, and a stop can be asked for."""
+"""Devices are checked, and randomness depends on its key alone."""
 
 import itertools
 import mmap
-import signal
 import sys
-import threading
 
 import pytest
 import torch
@@ -135,47 +133,6 @@ def test_training_precision_is_left_at_its_end():
 def test_memory_held_so_far_is_known():
     kept = torch.ones(2**20)
     assert runtime.peak_bytes(torch.device("cpu")) > kept.numel() * 4
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_first_signal_only_asks_to_stop(number):
-    before = signal.getsignal(number)
-    with runtime.stop_requests() as stop_signal:
-        assert stop_signal() == 0
-        signal.raise_signal(number)
-        assert stop_signal() == number
-    assert signal.getsignal(number) == before
-
-
-def interrupt_twice():
-    with runtime.stop_requests() as stop_signal:
-        signal.raise_signal(signal.SIGTERM)
-        assert stop_signal() == signal.SIGTERM
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_a_second_signal_acts_at_once():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            interrupt_twice()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_outside_the_main_thread_no_signal_is_touched():
-    before = signal.getsignal(signal.SIGTERM)
-    seen = []
-
-    def work():
-        with runtime.stop_requests() as stop_signal:
-            seen.extend([stop_signal(), signal.getsignal(signal.SIGTERM)])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [0, before]
 
 
 def test_memory_is_that_of_this_process_and_grows_with_it():

@@ -37,15 +37,12 @@ def align(
       facevae align holiday/ -o faces/ --framing default --size 128
     """
     from facevae.faces import OR_AS_IT_IS, load_faces_of
-    from facevae.images import SUFFIXES, save_picture
+    from facevae.images import save_picture
     from facevae.outputs import choose_folder, folder_paths
-    from facevae.pictures import Picture, find_files
+    from facevae.pictures import Picture, find_photos
 
     console = Console(quiet=quiet, as_json=json)
-    files = find_files(photos, SUFFIXES)
-    if not files:
-        msg = f"{', '.join(map(str, photos))}: no pictures in there"
-        raise ImageError(msg)
+    files = find_photos(photos)
     names = [str(path) for path in files]
     target = choose_folder(output)
     paths = folder_paths(target, names, names)

@@ -137,18 +137,13 @@ def _check_sheet(path: Path, count: int, side: int) -> None:
 
 
 def _find_photos(images: list[Path]) -> list[Path]:
-    from facevae.images import SUFFIXES
-    from facevae.pictures import find_files
+    from facevae.pictures import find_photos
 
     for image in images:
         if not is_photo(str(image)) and not image.exists():
             msg = f"{image}: reconstruct takes photos; see seeds with: facevae sample --seeds"
             raise UsageError(msg)
-    files = find_files(images, SUFFIXES)
-    if not files:
-        msg = f"{', '.join(map(str, images))}: no pictures in there"
-        raise ImageError(msg)
-    return files
+    return find_photos(images)
 
 
 def sample(

@@ -1,0 +1,49 @@
+"""A stop can be asked for once, and is one at the second time."""
+
+import signal
+import threading
+
+import pytest
+
+from facevae.signals import stop_requests
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_only_asks_to_stop(number):
+    before = signal.getsignal(number)
+    with stop_requests() as stop_signal:
+        assert stop_signal() == 0
+        signal.raise_signal(number)
+        assert stop_signal() == number
+    assert signal.getsignal(number) == before
+
+
+def interrupt_twice():
+    with stop_requests() as stop_signal:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop_signal() == signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_acts_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_twice()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_no_signal_is_touched():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with stop_requests() as stop_signal:
+            seen.extend([stop_signal(), signal.getsignal(signal.SIGTERM)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [0, before]
