@@ -22,6 +22,7 @@ from facevae.errors import DataError, ImageError
 from facevae.fast import WARM_UP
 from facevae.flow_matching import PriorStage
 from facevae.images import load_square
+from facevae.labels import Labels
 from facevae.latents import posteriors
 from facevae.model import VAE
 from facevae.pictures import Picture, Source, find_data, list_pictures, opened
@@ -78,13 +79,19 @@ def estimate(
     train: TrainConfig,
     device: torch.device,
     cache: Path | None = None,
+    labels: Labels | None = None,
 ) -> Estimate:
-    """Measure a few conversions and steps and scale them up. Raises `DataError` without pictures."""
+    """Measure a few conversions and steps and scale them up.
+
+    Raises `DataError` without pictures, and where there are `labels` but none belongs to a picture.
+    """
     files = find_data(sources)
     pictures = list_pictures(files)
     if not pictures:
         msg = f"{', '.join(map(str, sources))}: no pictures in there"
         raise DataError(msg)
+    if labels:
+        labels.count_among([picture.stem for picture in pictures])
     folder, is_done = converted(files, model.size, cache)
     begun = time.perf_counter()
     some = _some(pictures)

@@ -66,6 +66,15 @@ def unwritable(path: Path, number: int | None, option: str = "-o") -> FacevaeErr
     return FacevaeError(f"{path}: cannot be written there ({reason}); {advice}")
 
 
+def check_place(folder: Path, option: str = "-o") -> None:
+    """Raise now what writing into `folder`, made if need be, would raise after the work, where it is known."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    if not there.is_dir():
+        raise unwritable(folder, errno.ENOTDIR, option)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise unwritable(folder, errno.EACCES, option)
+
+
 def clear_half_written(folder: Path) -> None:
     """Remove what processes that were killed within `replacing` left in `folder`."""
     for left in folder.glob(".*-????????.*"):

@@ -56,6 +56,15 @@ class Labels:
         rows: Values = padded[[row_of.get(stem, len(self.stems)) for stem in stems]]
         return rows
 
+    def count_among(self, stems: Sequence[str]) -> int:
+        """How many faces with these stems have labels. Raises `DataError` where none has."""
+        known = set(self.stems)
+        count = sum(stem in known for stem in stems)
+        if not count:
+            msg = f"--labels: none belongs to a face; faces are named like '{stems[0]}', labels like '{self.stems[0]}'"
+            raise DataError(msg)
+        return count
+
     def constant_for(self, stems: Sequence[str]) -> list[str]:
         """The names of attributes in which faces with these stems do not differ, as far as is known."""
         values = self.rows_for(stems)
@@ -182,6 +191,9 @@ def _read_csv(path: Path, lines: list[str]) -> Labels:
     _check_names(path, header)
     named = [i for i, name in enumerate(header) if name.casefold() in _NAME_COLUMNS]
     key = named[0] if named else 0
+    if header[key:] and Path(header[key]).suffix.lower() in SUFFIXES:
+        msg = f"{path}: the first line has '{header[key]}' where a header is needed: one name a column"
+        raise DataError(msg)
     columns: dict[str, list[float]] = {}
     continuous, ignored = set(), []
     for i, name in enumerate(header):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from facevae.errors import UsageError
-from facevae.files import distinct_names, expanded, unused
+from facevae.files import check_place, distinct_names, expanded, unused
 from facevae.images import (
     ANIMATION_SUFFIXES,
     STILL_SUFFIXES,
@@ -46,10 +46,18 @@ def choose_output(
     """Where `-o` points, or `default` under a name that replaces nothing.
 
     A name without a suffix, with a trailing slash, or of a folder that exists is a folder. Raises
-    `UsageError` for a suffix that cannot be written, and where one of `inputs` would be replaced.
+    `UsageError` for a suffix that cannot be written, and where one of `inputs` would be replaced,
+    and `FacevaeError` where nothing can be written.
     """
     if named is None:
-        return Output(unused(Path(default)), is_folder=False)
+        output = Output(unused(Path(default)), is_folder=False)
+    else:
+        output = _named_output(named, inputs, animation=animation)
+    check_place(output.path if output.is_folder else output.path.parent)
+    return output
+
+
+def _named_output(named: str, inputs: Iterable[str], *, animation: bool) -> Output:
     if not named.strip():
         msg = "-o is empty; name a file or a folder"
         raise UsageError(msg)

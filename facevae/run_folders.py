@@ -11,7 +11,14 @@ from facevae.bundle import load_state, save_state
 from facevae.config import STAGES, ModelConfig, Stage, TrainConfig
 from facevae.errors import FacevaeError, ModelError, RunError
 from facevae.events import Events
-from facevae.files import append_text, clear_half_written, read_json, write_json, write_text
+from facevae.files import (
+    append_text,
+    check_place,
+    clear_half_written,
+    read_json,
+    write_json,
+    write_text,
+)
 
 _PLACE = ("event", "step", "images", "seconds")  # what every record says
 
@@ -53,6 +60,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             msg = f"{self.path}: is a file, and a run needs a folder; name another -o"
             raise RunError(msg)
+        check_place(self.path)
         is_there = is_given or self.model.exists() or self.unfinished.exists()
         if "vae" not in stages and not is_there:
             msg = f"{self.path}: holds nothing to go on from; {stages_before(stages)}"

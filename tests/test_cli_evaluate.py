@@ -270,6 +270,8 @@ def test_a_process_of_its_own_says_the_same(place, facevae: Command):
     done = facevae("eval", model, folder, "--num-samples", 4, "--no-fid", "--json")
     assert json.loads(done.stdout)["num_images"] == 48
     done = facevae("eval", model, folder, "--baselines", "pca", "--baseline-epochs", 3, code=2)
-    assert "--baseline-epochs 3: are the autoencoder's" in done.stderr
+    assert "--baseline-epochs 3: is for the autoencoder; add --baselines ae" in done.stderr
+    done = facevae("eval", model, folder, "--baseline-dir", "elsewhere", code=2)
+    assert "--baseline-dir elsewhere: is for the autoencoder" in done.stderr
     done = facevae("eval", model, folder, "--baselines", "pca", code=2)
     assert "not what the model was trained on" in done.stderr

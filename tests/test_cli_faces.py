@@ -336,6 +336,11 @@ def test_a_temperature_at_which_faces_fall_apart_is_told(run):
     assert "of 1.3 faces fall apart" in run("sample", "-n", 1, "--temperature", 1.3).stderr
 
 
+def test_a_guidance_at_which_faces_break_is_told(run):
+    assert "break" not in run("sample", "-n", 1, "--guidance", 4).stderr
+    assert "of 5 faces break" in run("sample", "-n", 1, "--guidance", 5).stderr
+
+
 def test_temperature_guidance_and_prior_change_the_faces_and_temperature_nought_makes_them_one(run):
     base = ("sample", "-n", 3, "--columns", 3, "-o")
     run(*base, "plain.png")

@@ -167,11 +167,10 @@ def test_a_finished_run_without_its_state_is_not_begun_anew(place, tmp_path):
 def test_labels_that_teach_nothing_are_refused_and_those_of_which_some_do_are_named(place):
     rows = "".join(f"{i:03}.png,1,{i % 2}\n" for i in range(40))
     (place / "same.csv").write_text("name,Same,Odd\n" + rows)
-    (place / "headless.csv").write_text("".join(f"{i:03}.png,1\n" for i in range(40)))
+    (place / "alike.csv").write_text("name,Same\n" + "".join(f"{i:03}.png,1\n" for i in range(40)))
     command = ("faces", *TINY, "--epochs", 1, "--prior", "gaussian", "-o", "runs/same")
-    refused = trained(place, *command, "--labels", "headless.csv", code=1)
+    refused = trained(place, *command, "--labels", "alike.csv", code=1)
     assert "nothing to learn" in refused.stderr
-    assert "header" in refused.stderr
     done = trained(place, *command, "--labels", "same.csv")
     assert "not learned, since all training faces have the same of them: Same" in done.stderr
     known = load(place / "runs" / "same" / "model.safetensors").attributes
@@ -294,6 +293,13 @@ def test_a_dry_run_tells_what_it_would_take_and_makes_nothing(place):
     assert set(place.rglob("*")) == before
 
 
+def test_a_dry_run_sees_that_labels_are_of_other_faces(place):
+    (place / "others.csv").write_text("name,Smiling\nanna,1\nbert,0\n")
+    done = trained(place, "faces", *TINY, "--dry-run", "--labels", "others.csv", code=1)
+    assert "--labels: none belongs to a face" in done.stderr
+    assert "labels like 'anna'" in done.stderr
+
+
 def test_a_dry_run_tells_of_the_stages_that_are_chosen_and_of_their_time(place):
     options = [*("--stages", "vae,finish"), *("--max-time", "1m30s")]
     values = json.loads(trained(place, "faces", *TINY, *options, "--dry-run", "--json").stdout)
@@ -400,6 +406,7 @@ def test_settings_that_cannot_be_meant_are_usage_errors(place):
         ["--finish-epochs", "2", "--stages", "vae"],
         ["--finish-weight", "-1"],
         ["--perceptual"],  # of a preset without a finish
+        ["--finish-weight", "2"],
         ["--seed", "-1"],
         ["--device", "abacus"],
     ]

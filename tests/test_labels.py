@@ -172,6 +172,11 @@ def test_a_table_without_labels_says_what_is_needed(tmp_path, content):
         read(tmp_path, content)
 
 
+def test_a_table_that_begins_with_a_picture_lacks_its_header(tmp_path):
+    with pytest.raises(DataError, match=r"labels\.csv: the first line has 'a\.png' where a header"):
+        read(tmp_path, "a.png,1,0\nb.png,0,1\n")
+
+
 def test_of_a_table_of_words_alone_one_is_shown(tmp_path):
     with pytest.raises(DataError, match=r"labels\.csv: no column .*: happy has 'maybe'"):
         read(tmp_path, "file,happy,note\na.png,yes,tall\nb.png,maybe,short\n")

@@ -44,6 +44,23 @@ def test_what_can_only_be_a_slip_is_refused(named, said):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.parametrize("named", ["taken/grid.png", "taken/deeper/grid.png", "taken/out/"])
+def test_a_place_below_a_file_is_refused_before_the_work(named):
+    Path("taken").touch()
+    with pytest.raises(FacevaeError, match=r"cannot be written there \(Not a directory\).* -o"):
+        choose_output(named, "grid.png")
+
+
+def test_a_folder_that_nothing_may_be_put_into_is_refused_before_the_work(monkeypatch):
+    Path("closed").mkdir()
+    # for whom tests run as, all folders may be open
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != Path("closed"))
+    for named in ("closed/grid.png", "closed/deeper/grid.png", "closed/"):
+        with pytest.raises(FacevaeError, match=r"cannot be written there \(Permission denied\)"):
+            choose_output(named, "grid.png")
+    assert choose_output("open/grid.png", "grid.png").path == Path("open/grid.png")
+
+
 @pytest.mark.parametrize("named", ["out", "out/", "v1.2", "faces.png/"])
 def test_where_a_folder_is_needed_any_name_will_do(named):
     assert choose_folder(named) == Output(Path(named), is_folder=True)

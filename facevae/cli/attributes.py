@@ -238,7 +238,7 @@ def _check(
 
 def _target(located: "Located", output: Path | None) -> Path:
     """The file to write: `output`, or the model's own if it is the user's."""
-    from facevae.files import expanded
+    from facevae.files import check_place, expanded
     from facevae.hub import DEFAULT
     from facevae.outputs import SUFFIX_OF_MODELS
 
@@ -246,6 +246,7 @@ def _target(located: "Located", output: Path | None) -> Path:
         if output.suffix != SUFFIX_OF_MODELS or output.is_dir():
             msg = f"{output}: a model is a {SUFFIX_OF_MODELS} file; name one with -o"
             raise UsageError(msg)
+        check_place(output.parent)
         return output
     # a folder called "default" here makes the packaged model nobody's to write
     if located.name == DEFAULT or not expanded(located.name).exists():

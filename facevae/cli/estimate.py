@@ -9,6 +9,8 @@ from facevae.console import Console, duration
 if TYPE_CHECKING:
     import torch
 
+    from facevae.labels import Labels
+
 
 def tell_estimate(
     console: Console,
@@ -16,13 +18,14 @@ def tell_estimate(
     chosen: Preset,
     device: "torch.device",
     *,
+    labels: "Labels | None",
     folder: Path,
     cache_dir: Path | None,
 ) -> None:
     """What the run would take, measured on a few steps."""
     from facevae.estimate import estimate
 
-    found = estimate(data, chosen.model, chosen.train, device, cache_dir)
+    found = estimate(data, chosen.model, chosen.train, device, cache_dir, labels)
     disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
     time = duration(found.convert_seconds) if found.convert_seconds else "done before"
     speed = f"{found.images_per_second:,.0f} images/s"

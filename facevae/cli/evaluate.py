@@ -59,8 +59,11 @@ def evaluate(
         ),
     ] = None,
     baseline_dir: Annotated[
-        Path, typer.Option("--baseline-dir", help="Where the autoencoder's run folder is kept.")
-    ] = Path("runs"),
+        Path | None,
+        typer.Option(
+            "--baseline-dir", help="Where the autoencoder's run folder is kept (default: runs)."
+        ),
+    ] = None,
     fid: Annotated[
         bool | None,
         typer.Option(
@@ -95,9 +98,11 @@ def evaluate(
     # Check
     console = Console(quiet=quiet, as_json=json)
     wanted = _parse_baselines(baselines, split)
-    if baseline_epochs and "ae" not in wanted:
-        msg = f"--baseline-epochs {baseline_epochs}: are the autoencoder's; add --baselines ae"
-        raise UsageError(msg)
+    of_autoencoder = {"--baseline-epochs": baseline_epochs, "--baseline-dir": baseline_dir}
+    for name, value in of_autoencoder.items():
+        if value is not None and "ae" not in wanted:
+            msg = f"{name} {value}: is for the autoencoder; add --baselines ae"
+            raise UsageError(msg)
     folder = _output_folder(output, data)
     if seed + num_samples - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {num_samples} seeds would be more than {MAX_SEED}"
@@ -121,7 +126,8 @@ def evaluate(
     dim = bundle.config.latent_dim
     candidates = [Candidate(used["name"], bundle.vae, bundle.prior, dim, has_posteriors=True)]
     if "ae" in wanted:  # the long one comes first
-        run = autoencoder_run(bundle, faces, baseline_dir, bundle.device, epochs=baseline_epochs)
+        kept_in = baseline_dir or Path("runs")
+        run = autoencoder_run(bundle, faces, kept_in, bundle.device, epochs=baseline_epochs)
         sources = [source_name(source) for source in data]
         run = dataclasses.replace(run, sources=sources, command=typed_command())
         candidates.append(_autoencoder(console, run))

@@ -74,7 +74,7 @@ def export(
 
 def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: float) -> Path:
     """Where to write. Raises `UsageError` for what cannot be meant."""
-    from facevae.files import expanded, unused
+    from facevae.files import check_place, expanded, unused
     from facevae.outputs import choose_folder
 
     if onnx:
@@ -100,4 +100,5 @@ def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: 
             else "say what to write: --onnx, --half, or -o with a name that ends in .safetensors"
         )
         raise UsageError(msg)
+    check_place(target.parent)
     return target

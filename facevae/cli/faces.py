@@ -24,6 +24,7 @@ _CHUNK = 64  # faces in memory at a time, where there may be any number
 _MAX_ON_A_SHEET = 1024
 _NUMBER = 64  # of samples, where nothing else is asked for
 _HOT = 1.2  # a temperature above which more faces are broken than whole
+_STRONG = 4.0  # and a guidance
 
 
 def reconstruct(
@@ -200,6 +201,10 @@ def sample(
     chosen = options.parse_seeds(seeds) if seeds is not None else [seed + i for i in range(number)]
     if temperature > _HOT:
         console.warn(f"at a temperature of {temperature:g} faces fall apart; 1 is as they are")
+    if guidance is not None and guidance > _STRONG:
+        console.warn(
+            f"at a guidance of {guidance:g} faces break; without it they are as the model has it"
+        )
     names = [f"seed-{s:04d}" for s in chosen]
     target = choose_output(output, "grid.png")
     if columns and target.is_folder:

@@ -22,12 +22,13 @@ class LatentsKeeper:
 
     def __init__(self, path: Path | None) -> None:
         """Raise `UsageError` for a name that says no format."""
-        from facevae.files import expanded
+        from facevae.files import check_place, expanded
         from facevae.latent_files import check_suffix
 
         self.paths = [] if path is None else [expanded(path)]
         for named in self.paths:
             check_suffix(named)
+            check_place(named.parent, "--latents")
         self._names: list[str] = []
         self._parts: list[Tensor] = []
 

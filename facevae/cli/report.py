@@ -39,13 +39,14 @@ def report(
 
       facevae report default -o default.html
     """
-    from facevae.files import expanded, unused
+    from facevae.files import check_place, expanded, unused
 
     console = Console(quiet=quiet, as_json=json)
     path = unused(Path("report.html")) if output is None else expanded(output)
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         msg = f"-o {path}: a report is one .html file; name one"
         raise UsageError(msg)
+    check_place(path.parent)
     from facevae.page import require_pages
     from facevae.report import write_report
     from facevae.runtime import describe, select_device

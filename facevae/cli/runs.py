@@ -78,7 +78,7 @@ def _check_labels(console: Console, labels: "Labels", stems: Sequence[str]) -> N
     if len(constant) == len(labels.names):
         msg = (
             f"--labels: nothing to learn, since all training faces have the same of "
-            f"{', '.join(constant[:3])}; name a file with a header, and faces with and without each"
+            f"{', '.join(constant[:3])}; name labels of faces with and without each"
         )
         raise DataError(msg)
     if constant:
@@ -105,8 +105,9 @@ def describe_run(console: Console, run: "Run") -> None:
     )
     warn_of_skipped(console, faces)
     if run.labels:
-        known = set(run.labels.stems)
-        count = sum(faces.stems[row] in known for row in (*faces.train, *faces.held_out))
+        count = run.labels.count_among(
+            [faces.stems[row] for row in (*faces.train, *faces.held_out)]
+        )
         console.say(
             f"{counted(count, 'face is', 'faces are')} labelled, with "
             f"{counted(len(run.labels.names), 'attribute')}"
@@ -115,10 +116,6 @@ def describe_run(console: Console, run: "Run") -> None:
             console.warn(
                 f"labels that are neither yes-or-no nor numbers are left out: {', '.join(run.labels.ignored)}"
             )
-        if not count:
-            face, label = faces.stems[int(faces.train[0])], run.labels.stems[0]
-            msg = f"--labels: none belongs to a face; faces are named like '{face}', labels like '{label}'"
-            raise DataError(msg)
         _check_labels(console, run.labels, [faces.stems[row] for row in faces.train])
     if run.preset == "base" and not run.init_name and run.device.type == "cuda":
         console.say("on a GPU, --preset compact makes much sharper faces")

@@ -59,6 +59,8 @@ def check_stages(
     epochs: int | None,
     prior_epochs: int | None,
     finish_epochs: int | None,
+    finish_weight: float | None,
+    perceptual: bool,
     goes_on: bool,
 ) -> None:
     """Refuse two budgets for one stage, and what is for a stage that is left out.
@@ -70,8 +72,10 @@ def check_stages(
     if given and goes_on and "vae" not in chosen.train.stages:
         msg = f"{given[0]}: the --init model's network stays as it is; leave it out, or add vae to --stages"
         raise UsageError(msg)
-    if chosen.train.perceptual and "finish" not in chosen.train.stages:
-        msg = "--perceptual: the stage finish is left out; add it to --stages"
+    of_finish = ["--perceptual"] if perceptual else []
+    of_finish += [] if finish_weight is None else [f"--finish-weight {finish_weight:g}"]
+    if of_finish and "finish" not in chosen.train.stages:
+        msg = f"{of_finish[0]}: the stage finish is left out; add it to --stages"
         raise UsageError(msg)
     budgets = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
     names = {"vae": "--epochs", "prior": "--prior-epochs", "finish": "--finish-epochs"}

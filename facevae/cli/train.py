@@ -215,6 +215,8 @@ def train(
         epochs=epochs,
         prior_epochs=prior_epochs,
         finish_epochs=finish_epochs,
+        finish_weight=finish_weight,
+        perceptual=perceptual,
         goes_on=started_from is not None,
     )
     target = runtime.select_device(device)
@@ -225,7 +227,9 @@ def train(
         require_tensorboard()
     folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
     if dry_run:
-        tell_estimate(console, data, chosen, target, folder=folder, cache_dir=cache_dir)
+        tell_estimate(
+            console, data, chosen, target, labels=table, folder=folder, cache_dir=cache_dir
+        )
         return
 
     settings = settings_of(chosen.model, chosen.train)
