@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,6 +126,19 @@ def here(
         return SimpleNamespace(stdout=captured.out, stderr=captured.err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def quick_features() -> Iterator[None]:
+    """A finish has features, and discriminators that see them, which take next to no time.
+
+    Of the real ones test_projected and the README's commands make sure.
+    """
+    from tiny import make_features_tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_features_tiny(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.modules["matplotlib"] = None  # takes longest to import, and does the weights no good
 
-from tiny import CONFIG, TRAIN, Ear, tiny_run  # noqa: E402 - after that
+from tiny import CONFIG, TRAIN, Ear, make_features_tiny, tiny_run  # noqa: E402 - after that
 
 from facevae import data, pictures, steps, training  # noqa: E402 - after that
 from facevae.config import STAGES  # noqa: E402 - after that
@@ -95,6 +95,7 @@ def fork(root: Path, folder: Path, kill: list[Any] | None) -> tuple[int, str]:
 
 
 def main() -> None:
+    make_features_tiny(setattr)
     root = Path(sys.argv[1])
     run(root, root / "warm")  # what is imported and looked up by a first training
     for line in sys.stdin:

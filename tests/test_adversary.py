@@ -20,14 +20,10 @@ from facevae.discriminator import detail, lattice_energy
 from facevae.fast import WARM_UP, Fast
 from facevae.projected import ProjectedCritic
 
+pytestmark = pytest.mark.usefixtures("quick_features")
+
 CPU = torch.device("cpu")
 RESIDUAL = replace(CONFIG, residual_blocks=1)
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    """What is shown of photographs' features has a quarter of the pixels, for speed."""
-    monkeypatch.setattr(projected, "_ENLARGED", 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +134,9 @@ def test_a_second_finish_is_of_the_finest_layers_alone(faces):
 def test_texture_is_for_samples_and_leaves_reconstructions_to_their_pixels(faces):
     stage = finish(faces, RESIDUAL)
     stage.budget.num_steps = 10**6  # no cool-down
-    for index in range(200):  # past the warm-up
+    for index in range(180):  # past the warm-up
         stage.step(index)
-    images = stage.batches(200)
+    images = stage.batches(180)
     with torch.no_grad():
         mean, _ = stage.vae.encode(images)
         plain, textured = (stage.vae.decode(mean, texture) for texture in (0.0, 1.0))
@@ -227,7 +223,7 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
         """How much more a step's own faces and samples are taken for real after it."""
         stage = finish(faces, RESIDUAL, finish_weight=0.0)
         stage.budget.num_steps = 10**6  # no cool-down
-        for index in range(30):  # until the discriminator knows something
+        for index in range(15):  # until the discriminator knows something
             stage.step(index)
         stage.config = replace(stage.config, finish_weight=weight)
         before = copy.deepcopy(stage.decoder)

@@ -32,6 +32,7 @@ from facevae.stages import NetworkStage
 from facevae.training import train
 
 resource = pytest.importorskip("resource")
+pytestmark = pytest.mark.usefixtures("quick_features")
 
 FINISHED = dataclasses.replace(TRAIN, epochs=1, prior="gaussian", stages=STAGES, finish_epochs=2)
 

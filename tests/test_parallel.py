@@ -36,7 +36,10 @@ from facevae.training import follow, train
 
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
-pytestmark = pytest.mark.skipif(FORK is None, reason="no fork on this system")
+pytestmark = [
+    pytest.mark.skipif(FORK is None, reason="no fork on this system"),
+    pytest.mark.usefixtures("quick_features"),
+]
 
 
 def free_port() -> int:

@@ -37,6 +37,8 @@ from facevae.snapshots import snapshot
 from facevae.stages import NetworkStage
 from facevae.training import train
 
+pytestmark = pytest.mark.usefixtures("quick_features")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -1,14 +1,17 @@
 """Models and runs that are small enough to test with."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from facevae import projected
 from facevae.attributes import Attribute
 from facevae.bundle import Bundle
 from facevae.config import ModelConfig, PriorConfig, TrainConfig
 from facevae.data import Faces
+from facevae.image_features import CHANNELS
 from facevae.labels import Labels
 from facevae.model import VAE
 from facevae.prior import build_prior
@@ -70,6 +73,31 @@ def with_texture(bundle: Bundle) -> Bundle:
         for parameter in vae.decoder.textured.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.2)
     return bundle
+
+
+class TinyFeatures(nn.Module):
+    """Features of the shapes that `ImageFeatures` finds, at random, in a fiftieth of the time."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        with seeded(3):
+            self.levels = nn.ModuleList(
+                nn.Conv2d(3, channels, kernel_size=4, stride=4) for channels in CHANNELS
+            )
+        self.to(device).requires_grad_(requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Of images (B, 3, S, S) four levels, at strides of 4, 8, 16 and 32 pixels."""
+        smaller = [nn.functional.avg_pool2d(images, 2**i) for i in range(len(CHANNELS))]
+        return [4 * level(image - 0.5) for level, image in zip(self.levels, smaller, strict=True)]
+
+
+def make_features_tiny(put: Callable[[object, str, object], None]) -> None:
+    """Have a finish see features of few channels: `put` is `setattr`, or pytest's."""
+    put(projected, "load_image_features", TinyFeatures)
+    put(projected, "_MIXED", (8, 8, 16, 16))
+    put(projected, "_WIDTH", 16)
+    put(projected, "_ENLARGED", 1.0)
 
 
 class Ear:
