@@ -276,6 +276,12 @@ def edit_directions(
     return plain
 
 
+def core_attributes(attributes: Sequence[Attribute]) -> list[int]:
+    """Which are what people ask for first: gender, age, smile and glasses, as far as there are."""
+    names = [attribute.name for attribute in attributes]
+    return [match[0] for word in _CORE if (match := exact_match(word, names))]
+
+
 def kept_by_default(attributes: Sequence[Attribute], edited: Sequence[int]) -> list[int]:
     """Which attributes an edit holds still: gender, age, smile and glasses, as far as there are.
 
@@ -283,9 +289,7 @@ def kept_by_default(attributes: Sequence[Attribute], edited: Sequence[int]) -> l
     """
     if any(attributes[i].method == "mean" for i in edited):
         return []
-    names = [attribute.name for attribute in attributes]
-    core = (exact_match(word, names) for word in _CORE)
-    return [match[0] for match in core if match and match[0] not in edited]
+    return [i for i in core_attributes(attributes) if i not in edited]
 
 
 def correlations(scorers: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from facevae.attributes import core_attributes
 from facevae.bundle import Bundle
 from facevae.errors import UsageError
 from facevae.files import digest
@@ -72,10 +73,12 @@ def _fingerprint(text: str) -> str:
     return digest(text.rstrip())[:16]
 
 
-def best_attributes(bundle: Bundle, count: int = 4) -> list[int]:
-    """Which attributes the model tells apart best on held-out faces, the best first."""
+def shown_attributes(bundle: Bundle, count: int = 4) -> list[int]:
+    """Those that people ask for first, then those that the model tells apart best on held-out faces."""
+    core = core_attributes(bundle.attributes)
     accuracies = [a.accuracy or 0.0 for a in bundle.attributes]
-    return sorted(range(len(accuracies)), key=lambda i: -accuracies[i])[:count]
+    others = sorted(set(range(len(accuracies))) - set(core), key=lambda i: (-accuracies[i], i))
+    return [*core, *others][:count]
 
 
 def write_card(
@@ -144,7 +147,7 @@ def _use(bundle: Bundle, repository: str, seeds: Sequence[int]) -> str:
         f"facevae morph --model {repository} seed:{seeds[0]} seed:{seeds[1]} --steps {NUM_MORPHED} -o morph.png",
     ]
     if bundle.attributes:
-        name = " ".join(bundle.attributes[best_attributes(bundle)[0]].name.split())
+        name = " ".join(bundle.attributes[shown_attributes(bundle)[0]].name.split())
         sweep = f"{ALPHAS[0]:g}:{ALPHAS[-1]:g}:{len(ALPHAS)}"
         commands.append(
             f"facevae arith --model {repository} seed:{seeds[0]} --attr {shlex.quote(name)} --sweep={sweep}"
@@ -224,7 +227,7 @@ def _attributes(bundle: Bundle, seed: int) -> str:
     rows = [
         (a.name, a.num_positives, a.num_negatives, _percent(a.accuracy)) for a in bundle.attributes
     ]
-    shown = ", ".join(_plain(bundle.attributes[i].name) for i in best_attributes(bundle))
+    shown = ", ".join(_plain(bundle.attributes[i].name) for i in shown_attributes(bundle))
     table = _table(("attribute", "faces with it", "without", "held-out balanced accuracy"), rows)
     return (
         f"## Attributes\n\n![A generated face, its attributes changed]({ATTRIBUTES})\n\n"

@@ -18,7 +18,7 @@ from facevae.card import (
     NUM_SAMPLES,
     SAMPLES,
     Licence,
-    best_attributes,
+    shown_attributes,
     write_card,
 )
 from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE
@@ -97,7 +97,7 @@ def draw_pictures(bundle: Bundle) -> tuple[dict[str, Pixels], list[int]]:
     }
     if bundle.directions is not None:
         alphas = torch.tensor(ALPHAS, device=bundle.device)[:, None]
-        names = [bundle.attributes[i].name for i in best_attributes(bundle)]
+        names = [bundle.attributes[i].name for i in shown_attributes(bundle)]
         edits = [plan_edit(bundle, [name]) for name in names]
         swept = [edit.apply(faces[seeds[:1]].repeat(len(alphas), 1), alphas) for edit in edits]
         pictures[ATTRIBUTES] = sheet(torch.cat(swept), len(ALPHAS))

@@ -5,7 +5,7 @@ import yaml
 from tiny import tiny_bundle
 
 from facevae.attributes import Attribute
-from facevae.card import Licence, best_attributes, is_unchanged, licence_of, write_card
+from facevae.card import Licence, is_unchanged, licence_of, shown_attributes, write_card
 from facevae.errors import UsageError
 
 
@@ -111,8 +111,13 @@ def test_a_licence_is_what_was_asked_for_or_what_the_model_carries(bundle):
             licence_of(bundle, wrong)
 
 
-def test_the_attributes_that_are_told_apart_best_come_first():
+def test_the_attributes_that_people_ask_for_come_first_then_those_that_are_told_apart_best():
     bundle = tiny_bundle()
     accuracies = (0.6, None, 0.9, 0.7, 0.8)
     bundle.attributes = [Attribute(str(i), 1, 1, a) for i, a in enumerate(accuracies)]
-    assert best_attributes(bundle) == [2, 4, 3, 0]
+    assert shown_attributes(bundle) == [2, 4, 3, 0]
+    named = ("Blurry", "Young", "Bald", "Smiling", "Male")
+    bundle.attributes = [
+        Attribute(name, 1, 1, a) for name, a in zip(named, accuracies, strict=True)
+    ]
+    assert shown_attributes(bundle) == [4, 1, 3, 2]
