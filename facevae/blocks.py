@@ -54,14 +54,16 @@ class ResidualBlock(nn.Module):
 
     LAST = "layers.4."  # begins the names of that convolution's parameters
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, inside: int | None = None) -> None:
+        """With as many channels `inside` as outside, or so many."""
         super().__init__()
+        inside = inside or channels
         self.layers = nn.Sequential(
             GroupNorm(num_groups(channels), channels),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            nn.Conv2d(channels, inside, kernel_size=3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            nn.Conv2d(inside, channels, kernel_size=3, padding=1),
         )
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)

@@ -28,15 +28,14 @@ from facevae.framing import Framing
 from facevae.model import TEXTURED, VAE
 from facevae.prior import Prior, build_prior
 
-FORMAT = 8  # raised when a reader of the old format could not read the new one
+FORMAT = 9  # raised when a reader of the old format could not read the new one
 # what a format that is still read does not say, since all of its models were so
 _GUIDED: dict[str, object] = {"guided_until": 1.0}
 _UNSAID: dict[int, dict[str, dict[str, object]]] = {
     2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0, **_GUIDED}},
     3: {"prior": {"guidance": 1.0, **_GUIDED}},
     **{known: {"prior": _GUIDED} for known in (4, 5, 6)},
-    7: {},
-    FORMAT: {},
+    **{known: {} for known in (7, 8, FORMAT)},
 }
 _PICKLES = (
     b"PK",
@@ -47,6 +46,7 @@ _PICKLES = (
 )  # zipped, and protocols 2 to 5
 # begins the names of a texture's blocks; there was none at a level, then one without a number
 _BLOCKS, _WITH_BLOCKS, _WITH_NUMBERED_BLOCKS = f"vae.{TEXTURED}blocks.", 6, 8
+_MENDS, _WITH_MENDS = f"vae.{TEXTURED}mends.", 9  # and of what mends coarser levels
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -158,8 +158,11 @@ def load(path: Path) -> Bundle:
         names = {name: _stored_name(known, name) for name in expected}
         wanted = {stored: expected[name] for name, stored in names.items() if stored}
         read = _read_expected(path, file, wanted)
-        if textured and known < _WITH_NUMBERED_BLOCKS:  # not before it is known how large they are
+        # not before it is known how large they are
+        if textured and known < _WITH_NUMBERED_BLOCKS:
             textured.begin_blocks(_num_blocks(known))
+        if textured and known < _WITH_MENDS:
+            textured.begin_mends()
         state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
         tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
         half = file.get_slice("latents.mean").get_dtype() == "F16"
@@ -280,6 +283,8 @@ def _num_blocks(known: int) -> int:
 
 def _stored_name(known: int, name: str) -> str | None:
     """Of a tensor, in a file of the format `known`; None where that has none."""
+    if name.startswith(_MENDS) and known < _WITH_MENDS:
+        return None
     if known >= _WITH_NUMBERED_BLOCKS or not name.startswith(_BLOCKS):
         return name
     level, number, rest = name.removeprefix(_BLOCKS).split(".", 2)

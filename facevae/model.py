@@ -6,8 +6,6 @@ and kernel are those of the lineage it builds on (Foster, Generative Deep Learni
 With `residual_blocks` the convolutions are those of `blocks` instead.
 """
 
-import copy
-from collections.abc import Sequence
 from itertools import chain, islice
 from typing import Protocol
 
@@ -15,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from facevae.blocks import ResidualBlock, residual_decoder, residual_encoder
+from facevae.blocks import residual_decoder, residual_encoder
 from facevae.config import TRUE_TEXTURE, ModelConfig
-from facevae.runtime import generator, seeded
+from facevae.runtime import generator
+from facevae.texture import Texture
 
 SLOPE = 0.2  # of LeakyReLU; the paper names none
-_TEXTURED_LEVELS = 2  # the finest
-_NUM_NOISES, _NOISE = 8, 7  # of each level, and what a generator's numbers are for
-_TEXTURE_BLOCKS = 2  # of each level
+_TEXTURED_LEVELS, _MENDED_LEVELS = 2, 2  # the finest, and those before them
 TEXTURED = "decoder.textured."  # begins the names of a finished VAE's texture
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
 
@@ -106,8 +103,9 @@ class Decoder(nn.Module):
     def add_texture(self) -> None:
         """Have the layers of the finest levels twice, if they are not yet: all images stay the same."""
         if self.textured is None:
-            _, fine = self._levels()
-            texture = Texture(fine, self._widths[-len(fine) :], self._size)
+            coarse, fine = self._levels()
+            mended = self._widths[: len(coarse)][-_MENDED_LEVELS:]
+            texture = Texture(fine, self._widths[-len(fine) :], mended, self._size)
             self.textured = texture.to(self.dense.weight.device)
 
     def forward(self, latents: Tensor, texture: float = 0.0) -> Tensor:
@@ -118,98 +116,28 @@ class Decoder(nn.Module):
             images = self.convolutions(features)
             return images
         coarse, fine = self._levels()
-        for layer in coarse:
-            features = layer(features)
         if texture == 1:
-            images = self.textured(features)
+            images = self.textured(features, coarse)
         else:
             between = self.textured.part_of(texture, fine)
-            images = functional_call(self.textured, between, features)
+            images = functional_call(self.textured, between, (features, coarse))
         return images
 
     def coarse_and_fine(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The parameters before the finest levels, and those of these, plain and textured."""
         coarse, fine = self._levels()
-        first = [self.dense, *coarse]
+        first = [self.dense, *chain.from_iterable(coarse)]
         then = [*chain.from_iterable(fine), *([self.textured] if self.textured else [])]
         before, after = (
             [p for module in modules for p in module.parameters()] for modules in (first, then)
         )
         return before, after
 
-    def _levels(self) -> tuple[list[nn.Module], list[list[nn.Module]]]:
-        """The layers before the finest levels, and those of each of these."""
+    def _levels(self) -> tuple[list[list[nn.Module]], list[list[nn.Module]]]:
+        """The layers of each level before the finest ones, and of each of these."""
         layers = iter(self.convolutions)
         levels = [list(islice(layers, count)) for count in self._num_layers]
-        coarse, fine = levels[:-_TEXTURED_LEVELS], levels[-_TEXTURED_LEVELS:]
-        return list(chain.from_iterable(coarse)), fine
-
-
-class Texture(nn.Module):
-    """features (B, C, H, W) → images (B, 3, size, size): a decoder's finest levels once more.
-
-    Before each there is noise, always the same: of a plain wall's features, which are alike
-    everywhere, convolutions alone could make no grain but what repeats (Karras et al. 2019,
-    section 3.2). How much of it goes into a channel is learned, and none at first. Residual
-    blocks, which add nothing at first, make more of both than the level's own layers can.
-    """
-
-    def __init__(
-        self, levels: Sequence[Sequence[nn.Module]], widths: Sequence[int], size: int
-    ) -> None:
-        """The levels begin with so many channels each; the last of them at half of `size`."""
-        super().__init__()
-        self.levels = nn.ModuleList(nn.Sequential(*copy.deepcopy(level)) for level in levels)
-        grains = [nn.Conv2d(_NUM_NOISES, width, kernel_size=1, bias=False) for width in widths]
-        self.grains, self._widths = nn.ModuleList(grains), widths
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(width) for _ in range(_TEXTURE_BLOCKS)))
-            for width in widths
-        )
-        for i, grain in enumerate(grains):
-            nn.init.zeros_(grain.weight)
-            side = size >> (len(levels) - i)
-            # drawn on the CPU: on the meta device it would cost two seconds of imports
-            draw = generator(0, _NOISE, i)
-            noise = torch.randn(1, _NUM_NOISES, side, side, generator=draw, device="cpu")
-            self.register_buffer(f"noise{i}", noise)
-
-    def begin_blocks(self, first: int) -> None:
-        """Put new blocks, which add nothing, in the places from `first` on of each level."""
-        with seeded(0):
-            for blocks, width in zip(self.blocks, self._widths, strict=True):
-                assert isinstance(blocks, nn.Sequential)  # noqa: S101 - as they were made
-                for i in range(first, len(blocks)):
-                    blocks[i] = ResidualBlock(width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Images, through a sigmoid."""
-        parts = zip(self.grains, self.blocks, self.levels, strict=True)
-        for i, (grain, blocks, level) in enumerate(parts):
-            noise = self.get_buffer(f"noise{i}").to(features.dtype)
-            features = level(blocks(features + grain(noise)))
-        return features
-
-    def part_of(self, texture: float, plain: Sequence[Sequence[nn.Module]]) -> dict[str, Tensor]:
-        """Parameters by name, `texture` of the way from those of the plain levels to these.
-
-        Of what the plain levels have not, the way begins where it adds nothing.
-        """
-        starts = {
-            f"levels.{i}.{name}": parameter
-            for i, level in enumerate(plain)
-            for name, parameter in nn.Sequential(*level).named_parameters()
-        }
-        within = {
-            f"blocks.{i}.{j}.{name}": parameter
-            for i, blocks in enumerate(self.blocks)
-            for j, block in blocks.named_children()
-            for name, parameter in block.named_parameters()
-            if not name.startswith(ResidualBlock.LAST)
-        }
-        starts |= within  # it is what they add that grows
-        ends = self.named_parameters()
-        return {name: starts.get(name, torch.zeros_like(p)).lerp(p, texture) for name, p in ends}
+        return levels[:-_TEXTURED_LEVELS], levels[-_TEXTURED_LEVELS:]
 
 
 class VAE(nn.Module):

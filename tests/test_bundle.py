@@ -17,7 +17,7 @@ from facevae.config import ModelConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.framing import FFHQ, POINTS
 from facevae.latents import decode, latents_of_seeds
-from facevae.model import Texture
+from facevae.texture import Texture
 
 
 @pytest.fixture
@@ -302,24 +302,33 @@ def test_a_finished_decoder_comes_back_with_its_texture(tmp_path):
     assert missing in refusal(path)
 
 
-@pytest.mark.parametrize(("known", "num_blocks"), [(5, 0), (6, 1), (7, 1)])
-def test_a_texture_of_an_earlier_format_has_blocks_that_add_nothing_yet(
-    tmp_path, known, num_blocks
-):
-    bundle, path = with_texture(tiny_bundle()), tmp_path / "finished.safetensors"
-    save(bundle, path)
-    tensors, texts = parts_of(path)
+def _as_in(known: int, num_blocks: int, tensors: dict) -> dict:
+    """The tensors of a model of today that a file of the format `known` has, by its names."""
     old = {}
     for name, tensor in tensors.items():
         before, is_of_blocks, after = name.partition(".textured.blocks.")
-        level, number, rest = after.split(".", 2) if is_of_blocks else ("", "0", "")
-        if is_of_blocks and int(number) < num_blocks:
-            old[f"{before}{is_of_blocks}{level}.{rest}"] = tensor
-        elif not is_of_blocks:
-            old[name] = tensor
+        level, number, rest = after.split(".", 2) if is_of_blocks else ("", "-1", "")
+        if ".textured.mends." in name or int(number) >= num_blocks:
+            continue
+        numbered = known >= 8 or not is_of_blocks
+        old[name if numbered else f"{before}{is_of_blocks}{level}.{rest}"] = tensor
+    return old
+
+
+DEEP = dataclasses.replace(CONFIG, filters=(8, 8, 8, 8))
+
+
+@pytest.mark.parametrize(("known", "num_blocks"), [(5, 0), (6, 1), (7, 1), (8, 2)])
+def test_a_texture_of_an_earlier_format_has_blocks_that_add_nothing_yet(
+    tmp_path, known, num_blocks
+):
+    bundle, path = with_texture(tiny_bundle(DEEP)), tmp_path / "finished.safetensors"
+    save(bundle, path)
+    tensors, texts = parts_of(path)
+    old = _as_in(known, num_blocks, tensors)
     assert len(old) < len(tensors)
     save_file(old, path, texts)
-    assert ".textured.blocks." in refusal(path)
+    assert (".textured.mends." if known == 8 else ".textured.blocks.") in refusal(path)
     save_file(old, path, {**texts, "format": f"{known}"})
     latents = torch.ones(1, bundle.config.latent_dim)
     again = load(path)
@@ -328,14 +337,18 @@ def test_a_texture_of_an_earlier_format_has_blocks_that_add_nothing_yet(
             for block in blocks[num_blocks:]:
                 for parameter in block.layers[-1].parameters():
                     parameter.zero_()
+        for mend in bundle.vae.decoder.textured.mends:
+            for parameter in mend.layers[-1].parameters():
+                parameter.zero_()
         for texture in (0.4, 1.0):
             made, wanted = (b.vae.decode(latents, texture) for b in (again, bundle))
             torch.testing.assert_close(made, wanted)
     # what they add can be learned
     again.vae.requires_grad_().decode(latents, 1.0).mean().backward()
-    for blocks in again.vae.decoder.textured.blocks:
-        for block in blocks:
-            assert block.layers[-1].weight.grad.abs().max() > 0
+    textured = again.vae.decoder.textured
+    assert len(textured.mends) == 2
+    for block in (*textured.mends, *(b for blocks in textured.blocks for b in blocks)):
+        assert block.layers[-1].weight.grad.abs().max() > 0
     save(again, path)
     assert differing(tensors_of(load(path)), tensors_of(again)) == []
 
@@ -345,9 +358,11 @@ def test_blocks_that_a_file_lacks_take_no_memory_before_the_rest_is_sound(tmp_pa
     save(bundle, path)
     tensors, texts = parts_of(path)
     config = json.loads(texts["config"]) | {"filters": [2048] * len(bundle.config.filters)}
-    old = {name: t for name, t in tensors.items() if ".textured.blocks." not in name}
+    new = (".textured.blocks.", ".textured.mends.")
+    old = {name: t for name, t in tensors.items() if not any(part in name for part in new)}
     save_file(old, path, {**texts, "format": "5", "config": json.dumps(config)})
-    monkeypatch.setattr(Texture, "begin_blocks", lambda *_: pytest.fail("before it is known"))
+    for begin in ("begin_blocks", "begin_mends"):
+        monkeypatch.setattr(Texture, begin, lambda *_: pytest.fail("before it is known"))
     assert "its configuration calls for" in refusal(path)
 
 

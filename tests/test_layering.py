@@ -19,14 +19,17 @@ LAYERS = [
         "parallel",
     ),
     (
-        *("images", "model", "prior", "attributes", "latent_files", "tables", "swd", "guard"),
+        *("images", "texture", "prior", "attributes", "latent_files", "tables", "swd", "guard"),
         *("fast", "discriminator"),
     ),
     (
-        *("pictures", "framing", "labels", "figures", "outputs", "plots", "events", "perceptual"),
-        *("critic", "flow_matching"),
+        *("model", "pictures", "framing", "labels", "outputs", "plots", "events", "perceptual"),
+        "critic",
     ),
-    ("projected", "conversion", "faces", "bundle", "page", "curves", "latent_plots"),
+    (
+        *("flow_matching", "projected", "conversion", "faces", "bundle", "figures", "page"),
+        *("curves", "latent_plots"),
+    ),
     ("data", "hub", "latents", "card", "export", "run_folders"),
     ("batches", "runs", "edits", "sources"),
     (
