@@ -35,6 +35,7 @@ from facevae.runtime import (
     kernels_by_trial,
     peak_bytes,
     start_peak,
+    total_bytes,
     training_precision,
     wait_for,
 )
@@ -117,7 +118,7 @@ def estimate(
         len(pictures) * model.num_pixels,
         0.0 if is_done else one * len(pictures),
         *stages,
-        on_gpu + peak_bytes(device) + 4 * len(pictures) * model.latent_dim * 4,
+        on_gpu + max(costs.peak, peak_bytes(device)) + 4 * len(pictures) * model.latent_dim * 4,
         2 * state_bytes + costs.network_bytes // 4 * (2 if finish_state else 1),
     )
 
@@ -134,12 +135,11 @@ def fitting_batch_size(
         return None
     left = _USABLE * (free - _bytes_on_gpu(model, num_faces, device))
     try:
-        small, larger = (_peak_of_steps(model, train, size, device) for size in (_SMALL, _LARGER))
+        small, a_face = _bytes_of_steps(model, train, device)
     except RuntimeError as error:
         if is_out_of_memory(error):
             return None
         raise
-    a_face = (larger - small) / (_LARGER - _SMALL)
     if a_face <= 0:
         return None
     fitting = int((left - small) / a_face) + _SMALL
@@ -150,6 +150,14 @@ def _bytes_on_gpu(model: ModelConfig, num_faces: int, device: torch.device) -> i
     """Of the faces, where they are kept there."""
     num_bytes = num_faces * model.num_pixels
     return num_bytes if live_on(device, num_bytes) else 0
+
+
+def _bytes_of_steps(
+    model: ModelConfig, train: TrainConfig, device: torch.device
+) -> tuple[int, float]:
+    """What steps of `_SMALL` batches take at most, and what each face more does."""
+    small, larger = (_peak_of_steps(model, train, size, device) for size in (_SMALL, _LARGER))
+    return small, (larger - small) / (_LARGER - _SMALL)
 
 
 def _peak_of_steps(
@@ -184,15 +192,26 @@ class _Costs:
         self._prior = build_prior(train.prior_config, model.latent_dim).to(device)
         self.network_bytes = 4 * sum(t.nbytes for t in self._vae.state_dict().values())
         self.prior_bytes = self.finish_bytes = 0
+        self.peak = 0  # bytes, where they are more than there are
 
     def network(self) -> tuple[float, float, float]:
         """Epochs, images a second, and seconds of the network's training."""
         if "vae" not in self._train.stages:
             return 0.0, 0.0, 0.0
-        size = min(self._train.batch_size, self._num_pictures)
+        size = self._affordable(min(self._train.batch_size, self._num_pictures))
         batches = _of_noise(size, self._vae.config.size, self._device)
         stage = NetworkStage(self._vae, batches, self._train)
         return self._length("vae", _seconds_a_step(stage, self._device) / size, self._train.epochs)
+
+    def _affordable(self, size: int) -> int:
+        """`size`, or that of a small batch where steps of so many faces do not fit into memory."""
+        model, device = self._vae.config, self._device
+        small, a_face = _bytes_of_steps(model, self._train, device)
+        peak = small + int(a_face * (size - _SMALL))
+        if size <= _LARGER or not 0 < total_bytes(device) < peak:
+            return size
+        self.peak = peak
+        return _LARGER
 
     def prior(self) -> float:
         """Seconds of encoding faces, and of fitting a flow to that."""

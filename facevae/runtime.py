@@ -233,6 +233,16 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + held
 
 
+def total_bytes(device: torch.device) -> int:
+    """All memory of a CUDA device in bytes, else of the machine (0 if unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
 def peak_bytes(device: torch.device) -> int:
     """Most memory held so far, in bytes: of a CUDA device, else of this process (0 if unknown)."""
     if device.type == "cuda":

@@ -24,12 +24,16 @@ def tell_estimate(
 ) -> None:
     """What the run would take, measured on a few steps."""
     from facevae.estimate import estimate
+    from facevae.runtime import total_bytes
 
     found = estimate(data, chosen.model, chosen.train, device, cache_dir, labels)
     disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
     time = duration(found.convert_seconds) if found.convert_seconds else "done before"
     speed = f"{found.images_per_second:,.0f} images/s"
     run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
+    there_is = total_bytes(device)
+    is_too_much = 0 < there_is < found.memory_bytes
+    too_much = f", and there are {there_is / 1e9:,.1f}; lower --batch-size" if is_too_much else ""
     train, finish_speed = chosen.train, f"{found.finish_images_per_second:,.0f} images/s"
     lengths = {
         "vae": f"training:   {duration(found.train_seconds)} for {found.epochs:g} epochs at {speed}",
@@ -40,7 +44,7 @@ def tell_estimate(
         f"pictures:   {found.num_pictures:,}",
         f"converting: {time}; {disk}",
         *(lengths[stage] for stage in train.stages),
-        f"memory:     about {gigabytes:,.1f} GB",
+        f"memory:     about {gigabytes:,.1f} GB{too_much}",
         f"run folder: about {run_megabytes:,.0f} MB in {folder}",
     ]
     console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})
