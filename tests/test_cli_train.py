@@ -300,6 +300,15 @@ def test_a_dry_run_sees_that_labels_are_of_other_faces(place):
     assert "labels like 'anna'" in done.stderr
 
 
+def test_a_dry_run_tells_that_memory_is_too_little(faces_folder, here, monkeypatch):
+    command = ("train", faces_folder, *TINY, "--stages", "vae", "--dry-run")
+    assert "lower --batch-size" not in here(*command).stdout
+    monkeypatch.setattr("facevae.runtime.total_bytes", lambda _: 50_000_000)
+    assert re.search(
+        r"GB, and there are 0\.1; lower --batch-size$", here(*command).stdout, re.MULTILINE
+    )
+
+
 def test_a_dry_run_tells_of_the_stages_that_are_chosen_and_of_their_time(place):
     options = [*("--stages", "vae,finish"), *("--max-time", "1m30s")]
     values = json.loads(trained(place, "faces", *TINY, *options, "--dry-run", "--json").stdout)

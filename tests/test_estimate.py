@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny import CONFIG, TRAIN, Ear, tiny_run
 
+from facevae import estimate as estimating
 from facevae.config import ModelConfig
 from facevae.data import load_faces
 from facevae.errors import DataError
@@ -69,6 +70,25 @@ def test_the_run_folder_takes_about_what_was_estimated(faces_folder, tmp_path):
         train(tiny_run(folder, faces, model=model, train=again), Ear())
     written = sum(p.stat().st_size for p in folder.rglob("*") if p.suffix == ".safetensors")
     assert written / 2 < found.run_bytes < 2 * written
+
+
+def test_steps_that_do_not_fit_into_memory_are_not_tried(faces_folder, tmp_path, monkeypatch):
+    peaks = {2: 1_000_000, 8: 7_000_000}
+    monkeypatch.setattr(estimating, "_peak_of_steps", lambda _model, _train, size, _: peaks[size])
+    tried, noise = [], estimating._of_noise
+    monkeypatch.setattr(
+        estimating, "_of_noise", lambda size, *more: tried.append(size) or noise(size, *more)
+    )
+    for total, expected in ((0, 16), (15_000_000, 16), (14_999_999, 8)):
+        monkeypatch.setattr(estimating, "total_bytes", lambda _, total=total: total)
+        tried.clear()
+        found = estimate([faces_folder], CONFIG, TRAIN, CPU, tmp_path / "cache")
+        assert tried == [expected]
+        assert found.train_seconds > 0
+    # 14 faces more than two, of a million bytes each
+    monkeypatch.setattr(estimating, "peak_bytes", lambda _: 0)
+    too_much = estimate([faces_folder], CONFIG, TRAIN, CPU, tmp_path / "cache").memory_bytes
+    assert too_much == 15_000_000 + 4 * 48 * CONFIG.latent_dim * 4
 
 
 def test_a_picture_that_cannot_be_read_does_not_stop_an_estimate(faces_folder, tmp_path):
