@@ -51,8 +51,9 @@ _VERDICT, _VERDICT_ON_SAMPLES = 1.0, 3.0
 # ... and of what those say that see features of photographs
 _PROJECTED, _PROJECTED_ON_SAMPLES = 0.1, 1.0
 _LATTICE = 20.0  # times what its square counts in the mean squared error
-# side in pixels at which samples stay what they were: eyes, teeth and lips may still be mended
-_COARSE_SIDE = 16
+# side in pixels at which samples stay what they were, while coarser layers learn, and once they
+# rest: eyes, teeth and lips may still be mended, and then what is as large as a nose
+_COARSE_SIDE, _COARSE_SIDE_AT_REST = 16, 8
 
 
 def batch_size(config: TrainConfig) -> int:
@@ -282,7 +283,8 @@ class FinishStage:
 
         Nothing else holds them: where the prior is poor, texture alone makes scribbles of a face.
         """
-        scale = max(1, made.shape[-1] // _COARSE_SIDE)
+        side = _COARSE_SIDE if self._coarse_end > 0 else _COARSE_SIDE_AT_REST
+        scale = max(1, made.shape[-1] // side)
         with torch.no_grad(), training_precision(made.device):
             before = self._before(samples, WHOLE_TEXTURE).float()
         now, was = (functional.avg_pool2d(images, scale) for images in (made, before))

@@ -75,7 +75,9 @@ VARIANTS = {
     "no detail given apart": Variant(detail=0.0, coarser_detail=0.0),
     "only the finest detail": Variant(coarser_detail=0.0),
     "twice the detail": Variant(detail=2 * discriminator._DETAIL),
-    "samples stay what they were at 32 px": Variant(changed={adversary: {"_COARSE_SIDE": 32}}),
+    "samples stay what they were at 32 px": Variant(
+        changed={adversary: {"_COARSE_SIDE": 32, "_COARSE_SIDE_AT_REST": 32}}
+    ),
     "no weight on features of photographs": Variant(
         changed={adversary: {"_PROJECTED": 0.0, "_PROJECTED_ON_SAMPLES": 0.0}}
     ),
