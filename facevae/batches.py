@@ -13,7 +13,8 @@ from facevae.conversion import Progress
 from facevae.data import Faces, Rows
 from facevae.errors import RunError
 from facevae.images import from_pixels
-from facevae.runtime import free_bytes, generator, milestone, sent
+from facevae.memory import free_bytes
+from facevae.runtime import generator, milestone, sent
 
 # what a generator's numbers are for, so that no two uses share them
 _ORDER, _MIRROR = 0, 1

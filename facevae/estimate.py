@@ -24,21 +24,18 @@ from facevae.flow_matching import PriorStage
 from facevae.images import load_square
 from facevae.labels import Labels
 from facevae.latents import posteriors
-from facevae.model import VAE
-from facevae.pictures import Picture, Source, find_data, list_pictures, opened
-from facevae.prior import FlowPrior, build_prior
-from facevae.runtime import (
-    exact,
+from facevae.memory import (
     free_bytes,
     is_out_of_memory,
     keep_freed_memory,
-    kernels_by_trial,
     peak_bytes,
     start_peak,
     total_bytes,
-    training_precision,
-    wait_for,
 )
+from facevae.model import VAE
+from facevae.pictures import Picture, Source, find_data, list_pictures, opened
+from facevae.prior import FlowPrior, build_prior
+from facevae.runtime import exact, kernels_by_trial, training_precision, wait_for
 from facevae.stages import NetworkStage, Stage
 
 _NUM_PICTURES = 64

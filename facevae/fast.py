@@ -10,7 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from facevae.runtime import cuda_graph, is_out_of_memory, side_stream, wait_for
+from facevae.memory import is_out_of_memory
+from facevae.runtime import cuda_graph, side_stream, wait_for
 
 Part = Callable[..., Tensor]
 Step = Callable[..., Tensor]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from facevae import losses, metrics
+from facevae.memory import Gathered
 from facevae.model import Coder
-from facevae.runtime import Gathered, exact
+from facevae.runtime import exact
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Something of each reconstruction and its original: (B,) from two (B, 3, H, W) in [0, 1]."""

@@ -17,9 +17,10 @@ from facevae.faces import load_face
 from facevae.files import expanded
 from facevae.images import Pixels, from_pixels, to_pixels
 from facevae.latent_files import LatentsFile, digest_of, open_latents, split_name
+from facevae.memory import Gathered
 from facevae.model import VAE, Coder
 from facevae.prior import sample_latents
-from facevae.runtime import Gathered, exact, face_noise
+from facevae.runtime import exact, face_noise
 
 _PARALLEL = 1e-4  # sine of an angle below which there is no plane to turn in
 

@@ -17,9 +17,9 @@ from facevae.config import PriorConfig
 from facevae.config import Stage as Part
 from facevae.errors import RunError, Stopped
 from facevae.guard import Counts
+from facevae.memory import memory_bytes
 from facevae.run_folders import RunFolder
 from facevae.runs import Run
-from facevae.runtime import memory_bytes
 from facevae.stages import Stage
 
 _SECONDS_A_STATE = 300.0

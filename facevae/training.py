@@ -25,13 +25,14 @@ from facevae.framing import Framing
 from facevae.images import grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds
 from facevae.learning import add_attributes, examples_of_faces
+from facevae.memory import is_out_of_memory
 from facevae.model import VAE
 from facevae.network_fit import fit_network, network_stage
 from facevae.prior import build_prior
 from facevae.prior_fit import fit_prior, prior_stage
 from facevae.run_folders import RunFolder, stages_before
 from facevae.runs import Run, left_out
-from facevae.runtime import environment, is_out_of_memory, kernels_by_trial
+from facevae.runtime import environment, kernels_by_trial
 from facevae.signals import stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage

@@ -303,7 +303,7 @@ def test_a_dry_run_sees_that_labels_are_of_other_faces(place):
 def test_a_dry_run_tells_that_memory_is_too_little(faces_folder, here, monkeypatch):
     command = ("train", faces_folder, *TINY, "--stages", "vae", "--dry-run")
     assert "lower --batch-size" not in here(*command).stdout
-    monkeypatch.setattr("facevae.runtime.total_bytes", lambda _: 50_000_000)
+    monkeypatch.setattr("facevae.memory.total_bytes", lambda _: 50_000_000)
     assert re.search(
         r"GB, and there are 0\.1; lower --batch-size$", here(*command).stdout, re.MULTILINE
     )

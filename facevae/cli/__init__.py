@@ -94,7 +94,7 @@ def _one_line(error: Any) -> str:
 def _is_out_of_memory(error: Exception) -> bool:
     if not isinstance(error, RuntimeError):
         return False
-    from facevae.runtime import is_out_of_memory
+    from facevae.memory import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -24,7 +24,7 @@ def tell_estimate(
 ) -> None:
     """What the run would take, measured on a few steps."""
     from facevae.estimate import estimate
-    from facevae.runtime import total_bytes
+    from facevae.memory import total_bytes
 
     found = estimate(data, chosen.model, chosen.train, device, cache_dir, labels)
     disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"

@@ -88,7 +88,7 @@ def evaluate(
 
       facevae eval runs/ffhq-base ./ffhq --baselines pca,ae -o report/
     """
-    from facevae import runtime
+    from facevae import memory
     from facevae.baselines import autoencoder_run
     from facevae.data import load_faces
     from facevae.evaluation import Candidate, Evaluation, choose_rows, is_training_set
@@ -112,7 +112,7 @@ def evaluate(
     features, lpips, reasons = _networks(bundle.device, fid)
 
     # Choose the faces
-    runtime.keep_freed_memory()
+    memory.keep_freed_memory()
     faces = load_faces(data, bundle.config.size, cache=cache_dir, progress=console.progress)
     known = is_training_set(bundle, faces)
     _check_baselines(wanted, split, known=known)

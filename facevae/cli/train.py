@@ -175,7 +175,7 @@ def train(
 
       facevae train hf://datasets/owner/faces
     """
-    from facevae import parallel, runtime
+    from facevae import memory, parallel, runtime
     from facevae.data import load_faces
     from facevae.events import require_tensorboard
     from facevae.learning import find_labels
@@ -237,7 +237,7 @@ def train(
     RunFolder(folder).check(settings, ignored, chosen.train.stages, is_given=is_given)
 
     # Prepare
-    runtime.keep_freed_memory()
+    memory.keep_freed_memory()
     with parallel.joined(target):
         with parallel.first_on_node():
             faces = load_faces(data, chosen.model.size, cache=cache_dir, progress=console.progress)

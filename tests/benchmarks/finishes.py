@@ -26,9 +26,10 @@ from facevae.bundle import Bundle
 from facevae.config import WHOLE_TEXTURE, TrainConfig
 from facevae.data import Faces, load_faces
 from facevae.hub import load_model
+from facevae.memory import keep_freed_memory
 from facevae.model import VAE
 from facevae.prior import sample_latents
-from facevae.runtime import exact, face_noise, keep_freed_memory
+from facevae.runtime import exact, face_noise
 from facevae.swd import SlicedWasserstein
 
 CPU = torch.device("cpu")

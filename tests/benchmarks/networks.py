@@ -23,8 +23,9 @@ from facevae import losses, metrics
 from facevae.batches import Batches, batches_of
 from facevae.config import ModelConfig
 from facevae.data import Faces, load_faces
+from facevae.memory import keep_freed_memory
 from facevae.model import VAE, sample_posterior
-from facevae.runtime import exact, generator, keep_freed_memory, training_precision
+from facevae.runtime import exact, generator, training_precision
 
 BATCH, COOL_DOWN, WARM_UP_STEPS = 64, 0.3, 50
 LATENT_DIM = 256

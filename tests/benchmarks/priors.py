@@ -25,10 +25,11 @@ from facevae.data import load_faces
 from facevae.flow_matching import PriorStage
 from facevae.hub import load_model
 from facevae.latents import posteriors
+from facevae.memory import keep_freed_memory
 from facevae.model import draw_posteriors
 from facevae.prior import FlowPrior, GaussianPrior, guided
 from facevae.prior_fit import GUIDANCES, changed_posteriors
-from facevae.runtime import exact, face_noise, generator, keep_freed_memory
+from facevae.runtime import exact, face_noise, generator
 from facevae.swd import SlicedWasserstein
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ BATCHES = 4  # of faces in memory: all that a loop sees
 
 def ours(size: int, batch_size: int, steps: int) -> float:
     """Images a second of `facevae train`'s own step."""
-    from facevae.runtime import keep_freed_memory
+    from facevae.memory import keep_freed_memory
 
     keep_freed_memory()
     import numpy as np
@@ -90,7 +90,7 @@ def answer(loops: dict) -> bool:
     rate = loops[loop](*map(int, numbers))
     import torch
 
-    from facevae.runtime import peak_bytes
+    from facevae.memory import peak_bytes
 
     peak = peak_bytes(torch.device("cpu"))
     sys.stdout.write(json.dumps({"rate": rate, "peak_bytes": peak}) + "\n")
