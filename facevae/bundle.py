@@ -24,19 +24,12 @@ from facevae.attributes import Attribute
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.files import replacing
+from facevae.formats import FORMAT, UNSAID, begin_what_is_lacking, stored_name
 from facevae.framing import Framing
-from facevae.model import TEXTURED, VAE
+from facevae.model import VAE
 from facevae.prior import Prior, build_prior
+from facevae.texture import TEXTURED
 
-FORMAT = 9  # raised when a reader of the old format could not read the new one
-# what a format that is still read does not say, since all of its models were so
-_GUIDED: dict[str, object] = {"guided_until": 1.0}
-_UNSAID: dict[int, dict[str, dict[str, object]]] = {
-    2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0, **_GUIDED}},
-    3: {"prior": {"guidance": 1.0, **_GUIDED}},
-    **{known: {"prior": _GUIDED} for known in (4, 5, 6)},
-    **{known: {} for known in (7, 8, FORMAT)},
-}
 _PICKLES = (
     b"PK",
     b"\x80\x02",
@@ -44,9 +37,6 @@ _PICKLES = (
     b"\x80\x04",
     b"\x80\x05",
 )  # zipped, and protocols 2 to 5
-# begins the names of a texture's blocks; there was none at a level, then one without a number
-_BLOCKS, _WITH_BLOCKS, _WITH_NUMBERED_BLOCKS = f"vae.{TEXTURED}blocks.", 6, 8
-_MENDS, _WITH_MENDS = f"vae.{TEXTURED}mends.", 9  # and of what mends coarser levels
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -155,14 +145,11 @@ def load(path: Path) -> Bundle:
             shape = (len(attributes), config.latent_dim)
             expected |= {"directions": shape, "scorers": shape}
         known, textured = metadata["format"], vae.decoder.textured
-        names = {name: _stored_name(known, name) for name in expected}
+        names = {name: stored_name(known, name) for name in expected}
         wanted = {stored: expected[name] for name, stored in names.items() if stored}
         read = _read_expected(path, file, wanted)
-        # not before it is known how large they are
-        if textured and known < _WITH_NUMBERED_BLOCKS:
-            textured.begin_blocks(_num_blocks(known))
-        if textured and known < _WITH_MENDS:
-            textured.begin_mends()
+        if textured:  # not before it is known how large all is
+            begin_what_is_lacking(known, textured)
         state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
         tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
         half = file.get_slice("latents.mean").get_dtype() == "F16"
@@ -261,34 +248,19 @@ def _metadata(path: Path, texts: Mapping[str, str] | None) -> dict[str, Any]:
         msg = f"{path}: its metadata are not JSON ({error})"
         raise ModelError(msg) from error
     known = metadata["format"]
-    if not isinstance(known, int) or known not in _UNSAID:
+    if not isinstance(known, int) or known not in UNSAID:
         msg = (
-            f"{path}: bundle format {known}, this facevae reads {min(_UNSAID)} to "
+            f"{path}: bundle format {known}, this facevae reads {min(UNSAID)} to "
             f"{FORMAT}; upgrade facevae"
         )
         raise ModelError(msg)
     if missing := [key for key in _KEYS if key not in metadata]:
         msg = f"{path}: no {', '.join(missing)} in its metadata"
         raise ModelError(msg)
-    for key, unsaid in _UNSAID[known].items():
+    for key, unsaid in UNSAID[known].items():
         if isinstance(metadata[key], dict):
             metadata[key] |= unsaid
     return metadata
-
-
-def _num_blocks(known: int) -> int:
-    """Of a texture's level, in files of the formats before blocks were numbered."""
-    return 0 if known < _WITH_BLOCKS else 1
-
-
-def _stored_name(known: int, name: str) -> str | None:
-    """Of a tensor, in a file of the format `known`; None where that has none."""
-    if name.startswith(_MENDS) and known < _WITH_MENDS:
-        return None
-    if known >= _WITH_NUMBERED_BLOCKS or not name.startswith(_BLOCKS):
-        return name
-    level, number, rest = name.removeprefix(_BLOCKS).split(".", 2)
-    return f"{_BLOCKS}{level}.{rest}" if int(number) < _num_blocks(known) else None
 
 
 def _read_expected(

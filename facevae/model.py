@@ -16,11 +16,10 @@ from torch.func import functional_call
 from facevae.blocks import residual_decoder, residual_encoder
 from facevae.config import TRUE_TEXTURE, ModelConfig
 from facevae.runtime import generator
-from facevae.texture import Texture
+from facevae.texture import TEXTURED, Texture
 
 SLOPE = 0.2  # of LeakyReLU; the paper names none
 _TEXTURED_LEVELS, _MENDED_LEVELS = 2, 2  # the finest, and those before them
-TEXTURED = "decoder.textured."  # begins the names of a finished VAE's texture
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
 
 

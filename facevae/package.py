@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from facevae.bundle import FORMAT, Bundle
+from facevae.bundle import Bundle
 from facevae.card import (
     ALPHAS,
     ATTRIBUTES,
@@ -25,6 +25,7 @@ from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.edits import plan_edit
 from facevae.errors import UsageError
 from facevae.files import read_json, replacing, write_json, write_text
+from facevae.formats import FORMAT
 from facevae.hub import CONFIG_FILE, MODEL_FILE
 from facevae.images import Pixels, grid, save_picture, to_pixels
 from facevae.latents import decode, latents_of_seeds, morph

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from facevae.blocks import ResidualBlock
 from facevae.runtime import generator, seeded
 
+TEXTURED = "decoder.textured."  # begins the names of a finished VAE's texture
 _NUM_NOISES, _NOISE = 8, 7  # of each level, and what a generator's numbers are for
 _NUM_BLOCKS = 2  # of each level
 _MENDED_BY = 16  # channels inside of what mends a level before

@@ -12,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import CONFIG, differing, tensors_of, tiny_bundle, with_texture
 
-from facevae.bundle import FORMAT, load, load_state, save, save_state
+from facevae.bundle import load, load_state, save, save_state
 from facevae.config import ModelConfig
 from facevae.errors import FacevaeError, ModelError
+from facevae.formats import FORMAT
 from facevae.framing import FFHQ, POINTS
 from facevae.latents import decode, latents_of_seeds
 from facevae.texture import Texture

@@ -24,7 +24,7 @@ LAYERS = [
     ),
     (
         *("model", "pictures", "framing", "labels", "outputs", "plots", "events", "perceptual"),
-        "critic",
+        *("critic", "formats"),
     ),
     (
         *("flow_matching", "projected", "conversion", "faces", "bundle", "figures", "page"),
