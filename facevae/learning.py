@@ -13,7 +13,8 @@ from facevae.bundle import Bundle
 from facevae.data import Faces, is_held_out
 from facevae.hub_files import is_url
 from facevae.images import Pixels, from_pixels
-from facevae.labels import Labels, Values, read_labels, read_table_labels
+from facevae.label_files import read_labels, read_table_labels
+from facevae.labels import Labels, Values
 from facevae.latents import encode_both_sides
 from facevae.pictures import Source, find_data
 from facevae.tables import SUFFIXES

@@ -16,7 +16,7 @@ from facevae.attributes import correlations, learn
 from facevae.bundle import load, save
 from facevae.data import load_faces
 from facevae.images import load_square
-from facevae.labels import read_labels
+from facevae.label_files import read_labels
 from facevae.latents import encode_pixels
 from facevae.learning import examples_of_faces
 

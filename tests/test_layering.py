@@ -19,11 +19,30 @@ LAYERS = [
         "parallel",
     ),
     (
-        *("images", "texture", "prior", "attributes", "latent_files", "tables", "swd", "guard"),
+        *(
+            "images",
+            "texture",
+            "prior",
+            "attributes",
+            "latent_files",
+            "labels",
+            "tables",
+            "swd",
+            "guard",
+        ),
         *("fast", "discriminator"),
     ),
     (
-        *("model", "pictures", "framing", "labels", "outputs", "plots", "events", "perceptual"),
+        *(
+            "model",
+            "pictures",
+            "framing",
+            "label_files",
+            "outputs",
+            "plots",
+            "events",
+            "perceptual",
+        ),
         *("critic", "formats"),
     ),
     (

@@ -9,7 +9,8 @@ from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 from facevae.attributes import learn
 from facevae.data import is_held_out, load_faces
 from facevae.images import from_pixels
-from facevae.labels import Labels, read_labels
+from facevae.label_files import read_labels
+from facevae.labels import Labels
 from facevae.latents import encode_pixels
 from facevae.learning import MIN_MEASURED, add_attributes, examples_of_faces, examples_of_photos
 

@@ -12,7 +12,7 @@ from facevae import report
 from facevae.bundle import load, save
 from facevae.data import load_faces
 from facevae.errors import FacevaeError, ModelError
-from facevae.labels import read_labels
+from facevae.label_files import read_labels
 from facevae.report import write_report
 from facevae.sources import _seconds_of, open_source
 from facevae.training import train

@@ -12,7 +12,7 @@ from PIL import Image
 from facevae import data, pictures
 from facevae.bundle import load as load_model
 from facevae.errors import DataError
-from facevae.labels import read_table_labels
+from facevae.label_files import read_table_labels
 from facevae.tables import NoPictures, read_marks, read_rows, row_names
 
 pa = pytest.importorskip("pyarrow")

@@ -29,7 +29,7 @@ from facevae.errors import FacevaeError, RunError, Stopped
 from facevae.files import locked
 from facevae.flow_matching import PriorStage
 from facevae.images import from_pixels, grid, to_pixels
-from facevae.labels import read_labels
+from facevae.label_files import read_labels
 from facevae.latents import decode, latents_of_seeds, posteriors
 from facevae.model import sample_posterior
 from facevae.run_folders import read_metrics

@@ -36,7 +36,8 @@ from facevae.errors import ImageError
 from facevae.faces import load_faces_of
 from facevae.hub import load_model
 from facevae.images import SUFFIXES, from_pixels
-from facevae.labels import Labels, read_labels
+from facevae.label_files import read_labels
+from facevae.labels import Labels
 from facevae.latents import decode, posteriors
 from facevae.learning import add_attributes, examples_of_faces
 from facevae.pictures import Picture, find_files
