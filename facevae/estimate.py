@@ -202,10 +202,11 @@ class _Costs:
 
     def _affordable(self, size: int) -> int:
         """`size`, or that of a small batch where steps of so many faces do not fit into memory."""
-        model, device = self._vae.config, self._device
-        small, a_face = _bytes_of_steps(model, self._train, device)
+        if size <= _LARGER:
+            return size
+        small, a_face = _bytes_of_steps(self._vae.config, self._train, self._device)
         peak = small + int(a_face * (size - _SMALL))
-        if size <= _LARGER or not 0 < total_bytes(device) < peak:
+        if not 0 < total_bytes(self._device) < peak:
             return size
         self.peak = peak
         return _LARGER
