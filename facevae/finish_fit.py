@@ -44,7 +44,11 @@ class _FinishFitting(Fitting):
         fitted = weights_digest(bundle.vae), weights_digest(bundle.prior)
         asked = [str(train.finish_weight), *["LPIPS"] * train.perceptual]
         self.key = " ".join(
-            [*fitted, *asked, "judged apart and by features, coarse layers at rest, two blocks"]
+            [
+                *fitted,
+                *asked,
+                "judged apart and by features, coarse layers at rest, two blocks, mends",
+            ]
         )
         self.prior_config = bundle.prior_config
         self.stage = finish_stage(work.run, bundle.vae, bundle.prior, work.listener.notice)
