@@ -130,8 +130,10 @@ class FinishStage:
     def _begin_updates(self) -> None:
         """Have updates that compute no gradients of layers that never move again."""
         coarse, _ = self.decoder.coarse_and_fine()
+        moves = bool(self._coarse_end > 0)
+        self._coarse_side = _COARSE_SIDE if moves else _COARSE_SIDE_AT_REST
         for parameter in coarse:
-            parameter.requires_grad_(bool(self._coarse_end > 0))
+            parameter.requires_grad_(moves)
         # with the penalty, and without: a recording does the same each time
         self._updates = {
             penalised: self._fast(partial(self._update_from, penalised), self._decoded)
@@ -283,8 +285,7 @@ class FinishStage:
 
         Nothing else holds them: where the prior is poor, texture alone makes scribbles of a face.
         """
-        side = _COARSE_SIDE if self._coarse_end > 0 else _COARSE_SIDE_AT_REST
-        scale = max(1, made.shape[-1] // side)
+        scale = max(1, made.shape[-1] // self._coarse_side)
         with torch.no_grad(), training_precision(made.device):
             before = self._before(samples, WHOLE_TEXTURE).float()
         now, was = (functional.avg_pool2d(images, scale) for images in (made, before))

@@ -66,13 +66,17 @@ def unwritable(path: Path, number: int | None, option: str = "-o") -> FacevaeErr
     return FacevaeError(f"{path}: cannot be written there ({reason}); {advice}")
 
 
-def check_place(folder: Path, option: str = "-o") -> None:
-    """Raise now what writing into `folder`, made if need be, would raise after the work, where it is known."""
-    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+def check_place(path: Path, option: str = "-o") -> None:
+    """Raise now what writing a file, or into a folder, would raise after the work, where it is known.
+
+    Folders that are not there would be made; `option` names another place.
+    """
+    folders = (path, *path.parents) if path.is_dir() else path.parents
+    there = next((folder for folder in folders if os.path.lexists(folder)), Path())
     if not there.is_dir():
-        raise unwritable(folder, errno.ENOTDIR, option)
+        raise unwritable(path, errno.ENOTDIR, option)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise unwritable(folder, errno.EACCES, option)
+        raise unwritable(path, errno.EACCES, option)
 
 
 def clear_half_written(folder: Path) -> None:

@@ -53,7 +53,7 @@ def choose_output(
         output = Output(unused(Path(default)), is_folder=False)
     else:
         output = _named_output(named, inputs, animation=animation)
-    check_place(output.path if output.is_folder else output.path.parent)
+    check_place(output.path)
     return output
 
 

@@ -246,7 +246,7 @@ def _target(located: "Located", output: Path | None) -> Path:
         if output.suffix != SUFFIX_OF_MODELS or output.is_dir():
             msg = f"{output}: a model is a {SUFFIX_OF_MODELS} file; name one with -o"
             raise UsageError(msg)
-        check_place(output.parent)
+        check_place(output)
         return output
     # a folder called "default" here makes the packaged model nobody's to write
     if located.name == DEFAULT or not expanded(located.name).exists():

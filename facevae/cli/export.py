@@ -100,5 +100,5 @@ def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: 
             else "say what to write: --onnx, --half, or -o with a name that ends in .safetensors"
         )
         raise UsageError(msg)
-    check_place(target.parent)
+    check_place(target)
     return target

@@ -28,7 +28,7 @@ class LatentsKeeper:
         self.paths = [] if path is None else [expanded(path)]
         for named in self.paths:
             check_suffix(named)
-            check_place(named.parent, "--latents")
+            check_place(named, "--latents")
         self._names: list[str] = []
         self._parts: list[Tensor] = []
 

@@ -46,7 +46,7 @@ def report(
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         msg = f"-o {path}: a report is one .html file; name one"
         raise UsageError(msg)
-    check_place(path.parent)
+    check_place(path)
     from facevae.page import require_pages
     from facevae.report import write_report
     from facevae.runtime import describe, select_device
