@@ -163,8 +163,8 @@ class FinishStage:
 
         One that has gone on for long tells samples by what no texture can mend, and the decoder
         makes less of it; a new one asks first for what all faces have, and that is soon there. From
-        here on samples are held to what they are now, texture and all, which then may grow, and
-        coarser layers stay, however long the finish is gone on with. One that sees features of
+        here on samples are held, less closely, to what they are now, texture and all, which then may
+        grow, and coarser layers stay, however long the finish is gone on with. One that sees features of
         photographs stays too: it had no need to learn what faces have.
         """
         with seeded(self.config.seed + 1):

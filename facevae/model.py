@@ -123,7 +123,10 @@ class Decoder(nn.Module):
         return images
 
     def coarse_and_fine(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters before the finest levels, and those of these, plain and textured."""
+        """The parameters before the finest levels, and those of these, plain and textured.
+
+        What mends the levels before for the texture goes with the latter.
+        """
         coarse, fine = self._levels()
         first = [self.dense, *chain.from_iterable(coarse)]
         then = [*chain.from_iterable(fine), *([self.textured] if self.textured else [])]

@@ -55,7 +55,8 @@ class RunFolder:
 
         Raises `RunError` where the folder is another run's, with what differs from `identity`,
         which may be a part of a run's; settings that are `ignored` may differ. And where `stages`
-        are to go on from a network that neither is there nor `is_given`.
+        are to go on from a network that neither is there nor `is_given`. And `FacevaeError` where
+        nothing can be written.
         """
         if self.path.exists() and not self.path.is_dir():
             msg = f"{self.path}: is a file, and a run needs a folder; name another -o"

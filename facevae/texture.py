@@ -1,7 +1,7 @@
-"""What a finished decoder makes up: its finest levels once more, for samples.
+"""What a finished decoder makes up for samples: its finest levels once more, and what mends others.
 
-They began as a copy of the decoder's own, so that there is a way from the ones to the others by
-their weights (Wang et al. 2018, ESRGAN, section 3.4, interpolate networks so).
+They began as a copy of the decoder's own, and as nothing, so that there is a way to them by the
+weights (Wang et al. 2018, ESRGAN, section 3.4, interpolate networks so).
 """
 
 import copy
@@ -20,9 +20,10 @@ _MENDED_BY = 16  # channels inside of what mends a level before
 
 
 class Texture(nn.Module):
-    """features (B, C, H, W) → images (B, 3, size, size): a decoder's finest levels once more.
+    """A decoder's finest levels once more, and blocks that mend those before.
 
-    Before each there is noise, always the same: of a plain wall's features, which are alike
+    From what goes into its first level, features (B, C, H, W), to images (B, 3, size, size). Before
+    each of the finest levels there is noise, always the same: of a plain wall's features, which are alike
     everywhere, convolutions alone could make no grain but what repeats (Karras et al. 2019,
     section 3.2). How much of it goes into a channel is learned, and none at first. Residual
     blocks, which add nothing at first, make more of both than the level's own layers can.
@@ -74,9 +75,9 @@ class Texture(nn.Module):
 
     def forward(self, features: Tensor, coarse: Sequence[Sequence[nn.Module]]) -> Tensor:
         """Images, through a sigmoid, from what goes into the `coarse` levels, the layers of each."""
-        as_they_are = [nn.Identity()] * (len(coarse) - len(self.mends))
-        for mend, layers in zip([*as_they_are, *self.mends], coarse, strict=True):
-            features = mend(features)
+        for i, layers in enumerate(coarse, start=len(self.mends) - len(coarse)):
+            if i >= 0:
+                features = self.mends[i](features)
             for layer in layers:
                 features = layer(features)
         parts = zip(self.grains, self.blocks, self.levels, strict=True)
