@@ -2,12 +2,14 @@
 
 A model file holds weights, configuration, framing, prior, attributes and provenance, and is read
 without executing anything. Metadata are JSON strings; tensors are `vae.*`, those of a finish under
-`vae.decoder.textured.*`, `prior.*`, `latents.mean` (D,), `latents.covariance` (D, D), and with
-attributes `directions` and `scorers` (A, D).
+`vae.decoder.textured.*`, `prior.*`, `latents.mean` (D,), `latents.covariance`, and with attributes
+`directions` and `scorers` (A, D). Of a covariance, and of the factor by which a prior whitens, there is
+the lower triangle, by rows (D (D + 1) / 2,).
 """
 
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from facevae.attributes import Attribute
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.files import replacing
-from facevae.formats import FORMAT, UNSAID, begin_what_is_lacking, stored_name
+from facevae.formats import FORMAT, UNSAID, begin_what_is_lacking, has_triangles, stored_name
 from facevae.framing import Framing
 from facevae.model import VAE
 from facevae.prior import Prior, build_prior
@@ -37,6 +39,8 @@ _PICKLES = (
     b"\x80\x04",
     b"\x80\x05",
 )  # zipped, and protocols 2 to 5
+_COVARIANCE = "latents.covariance"
+_TRIANGLES = (_COVARIANCE, "prior.factor", "prior.whitening.factor")  # symmetric, and triangular
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -44,7 +48,7 @@ _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 class Bundle:
     """All that inference needs.
 
-    `latent_mean` (D,) and `latent_covariance` (D, D) are of the training faces' posterior means.
+    `latent_mean` (D,) and `latent_covariance` (D, D) are of the training faces' posterior means, and the latter exactly symmetric.
     `framing` is None where the faces were not framed alike. `directions` and `scorers` (A, D) are
     those of `attributes`, None where there are none. `half` tells how the weights were stored.
     """
@@ -99,8 +103,9 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
         **{f"vae.{name}": t for name, t in bundle.vae.state_dict().items()},
         **{f"prior.{name}": t for name, t in bundle.prior.state_dict().items()},
         "latents.mean": bundle.latent_mean,
-        "latents.covariance": bundle.latent_covariance,
+        _COVARIANCE: bundle.latent_covariance,
     }
+    tensors |= {name: _lower_triangle(tensors[name]) for name in _TRIANGLES if name in tensors}
     if bundle.directions is not None and bundle.scorers is not None:
         tensors |= {"directions": bundle.directions, "scorers": bundle.scorers}
     stored = {
@@ -139,12 +144,16 @@ def load(path: Path) -> Bundle:
             **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
             **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
             "latents.mean": (config.latent_dim,),
-            "latents.covariance": (config.latent_dim, config.latent_dim),
+            _COVARIANCE: (config.latent_dim, config.latent_dim),
         }
         if attributes:
             shape = (len(attributes), config.latent_dim)
             expected |= {"directions": shape, "scorers": shape}
         known, textured = metadata["format"], vae.decoder.textured
+        triangles = [n for n in _TRIANGLES if n in expected and has_triangles(known)]
+        for name in triangles:
+            side = expected[name][0]
+            expected[name] = (side * (side + 1) // 2,)
         names = {name: stored_name(known, name) for name in expected}
         wanted = {stored: expected[name] for name, stored in names.items() if stored}
         read = _read_expected(path, file, wanted)
@@ -152,9 +161,11 @@ def load(path: Path) -> Bundle:
             begin_what_is_lacking(known, textured)
         state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
         tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
+        for name in triangles:
+            tensors[name] = _matrix(tensors[name], symmetric=name == _COVARIANCE)
         half = file.get_slice("latents.mean").get_dtype() == "F16"
-    if tensors["latents.covariance"].diag().min() < 0:
-        msg = f"{path}: tensor latents.covariance holds variances below 0"
+    if tensors[_COVARIANCE].diag().min() < 0:
+        msg = f"{path}: tensor {_COVARIANCE} holds variances below 0"
         raise ModelError(msg)
     _assign(vae, tensors, "vae.")
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # decodes in half the time
@@ -167,7 +178,7 @@ def load(path: Path) -> Bundle:
         prior.eval(),
         prior_config,
         tensors["latents.mean"],
-        tensors["latents.covariance"],
+        tensors[_COVARIANCE],
         framing,
         attributes,
         tensors.get("directions"),
@@ -291,6 +302,23 @@ def _read_expected(
             msg = f"{path}: tensor {name} holds numbers that are not finite"
             raise ModelError(msg)
     return tensors
+
+
+def _lower_triangle(matrix: Tensor) -> Tensor:
+    """Of a matrix (D, D), by rows (D (D + 1) / 2,)."""
+    rows, columns = torch.tril_indices(*matrix.shape)
+    return matrix.cpu()[rows, columns]
+
+
+def _matrix(triangle: Tensor, *, symmetric: bool) -> Tensor:
+    """The matrix (D, D) whose lower triangle this is, above which are its mirror image or zeros."""
+    side = math.isqrt(2 * len(triangle))
+    rows, columns = torch.tril_indices(side, side)
+    matrix = triangle.new_zeros(side, side)
+    matrix[rows, columns] = triangle
+    if symmetric:
+        matrix[columns, rows] = triangle
+    return matrix
 
 
 def _assign(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:

@@ -1,19 +1,20 @@
-"""What model files of earlier formats do not say, or have under another name."""
+"""How model files of earlier formats differ from those of today."""
 
 from facevae.texture import TEXTURED, Texture
 
-FORMAT = 9  # raised when a reader of the old format could not read the new one
+FORMAT = 10  # raised when a reader of the old format could not read the new one
 # what a format that is still read does not say, since all of its models were so
 _GUIDED: dict[str, object] = {"guided_until": 1.0}
 UNSAID: dict[int, dict[str, dict[str, object]]] = {
     2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0, **_GUIDED}},
     3: {"prior": {"guidance": 1.0, **_GUIDED}},
     **{known: {"prior": _GUIDED} for known in (4, 5, 6)},
-    **{known: {} for known in (7, 8, FORMAT)},
+    **{known: {} for known in (7, 8, 9, FORMAT)},
 }
 # begins the names of a texture's blocks; there was none at a level, then one without a number
 _BLOCKS, _WITH_BLOCKS, _WITH_NUMBERED_BLOCKS = f"vae.{TEXTURED}blocks.", 6, 8
 _MENDS, _WITH_MENDS = f"vae.{TEXTURED}mends.", 9  # and of what mends coarser levels
+_WITH_TRIANGLES = 10
 
 
 def stored_name(known: int, name: str) -> str | None:
@@ -24,6 +25,11 @@ def stored_name(known: int, name: str) -> str | None:
         return name
     level, number, rest = name.removeprefix(_BLOCKS).split(".", 2)
     return f"{_BLOCKS}{level}.{rest}" if int(number) < _num_blocks(known) else None
+
+
+def has_triangles(known: int) -> bool:
+    """Whether a file of the format `known` holds the lower triangles of matrices that say no more."""
+    return known >= _WITH_TRIANGLES
 
 
 def begin_what_is_lacking(known: int, texture: Texture) -> None:

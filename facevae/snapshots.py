@@ -82,7 +82,9 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
 
 def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
     """A model with these weights and the prior N(0, I); `mean` are posterior means (N, D)."""
-    covariance = torch.cov(mean.T) if len(mean) > 1 else torch.eye(mean.shape[1]).to(mean)
+    latent_dim = mean.shape[1]
+    covariance = torch.cov(mean.T) if len(mean) > 1 else torch.eye(latent_dim).to(mean)
+    covariance = covariance.reshape(latent_dim, latent_dim)
     provenance = {
         **run.provenance(),
         "epochs": images // len(run.faces.train),
@@ -95,7 +97,7 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
         NormalPrior(),
         PriorConfig(),
         mean.mean(0),
-        covariance.reshape(mean.shape[1], mean.shape[1]),
+        (covariance + covariance.T) / 2,  # which rounding has made differ a little
         provenance=provenance,
     )
 

@@ -40,6 +40,24 @@ def rewritten(path: Path, *, metadata=None, **values: object) -> None:
     save_file(tensors, path, texts if metadata is None else metadata)
 
 
+def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with the matrices that files held before format 10 in the place of triangles."""
+    changed = dict(tensors)
+    for name in ("latents.covariance", "prior.factor", "prior.whitening.factor"):
+        if name not in tensors:
+            continue
+        triangle = tensors[name].tolist()
+        side = next(n for n in range(1, 999) if n * (n + 1) // 2 == len(triangle))
+        matrix = torch.zeros(side, side)
+        for i in range(side):
+            for j in range(i + 1):
+                matrix[i, j] = triangle.pop(0)
+                if "covariance" in name:
+                    matrix[j, i] = matrix[i, j]
+        changed[name] = matrix
+    return changed
+
+
 def refusal(path: Path) -> str:
     """The one line that refuses the model at `path`, without the name it begins with."""
     with pytest.raises(ModelError) as caught:
@@ -216,7 +234,7 @@ def test_what_edits_need_may_not_be_misshapen(saved, name, shape):
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_what_edits_need_may_not_be_infinite(saved, name, value):
     tensors, texts = parts_of(saved)
-    tensors[name][1, 2] = value
+    tensors[name].view(-1)[2] = value
     save_file(tensors, saved, texts)
     assert refusal(saved) == f"tensor {name} holds numbers that are not finite"
 
@@ -231,7 +249,7 @@ def test_directions_of_no_attribute_are_not_known(saved, name):
 
 def test_a_covariance_of_no_faces_is_refused(saved):
     tensors, texts = parts_of(saved)
-    tensors["latents.covariance"][3, 3] = -1
+    tensors["latents.covariance"][9] = -1  # the last of the fourth row, which is on the diagonal
     save_file(tensors, saved, texts)
     assert "latents.covariance" in refusal(saved)
 
@@ -261,7 +279,23 @@ def test_another_format_number_says_to_upgrade(saved):
     assert "upgrade" in text
 
 
+@pytest.mark.parametrize("kind", ["flow", "gaussian", "normal"])
+def test_a_model_of_a_format_before_held_whole_matrices(tmp_path, kind):
+    bundle, path = tiny_bundle(kind=kind), tmp_path / "a.safetensors"
+    assert not bundle.latent_covariance.diag().eq(bundle.latent_covariance).all()
+    save(bundle, path)
+    tensors, texts = parts_of(path)
+    save_file(whole(tensors), path, texts)
+    assert "its configuration calls for" in refusal(path)
+    save_file(whole(tensors), path, {**texts, "format": "9"})
+    assert differing(tensors_of(load(path)), tensors_of(bundle)) == []
+    save_file(tensors, path, {**texts, "format": "9"})
+    assert "its configuration calls for" in refusal(path)
+
+
 def test_a_model_of_a_format_before_is_what_all_of_them_were(saved):
+    tensors, texts = parts_of(saved)
+    save_file(whole(tensors), saved, {**texts, "format": "9"})
     config = json.loads(parts_of(saved)[1]["config"])
     prior = json.loads(parts_of(saved)[1]["prior"])
     before = load(saved)
@@ -313,7 +347,7 @@ def _as_in(known: int, num_blocks: int, tensors: dict) -> dict:
             continue
         numbered = known >= 8 or not is_of_blocks
         old[name if numbered else f"{before}{is_of_blocks}{level}.{rest}"] = tensor
-    return old
+    return whole(old)
 
 
 DEEP = dataclasses.replace(CONFIG, filters=(8, 8, 8, 8))

@@ -14,6 +14,7 @@ from conftest import ROOT, Command, draw_face
 from PIL import Image, ImageOps
 
 from facevae.config import PRESETS
+from facevae.formats import FORMAT, UNSAID
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -52,6 +53,12 @@ def place(tmp_path: Path) -> Path:
     )
     shutil.copytree(ROOT / ".github", tmp_path / ".github")
     return tmp_path
+
+
+def test_the_readme_says_which_formats_are_read() -> None:
+    earlier = f"{min(UNSAID)} to {FORMAT - 1}"
+    assert f"| `format` | {FORMAT}; formats {earlier} can be read too |" in README
+    assert f"of format {FORMAT} ({earlier} are read too)" in README
 
 
 def test_every_command_of_the_readme_runs(place: Path, here, monkeypatch) -> None:

@@ -41,6 +41,7 @@ def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
         mean = 0.1 * torch.randn(config.latent_dim)
         mixing = torch.randn(config.latent_dim, config.latent_dim)
     covariance = 1.5 * torch.eye(config.latent_dim) + 0.1 * mixing @ mixing.T
+    covariance = (covariance + covariance.T) / 2
     scorers = torch.linalg.solve(covariance, directions.T).T
     scorers = scorers / (scorers * directions).sum(1, keepdim=True)
     attributes = [
