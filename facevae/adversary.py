@@ -24,15 +24,15 @@ from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import WHOLE_TEXTURE, TrainConfig
 from facevae.critic import BETAS, PENALTY_STEPS, Critic
-from facevae.discriminator import Augmentation, Discriminator, lattice_energy
-from facevae.fast import Fast, Part, Step, Warn
+from facevae.discriminator import Augmentation, Discriminator, checkerboard_energy
+from facevae.fast import AcceleratedStep, Forward, Step, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
 from facevae.projected import ProjectedCritic, ProjectedCritics, Projection
 from facevae.runtime import generator, seeded, sent, training_precision
-from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
+from facevae.states import adam, average, optimizer_state, prefixed, restore_optimizer, strip_prefix
 
 # what a generator's numbers are for, so that no two uses share them
 _SAMPLES, _AUGMENTATION = 5, 6
@@ -50,7 +50,7 @@ _PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
 _VERDICT, _VERDICT_ON_SAMPLES = 1.0, 3.0
 # ... and of what those say that see features of photographs
 _PROJECTED, _PROJECTED_ON_SAMPLES = 0.1, 1.0
-_LATTICE = 20.0  # times what its square counts in the mean squared error
+_CHECKERBOARD = 20.0  # times what its square counts in the mean squared error
 # side in pixels at which samples stay what they were, while coarser layers learn, and once they
 # rest: eyes, teeth and lips may still be mended, and then what is as large as a nose
 _COARSE_SIDE, _COARSE_SIDE_AT_REST = 16, 8
@@ -113,19 +113,19 @@ class FinishStage:
         self._drawn: tuple[int, Tensor] | None = None
         self._renewed = torch.tensor(-1)  # the step at which samples had a new discriminator
         self._records, self._warn = records, warn
-        self._draw = self._fast(lambda part, noise: part(noise), self._drawn_from)
+        self._draw = self._fast(lambda forward, noise: forward(noise), self._drawn_from)
         self._begin_updates()
 
     def _discriminator(self) -> Discriminator:
         config = self.vae.config
         return Discriminator(config.size, max(16, config.filters[0])).to(self.batches.device)
 
-    def _fast(self, step: Step, part: Part) -> Step:
+    def _fast(self, step: Step, forward: Forward) -> Step:
         if not self._records:
-            return partial(step, part)
+            return partial(step, forward)
         # not compiled: that is for one loss of one network
         left = self.budget.seconds_left
-        return Fast(step, part, self.decoder, self._warn, left, compiler=None)
+        return AcceleratedStep(step, forward, self.decoder, self._warn, left, compiler=None)
 
     def _begin_updates(self) -> None:
         """Have updates that compute no gradients of layers that never move again."""
@@ -200,7 +200,7 @@ class FinishStage:
     def _update_from(
         self,
         penalised: bool,  # noqa: FBT001 - bound before tensors are given
-        decoded: Part,
+        decoded: Forward,
         images: Tensor,
         samples: Tensor,
         levels: Tensor,
@@ -255,11 +255,11 @@ class FinishStage:
     def _held(self, made: Tensor, images: Tensor, samples: Tensor, mse: Tensor) -> Tensor:
         """What holds the decoder to what is known, a scalar: log(mse), and what counts as an error.
 
-        That is how far samples have strayed, and the lattice of all that was made (2 B, 3, H, W).
+        That is how far samples have strayed, and the checkerboard pattern of all that was made (2 B, 3, H, W).
         """
         strayed = self._strayed(samples, made[len(images) :])
-        lattice = lattice_energy(made).view(2, -1).mean(0)
-        held = strayed + _LATTICE * self._mean(lattice)
+        checkerboard = checkerboard_energy(made).view(2, -1).mean(0)
+        held = strayed + _CHECKERBOARD * self._mean(checkerboard)
         # in the units in which the logarithm's gradient counts an error
         least = losses.MIN_MSE
         return mse.clamp_min(least).log() + held / mse.detach().clamp_min(least)
@@ -312,17 +312,17 @@ class FinishStage:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.decoder.load_state_dict(part(state, "decoder."))
-        self.vae.decoder.load_state_dict(part(state, "averaged."))
-        self._before.load_state_dict(part(state, "before."))
+        self.decoder.load_state_dict(strip_prefix(state, "decoder."))
+        self.vae.decoder.load_state_dict(strip_prefix(state, "averaged."))
+        self._before.load_state_dict(strip_prefix(state, "before."))
         restore_optimizer(self.optimizer, state)
-        self.guard.restore(part(state, "guard."))
-        self.budget.restore(part(state, "budget."))
+        self.guard.restore(strip_prefix(state, "guard."))
+        self.budget.restore(strip_prefix(state, "budget."))
         self._renewed.copy_(state["renewed"])
         self._coarse_end.copy_(state["coarse_end"])
         self._begin_updates()
         for i, critic in enumerate((*self.critics, *self.projected)):
-            critic.restore(part(state, f"critics.{i}."))
+            critic.restore(strip_prefix(state, f"critics.{i}."))
 
     def inputs(self) -> dict[str, Tensor]:
         """The model as it was fitted, but for the decoder, which is in the state."""

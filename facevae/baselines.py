@@ -17,7 +17,7 @@ from facevae.files import digest
 from facevae.model import LOGVAR_RANGE
 from facevae.prior import GaussianPrior
 from facevae.runs import Run
-from facevae.runtime import exact
+from facevae.runtime import full_precision
 
 _OVERSAMPLING = 16  # directions beyond those asked for, with which the power iteration converges
 _NUM_FIRST = 1024  # faces whose own principal components it begins with
@@ -72,7 +72,7 @@ def fit_eigenfaces(
     if len(rows) < 2:  # noqa: PLR2004 - a direction
         msg = "eigenfaces need two training faces or more"
         raise DataError(msg)
-    with exact():
+    with full_precision():
         # The mean
         total = torch.zeros(faces.pixels[0].size, device=device)
         for images in batches_of(faces, rows, device, size=_CHUNK):

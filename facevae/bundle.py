@@ -26,7 +26,7 @@ from facevae.attributes import Attribute
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.files import replacing
-from facevae.formats import FORMAT, UNSAID, begin_what_is_lacking, has_triangles, stored_name
+from facevae.formats import FORMAT, UNSAID, has_triangles, init_missing_blocks, stored_name
 from facevae.framing import Framing
 from facevae.model import VAE
 from facevae.prior import Prior, build_prior
@@ -158,7 +158,7 @@ def load(path: Path) -> Bundle:
         wanted = {stored: expected[name] for name, stored in names.items() if stored}
         read = _read_expected(path, file, wanted)
         if textured:  # not before it is known how large all is
-            begin_what_is_lacking(known, textured)
+            init_missing_blocks(known, textured)
         state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
         tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
         for name in triangles:

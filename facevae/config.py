@@ -7,10 +7,10 @@ from typing import Any, Literal, Self, get_args
 
 from facevae.errors import UsageError
 
-Prior = Literal["flow", "gaussian", "normal"]
-Stage = Literal["vae", "prior", "finish"]
-STAGES: tuple[Stage, ...] = get_args(Stage)  # in their order
-_TIME: dict[Stage, float] = {"vae": 0.55, "prior": 0.15, "finish": 0.3}  # shares of --max-time
+PriorKind = Literal["flow", "gaussian", "normal"]
+StageName = Literal["vae", "prior", "finish"]
+STAGES: tuple[StageName, ...] = get_args(StageName)  # in their order
+_TIME: dict[StageName, float] = {"vae": 0.55, "prior": 0.15, "finish": 0.3}  # shares of --max-time
 SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
 _GUIDED_UNTIL = 0.4  # of a flow's way: guided to its end, samples are further from faces
@@ -108,7 +108,7 @@ class PriorConfig(_Record):
     before the time `guided_until` is it another than 1.
     """
 
-    kind: Prior = "normal"
+    kind: PriorKind = "normal"
     width: int = 0
     blocks: int = 0
     residual: bool = False
@@ -118,7 +118,8 @@ class PriorConfig(_Record):
     def __post_init__(self) -> None:
         """Refuse what no prior can be built from."""
         _require(
-            self.kind in get_args(Prior), f"prior {self.kind}: must be one of {get_args(Prior)}"
+            self.kind in get_args(PriorKind),
+            f"prior {self.kind}: must be one of {get_args(PriorKind)}",
         )
         low, width, blocks = (1, 8192, 64) if self.kind == "flow" else (0, 0, 0)
         _require(_is_count(self.width, low, width), f"prior width {self.width}: out of range")
@@ -153,14 +154,14 @@ class TrainConfig(_Record):
     together, in place of epochs.
     """
 
-    stages: tuple[Stage, ...] = ("vae", "prior")
+    stages: tuple[StageName, ...] = ("vae", "prior")
     max_seconds: float | None = None
     epochs: int = 30
     batch_size: int = 150
     learning_rate: float = 5e-4
     r_loss_factor: float | None = None
     kl_weight: float = 1.0
-    prior: Prior = "flow"
+    prior: PriorKind = "flow"
     prior_epochs: int = 100
     prior_width: int = 768
     prior_blocks: int = 4
@@ -200,8 +201,8 @@ class TrainConfig(_Record):
             f"kl_weight {self.kl_weight}: must be 0 or more",
         )
         _require(
-            self.prior in get_args(Prior),
-            f"--prior {self.prior}: must be one of {', '.join(get_args(Prior))}",
+            self.prior in get_args(PriorKind),
+            f"--prior {self.prior}: must be one of {', '.join(get_args(PriorKind))}",
         )
         PriorConfig("flow", self.prior_width, self.prior_blocks)
         self._check_stages()
@@ -228,7 +229,7 @@ class TrainConfig(_Record):
             isinstance(self.perceptual, bool), f"--perceptual {self.perceptual}: must be yes or no"
         )
 
-    def seconds_for(self, stage: Stage) -> float | None:
+    def seconds_for(self, stage: StageName) -> float | None:
         """The part of `max_seconds` that a stage has; None where epochs count.
 
         Of the stages that are chosen, and that take steps, each has its usual share.

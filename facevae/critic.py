@@ -9,7 +9,7 @@ from facevae import losses, parallel
 from facevae.discriminator import Discriminator, of_images, steepness
 from facevae.guard import Guard
 from facevae.runtime import training_precision
-from facevae.states import adam, optimizer_state, part, prefixed, restore_optimizer
+from facevae.states import adam, optimizer_state, prefixed, restore_optimizer, strip_prefix
 
 PENALTY_STEPS = 16  # of which one takes the penalty, in all of their places
 BETAS = (0.0, 0.99)  # of Adam, of both sides
@@ -54,9 +54,9 @@ class Judge:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.network.load_state_dict(part(state, "network."))
+        self.network.load_state_dict(strip_prefix(state, "network."))
         restore_optimizer(self.optimizer, state)
-        self.guard.restore(part(state, "guard."))
+        self.guard.restore(strip_prefix(state, "guard."))
 
 
 class Critic(Judge):

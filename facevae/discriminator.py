@@ -66,7 +66,7 @@ def detail(images: Tensor) -> Tensor:
     return images - (columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]) / 9
 
 
-def lattice_energy(images: Tensor) -> Tensor:
+def checkerboard_energy(images: Tensor) -> Tensor:
     """Of a pattern that is the same in every second pixel: images (B, 3, H, W) → (B,).
 
     Where four pixels are made at once, their biases make texture that costs nothing and no photo

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from facevae.bundle import Bundle, save
-from facevae.config import PriorConfig, Stage
+from facevae.config import PriorConfig, StageName
 from facevae.prior import NormalPrior
 from facevae.run_folders import RunFolder
 from facevae.runs import Run
@@ -84,7 +84,7 @@ def is_fitted(run: Run, earlier: Bundle) -> bool:
     return (is_trained or "vae" not in train.stages) and (has_prior or "prior" not in train.stages)
 
 
-def _is_long_enough(run: Run, known: Any, stage: Stage, epochs: int, asked: int) -> bool:
+def _is_long_enough(run: Run, known: Any, stage: StageName, epochs: int, asked: int) -> bool:
     """Whether a stage has had the time that the run asks for, or, where that counts, the epochs."""
     seconds = run.train.seconds_for(stage)
     if seconds is None:

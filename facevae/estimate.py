@@ -35,7 +35,7 @@ from facevae.memory import (
 from facevae.model import VAE
 from facevae.pictures import Picture, Source, find_data, list_pictures, opened
 from facevae.prior import FlowPrior, build_prior
-from facevae.runtime import exact, kernels_by_trial, training_precision, wait_for
+from facevae.runtime import full_precision, kernels_by_trial, training_precision, wait_for
 from facevae.stages import NetworkStage, Stage
 
 _NUM_PICTURES = 64
@@ -230,7 +230,7 @@ class _Costs:
         images = torch.rand(_ENCODED, 3, side, side, device=self._device)
         in_all = 0.0
         for times, precision in (
-            (2, exact),
+            (2, full_precision),
             (NUM_CHANGED, partial(training_precision, self._device)),
         ):
             posteriors(self._vae, [images[:1]], precision)

@@ -24,7 +24,7 @@ from facevae.losses import kl_divergence
 from facevae.model import Coder
 from facevae.perceptual import Features, feature_distances, features_of
 from facevae.prior import Prior, sample_latents
-from facevae.runtime import exact, face_noise, generator
+from facevae.runtime import face_noise, full_precision, generator
 from facevae.swd import MAX_IMAGES, SlicedWasserstein
 
 Split = Literal["held-out", "train", "all"]
@@ -239,7 +239,7 @@ class Evaluation:
             for start in range(self.seed, self.seed + self.num_samples, _CHUNK):
                 seeds = list(range(start, min(start + _CHUNK, self.seed + self.num_samples)))
                 noise = face_noise(seeds, candidate.latent_dim).to(self.device)
-                with exact():
+                with full_precision():
                     kept.append(sample_latents(candidate.prior, noise))
                 yield kept[-1]
 
@@ -273,7 +273,7 @@ class _Samples:
 
 
 def _decode(coder: Coder, latents: Tensor, texture: float = TRUE_TEXTURE) -> Tensor:
-    with exact():
+    with full_precision():
         images = coder.decode(latents, texture)
     if not images.isfinite().all():
         msg = (

@@ -20,7 +20,7 @@ from facevae.conversion import Progress
 from facevae.errors import ModelError, UsageError
 from facevae.files import replacing, write_json
 from facevae.model import VAE
-from facevae.runtime import exact, generator
+from facevae.runtime import full_precision, generator
 
 OPSET = 18  # of 2022: the lowest that the exporter writes without converting
 _IR_VERSION = 8  # of the same release of ONNX, 1.13
@@ -152,7 +152,7 @@ def _numbers(bundle: Bundle) -> dict[str, Any]:
 def _export(part: _Part, path: Path, texts: dict[str, str]) -> Exported:
     import onnx
 
-    with exact(), _silent():
+    with full_precision(), _silent():
         program = torch.onnx.export(
             part.network.eval(),
             (part.example(2),),
@@ -200,7 +200,7 @@ def _check(part: _Part, path: Path, written: Path) -> float:
     differences = []
     for count in (1, 3):
         example = part.example(count)
-        with exact():
+        with full_precision():
             expected = part.network(example)
         found = session.run(list(part.results), {part.given: example.numpy()})
         outputs = expected if isinstance(expected, tuple) else (expected,)

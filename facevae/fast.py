@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from facevae.memory import is_out_of_memory
 from facevae.runtime import cuda_graph, side_stream, wait_for
 
-Part = Callable[..., Tensor]
+Forward = Callable[..., Tensor]
 Step = Callable[..., Tensor]
 Warn = Callable[[str], None]
 """Told what the user should know."""
@@ -28,20 +28,20 @@ LEAST_SECONDS = 45.0
 MOST_APART = 0.2
 
 
-def inductor(part: Part) -> Part:
+def inductor(forward: Forward) -> Forward:
     """For tensors of these very shapes, and without graphs of its own: the whole step is one."""
     options: dict[str, str | int | bool | Callable[..., object]] = {"triton.cudagraphs": False}
-    compiled: Part = torch.compile(part, fullgraph=True, dynamic=False, options=options)
+    compiled: Forward = torch.compile(forward, fullgraph=True, dynamic=False, options=options)
     return compiled
 
 
-class Fast:
+class AcceleratedStep:
     """A step of a training as its device does it fastest; it does the same either way.
 
     On CUDA it is recorded at its fourth call as one graph, and replayed from then on, which
     launches hundreds of kernels at the cost of one. So it may depend on the values of its tensors,
     and on what it keeps in tensors and changes in place: nothing else may change between calls.
-    Where `LEAST_SECONDS` and more are left after `WATCHED` replays, its part is compiled, and it is
+    Where `LEAST_SECONDS` and more are left after `WATCHED` replays, its forward is compiled, and it is
     recorded anew, if the gradient is still the same. It goes on without what cannot be done, of
     which `tell` is told once.
     """
@@ -49,27 +49,27 @@ class Fast:
     def __init__(
         self,
         step: Step,
-        part: Part,
+        forward: Forward,
         module: nn.Module,
         tell: Warn,
         seconds_left: Callable[[float], float],
         *,
         record: Callable[[Step, tuple[Tensor, ...]], Step] | None = None,
-        compiler: Callable[[Part], Part] | None = inductor,
+        compiler: Callable[[Forward], Forward] | None = inductor,
     ) -> None:
-        """`step(part, *inputs)` is a step, of which `part`, a loss of `module`, is worth compiling.
+        """`step(forward, *inputs)` is a step, of which `forward`, a loss of `module`, is worth compiling.
 
         `seconds_left` says how long all that are left take at so many seconds each. `record` is
         how to record: given a step and its inputs, what does it again for others like them.
         """
-        self._step, self._part, self._module = step, part, module
+        self._step, self._forward, self._module = step, forward, module
         self._tell, self._seconds_left = tell, seconds_left
         device = next(module.parameters()).device
         on_cuda = device.type == "cuda"
         self._aside = partial(side_stream, device) if on_cuda else nullcontext
         self._record = record or (cuda_graph if on_cuda else None)
-        self._compiler: Callable[[Part], Part] | None = compiler
-        self._now: Step = partial(step, part)
+        self._compiler: Callable[[Forward], Forward] | None = compiler
+        self._now: Step = partial(step, forward)
         self._is_compiled, self._num_calls = False, 0
         self._wait, self._seconds = partial(wait_for, device), list[float]()
 
@@ -102,21 +102,21 @@ class Fast:
         self._seconds.append(time.monotonic() - begun)
         return result
 
-    def _compile_if_that_pays(self, compiler: Callable[[Part], Part]) -> None:
+    def _compile_if_that_pays(self, compiler: Callable[[Forward], Forward]) -> None:
         self._compiler = None  # this is asked once
         if self._seconds_left(median(self._seconds)) < LEAST_SECONDS:
             return
         self._tell("compiling the steps that are left, which takes up to a minute the first time")
         self._is_compiled, self._num_calls = True, 1
-        compiled = compiler(self._part)
+        compiled = compiler(self._forward)
 
         def check(*inputs: Tensor) -> Tensor:
-            apart = _apart(self._module, self._part, compiled, inputs)
+            apart = _apart(self._module, self._forward, compiled, inputs)
             if not apart < MOST_APART:
                 msg = f"its gradient is off by {apart:.0%}"
                 raise RuntimeError(msg)
             self._now = partial(self._step, compiled)
-            return self._part(*inputs)
+            return self._forward(*inputs)
 
         self._now = partial(self._step, check)
 
@@ -134,7 +134,7 @@ class Fast:
         reason = (str(error.__context__ or error).splitlines() or [type(error).__name__])[0]
         if self._is_compiled:  # compilers fail in many ways; and memory was enough without
             self._tell(f"training goes on without compiled steps, more slowly ({reason})")
-            self._now, self._is_compiled = partial(self._step, self._part), False
+            self._now, self._is_compiled = partial(self._step, self._forward), False
             self._num_calls = 0
             return True
         is_recording = self._num_calls > WARM_UP
@@ -145,7 +145,9 @@ class Fast:
         return False
 
 
-def _apart(module: nn.Module, part: Part, other: Part, inputs: tuple[Tensor, ...]) -> float:
+def _apart(
+    module: nn.Module, forward: Forward, other: Forward, inputs: tuple[Tensor, ...]
+) -> float:
     """How far the gradients of two losses are from each other, in units of the first one's.
 
     What a step would leave as it is stays so: batch-norm statistics too.
@@ -153,7 +155,7 @@ def _apart(module: nn.Module, part: Part, other: Part, inputs: tuple[Tensor, ...
     parameters, buffers = [*module.parameters()], [*module.buffers()]
     kept = [buffer.clone() for buffer in buffers]
     gradients = []
-    for loss in (part, other):
+    for loss in (forward, other):
         found = torch.autograd.grad(loss(*inputs).sum(), parameters)
         gradients.append(torch.cat([gradient.flatten() for gradient in found]))
         for buffer, before in zip(buffers, kept, strict=True):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from facevae import losses, metrics
-from facevae.memory import Gathered
+from facevae.memory import RowBuffer
 from facevae.model import Coder
-from facevae.runtime import exact
+from facevae.runtime import full_precision
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """Something of each reconstruction and its original: (B,) from two (B, 3, H, W) in [0, 1]."""
@@ -54,8 +54,8 @@ def reconstruct(
     coder: Coder, batches: Iterable[Tensor], scores: Mapping[str, Score] = SCORES
 ) -> Reconstructions:
     """Decode images from their posterior means, and score each; one batch is held at a time."""
-    found, posteriors = Gathered(), Gathered()
-    with exact():
+    found, posteriors = RowBuffer(), RowBuffer()
+    with full_precision():
         for images in batches:
             mean, logvar = coder.encode(images)
             made = coder.decode(mean)

@@ -32,7 +32,7 @@ def finish_stage(run: Run, vae: VAE, prior: Prior, warn: Warn = lambda _: None) 
 class _FinishFitting(Fitting):
     """What finishing a decoder has of its own; see `steps.Fitting`."""
 
-    name, part, event = "finish", "finish", "finish"
+    name, stage_name, event = "finish", "finish", "finish"
     task = "Finishing"
     advice = "go on without it: --stages vae,prior"
     too_few = "has been finished for {epochs} epochs; --finish-epochs cannot be fewer"

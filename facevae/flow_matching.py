@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from facevae import losses, parallel
 from facevae.augment import NUM_CHANGES
 from facevae.budget import Budget
-from facevae.fast import Fast, Part, Warn
+from facevae.fast import AcceleratedStep, Forward, Warn
 from facevae.guard import Guard
 from facevae.model import sample_posterior
 from facevae.prior import FlowPrior
 from facevae.runtime import generator, sent, training_precision
-from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
+from facevae.states import adam, average, optimizer_state, prefixed, restore_optimizer, strip_prefix
 
 _FLOW = 3  # what a generator's numbers are for, so that no two uses share them
 
 
-class _Told(nn.Module):
+class _ConditionedFlow(nn.Module):
     """A flow that is told how a face was changed: of one that was not, nothing.
 
     So it learns of many more faces than there are, and what it gives without being told is like
@@ -72,7 +72,7 @@ class PriorStage:
         is_plain = ~self.changes.any(1)
         if not goes_on:
             prior.whitening.fit(mean[is_plain], logvar[is_plain])
-        self.prior, self.raw = prior.eval(), _Told(copy.deepcopy(prior).train())
+        self.prior, self.raw = prior.eval(), _ConditionedFlow(copy.deepcopy(prior).train())
         num_plain = int(is_plain.sum())
         self.budget = Budget(math.ceil(epochs * num_plain / self.batch_size), seconds)
         records = parallel.size() == 1
@@ -86,7 +86,7 @@ class PriorStage:
         self._update: Callable[..., Tensor] = partial(self._update_from, self._loss)
         if records:
             left = self.budget.seconds_left
-            self._update = Fast(self._update_from, self._loss, self.raw, warn, left)
+            self._update = AcceleratedStep(self._update_from, self._loss, self.raw, warn, left)
 
     def step(self, index: int) -> Tensor:
         """One update; returns the flow-matching loss, (1,), zero if it was skipped."""
@@ -119,7 +119,7 @@ class PriorStage:
 
     def _update_from(
         self,
-        part: Part,
+        forward: Forward,
         noise: Tensor,
         target: Tensor,
         times: Tensor,
@@ -129,10 +129,10 @@ class PriorStage:
         """One update from what changes at each step: of tensors alone, so that it can be recorded.
 
         Of noise and whitened latents (B, D), times (B, 1), how faces were changed (B, NUM_CHANGES),
-        and learning rate and decay of the average (2,); `part` is `_loss`, or what does the same.
+        and learning rate and decay of the average (2,); `forward` is `_loss`, or what does the same.
         """
         with training_precision(noise.device):
-            loss = part(noise, target, times, changes)
+            loss = forward(noise, target, times, changes)
         rate, decay = rates
         self.optimizer.param_groups[0]["lr"].copy_(rate)
         is_sound = self.guard.step(loss.sum())
@@ -151,11 +151,11 @@ class PriorStage:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.raw.load_state_dict(part(state, "raw."))
-        self.prior.load_state_dict(part(state, "averaged."))
+        self.raw.load_state_dict(strip_prefix(state, "raw."))
+        self.prior.load_state_dict(strip_prefix(state, "averaged."))
         restore_optimizer(self.optimizer, state)
-        self.guard.restore(part(state, "guard."))
-        self.budget.restore(part(state, "budget."))
+        self.guard.restore(strip_prefix(state, "guard."))
+        self.budget.restore(strip_prefix(state, "budget."))
 
     def inputs(self) -> dict[str, Tensor]:
         """The posteriors, and how their faces were changed."""

@@ -32,7 +32,7 @@ def has_triangles(known: int) -> bool:
     return known >= _WITH_TRIANGLES
 
 
-def begin_what_is_lacking(known: int, texture: Texture) -> None:
+def init_missing_blocks(known: int, texture: Texture) -> None:
     """Put new blocks, which add nothing, where a file of the format `known` has none."""
     if known < _WITH_NUMBERED_BLOCKS:
         texture.begin_blocks(_num_blocks(known))

@@ -17,10 +17,10 @@ from facevae.faces import load_face
 from facevae.files import expanded
 from facevae.images import Pixels, from_pixels, to_pixels
 from facevae.latent_files import LatentsFile, digest_of, open_latents, split_name
-from facevae.memory import Gathered
+from facevae.memory import RowBuffer
 from facevae.model import VAE, Coder
 from facevae.prior import sample_latents
-from facevae.runtime import exact, face_noise
+from facevae.runtime import face_noise, full_precision
 
 _PARALLEL = 1e-4  # sine of an angle below which there is no plane to turn in
 
@@ -30,10 +30,10 @@ PathKind = Literal["slerp", "lerp"]
 def posteriors(
     coder: Coder,
     batches: Iterable[Tensor],
-    precision: Callable[[], AbstractContextManager[object]] = exact,
+    precision: Callable[[], AbstractContextManager[object]] = full_precision,
 ) -> tuple[Tensor, Tensor]:
     """Means and log-variances, each (N, D), of batches of images (B, 3, size, size) in [0, 1]."""
-    found = Gathered()
+    found = RowBuffer()
     with torch.no_grad():
         for images in batches:
             with precision():
@@ -44,8 +44,8 @@ def posteriors(
 
 def encode_both_sides(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Posterior means (N, D) of images (B, 3, size, size), and of their mirror images."""
-    with exact():
-        found = Gathered()
+    with full_precision():
+        found = RowBuffer()
         for images in batches:
             sides = [vae.encode(side)[0] for side in (images, images.flip(-1))]
             found.add(torch.stack(sides))
@@ -58,7 +58,7 @@ def decode(vae: VAE, latents: Tensor, texture: float = TRUE_TEXTURE, chunk: int 
 
     `texture` from 0 to 1 is how much detail a finished decoder makes up.
     """
-    with exact():
+    with full_precision():
         device = next(vae.parameters()).device
         parts = [vae.decode(part.to(device), texture).cpu() for part in latents.split(chunk)]
         size = vae.config.size
@@ -77,7 +77,7 @@ def latents_of_seeds(
     `guidance` None is the prior's own. Raises `UsageError` where that cannot be guided.
     """
     noise = face_noise(seeds, bundle.config.latent_dim).to(bundle.device)
-    with exact():
+    with full_precision():
         return sample_latents(bundle.prior, noise, temperature, guidance)
 
 

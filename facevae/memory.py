@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
     mallopt(m_top_pad, 2**26)
 
 
-class Gathered:
+class RowBuffer:
     """Parts (K, B, …) one after another as (K, N, …), in one block, which grows as they come.
 
     Many small ones, kept while large activations come and go between them, would leave holes that

@@ -52,7 +52,7 @@ def _new_vae(run: Run) -> VAE:
 class _NetworkFitting(Fitting):
     """What fitting a network has of its own; see `steps.Fitting`."""
 
-    name, part, event = "network", "vae", "steps"
+    name, stage_name, event = "network", "vae", "steps"
     task = "Training"
     advice = "start anew in another folder with a lower --learning-rate"
     too_few = "has been trained for {epochs} epochs; --epochs cannot be fewer"

@@ -20,7 +20,7 @@ from facevae.images import Pixels
 from facevae.latents import posteriors
 from facevae.model import Coder, draw_posteriors
 from facevae.prior import GaussianPrior
-from facevae.runtime import exact
+from facevae.runtime import full_precision
 
 _NUM_SHOWN = 16
 _CHUNK = 32
@@ -75,7 +75,7 @@ def measure_novelty(
     whitening.fit(mean, logvar)
 
     # Compare
-    with exact():
+    with full_precision():
         unseen = draw_posteriors(held_mean, held_logvar, seed, _POSTERIOR)
         known = whitening.whiten(mean)
         distances, rows = metrics.nearest(whitening.whiten(latents), known)

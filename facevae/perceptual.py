@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from facevae.errors import FacevaeError, UsageError
 from facevae.images import to_pixels
-from facevae.runtime import exact, seeded
+from facevae.runtime import full_precision, seeded
 
 INCEPTION = "Inception-v3 (2015-12-05), 2,048 features, as torch-fidelity resizes and runs it"
 ALEXNET = "LPIPS 0.1 on torchvision's AlexNet"
@@ -130,7 +130,7 @@ def _published(url: str, *, download: bool) -> None:
 
 def features_of(features: Features, batches: Iterable[Tensor]) -> Tensor:
     """Features (N, F), on the CPU, of images (B, 3, H, W) in [0, 1], rounded as pictures are."""
-    with exact():
+    with full_precision():
         return torch.cat(
             [
                 features(

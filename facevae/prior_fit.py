@@ -21,7 +21,7 @@ from facevae.latents import posteriors
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior, sample_latents
 from facevae.runs import Run, weights_digest
-from facevae.runtime import exact, face_noise, generator, seeded, training_precision
+from facevae.runtime import face_noise, full_precision, generator, seeded, training_precision
 from facevae.snapshots import draw_latents, new_bundle
 from facevae.steps import Fitting, Work, fit, last_figures, skipped_words
 from facevae.swd import SlicedWasserstein
@@ -126,7 +126,7 @@ def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
     noise = face_noise(list(range(len(rows))), config.latent_dim).to(device)
     best, least = GUIDANCES[0], math.inf
     for i, guidance in enumerate(GUIDANCES):
-        with exact():
+        with full_precision():
             latents = sample_latents(flow, noise, guidance=guidance)
             # with the texture of samples, where there is some
             levels = distance(vae.decode(part, WHOLE_TEXTURE) for part in latents.split(_CHUNK))
@@ -180,7 +180,7 @@ def _flow_of_init(run: Run) -> FlowPrior | None:
 class _PriorFitting(Fitting):
     """What fitting a flow has of its own; see `steps.Fitting`."""
 
-    name, part, event = "prior", "prior", "prior"
+    name, stage_name, event = "prior", "prior", "prior"
     task, unit = "Fitting the prior", "latents"
     advice = "start anew in another folder with --prior gaussian, which takes no steps"
     stage: PriorStage
@@ -248,7 +248,7 @@ class _Draws:
     def loss(self, flow: FlowPrior) -> float:
         """The mean flow-matching loss."""
         noise, times = self._noise, self._times
-        with exact():
+        with full_precision():
             target = flow.whitening.whiten(self._latents)
             velocity = flow.velocity((1 - times) * noise + times * target, times)
             return losses.flow_matching(velocity, noise, target).mean().item()

@@ -26,7 +26,7 @@ from facevae.metrics import principal_plane
 from facevae.model import draw_posteriors
 from facevae.page import Section, Table, drawing, photo, render, require_pages, table
 from facevae.runtime import environment
-from facevae.sources import Source, count, dictionary, setting_text
+from facevae.sources import ReportSource, count, dictionary, setting_text
 
 _NUM_SAMPLES = 64
 _NUM_HELD_OUT, _NUM_GENERATED = 2048, 512  # whose latents are shown; a flow takes its time
@@ -38,7 +38,7 @@ _OF_PEOPLE = (
 )
 
 
-def write_report(source: Source, path: Path, progress: Progress = lambda *_: None) -> None:
+def write_report(source: ReportSource, path: Path, progress: Progress = lambda *_: None) -> None:
     """Write the page, atomically. Raises `UsageError` without the extra `plot`."""
     require_pages()
     sections = []
@@ -56,7 +56,7 @@ def write_report(source: Source, path: Path, progress: Progress = lambda *_: Non
     write_text(path, page)
 
 
-def _status(source: Source) -> str:
+def _status(source: ReportSource) -> str:
     known = source.known
     done, wanted = count(known.get("epochs")), count(source.about.get("epochs"))
     size = source.setting("model").get("size")
@@ -74,7 +74,7 @@ def _status(source: Source) -> str:
     return " · ".join(parts)
 
 
-def _headlines(source: Source) -> list[tuple[str, str]]:
+def _headlines(source: ReportSource) -> list[tuple[str, str]]:
     """The last held-out figures, each with its unit."""
     last = source.epochs[-1] if source.epochs else {}
     known = dictionary(source.known.get("figures")) or last
@@ -96,7 +96,7 @@ def _headlines(source: Source) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- sections
 
 
-def _samples(source: Source) -> Section | None:
+def _samples(source: ReportSource) -> Section | None:
     if not source.bundle:
         path = source.last_picture("samples")
         sheet, problem = _opened(path) if path else (None, "")
@@ -109,7 +109,7 @@ def _samples(source: Source) -> Section | None:
     return Section("Samples", text, [photo(sheet, "Generated faces.")], command=command)
 
 
-def _reconstructions(source: Source) -> Section | None:
+def _reconstructions(source: ReportSource) -> Section | None:
     side = source.setting("model").get("size")
     path = source.last_picture("reconstructions")
     if not path or not side:
@@ -126,7 +126,7 @@ def _reconstructions(source: Source) -> Section | None:
     return Section("Reconstructions", text, [photo(sheet, "Held-out faces above reconstructions.")])
 
 
-def _training(source: Source) -> Section | None:
+def _training(source: ReportSource) -> Section | None:
     if not source.records or not source.pictures:
         return None
     figures = [
@@ -148,7 +148,7 @@ def _training(source: Source) -> Section | None:
     return Section("Training", figures=figures)
 
 
-def _latents(source: Source) -> Section | None:
+def _latents(source: ReportSource) -> Section | None:
     if not source.bundle:
         return None
     if source.faces:
@@ -217,7 +217,7 @@ def _generated_latents(bundle: Bundle) -> _Latents:
     )
 
 
-def _attributes(source: Source) -> Section | None:
+def _attributes(source: ReportSource) -> Section | None:
     if not source.bundle or not source.bundle.attributes:
         return None
     best = sorted(source.bundle.attributes, key=lambda a: -(a.accuracy or 0))
@@ -241,7 +241,7 @@ def _attribute_row(attribute: Attribute) -> tuple[str, ...]:
     return attribute.name, measured, *counts
 
 
-def _morph(source: Source) -> Section | None:
+def _morph(source: ReportSource) -> Section | None:
     if not source.bundle:
         return None
     ends = latents_of_seeds(source.bundle, list(_MORPH_SEEDS))
@@ -255,7 +255,7 @@ def _morph(source: Source) -> Section | None:
     return Section("Morph", text, [photo(strip, "From one face to another.")], command=command)
 
 
-def _configuration(source: Source) -> Section | None:
+def _configuration(source: ReportSource) -> Section | None:
     bundle = source.bundle
     groups: dict[str, Mapping[str, Any]] = {
         "network": source.setting("model"),
@@ -267,7 +267,7 @@ def _configuration(source: Source) -> Section | None:
     return Section("Configuration", tables=tables) if tables else None
 
 
-def _provenance(source: Source) -> Section:
+def _provenance(source: ReportSource) -> Section:
     known = source.known
     skipped = known.get("skipped")
     shown = {
@@ -288,7 +288,7 @@ def _provenance(source: Source) -> Section:
     return Section("Provenance", tables=[table("of the training", rows)])
 
 
-def _reproduction(source: Source) -> Section | None:
+def _reproduction(source: ReportSource) -> Section | None:
     typed = source.about.get("command")
     command = typed or source.equivalent_command()
     if not command:

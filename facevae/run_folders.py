@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from facevae.bundle import load_state, save_state
-from facevae.config import STAGES, ModelConfig, Stage, TrainConfig
+from facevae.config import STAGES, ModelConfig, StageName, TrainConfig
 from facevae.errors import FacevaeError, ModelError, RunError
 from facevae.events import Events
 from facevae.files import (
@@ -23,7 +23,7 @@ from facevae.files import (
 _PLACE = ("event", "step", "images", "seconds")  # what every record says
 
 
-def stages_before(stages: Sequence[Stage]) -> str:
+def stages_before(stages: Sequence[StageName]) -> str:
     """What to do where `stages` have nothing to go on from, for an error's end."""
     wanted = STAGES[: STAGES.index(stages[-1]) + 1]
     return f"add the stages before with --stages {','.join(wanted)}, or name a model with --init"
@@ -47,7 +47,7 @@ class RunFolder:
         self,
         identity: Mapping[str, Any],
         ignored: Sequence[str] = (),
-        stages: Sequence[Stage] = STAGES,
+        stages: Sequence[StageName] = STAGES,
         *,
         is_given: bool = False,
     ) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class RunFolder:
         found = read_json(self.config)
         write_json(self.config, {**found, "command": command, "environment": environment})
 
-    def recall(self, part: Stage, step: int, *, is_whole: bool = False) -> dict[str, int]:
+    def recall(self, part: StageName, step: int, *, is_whole: bool = False) -> dict[str, int]:
         """Keep the records of `part` of the run up to its `step`, and those of the parts before.
 
         Where it is whole those of the parts after it are kept too; what came after a step that is

@@ -127,7 +127,7 @@ def kernels_by_trial() -> Iterator[None]:
 
 
 @contextmanager
-def exact() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """No gradients, and full float32, so that devices agree within 1/255; no kernels by trial."""
     places = [*_precisions(), (torch.backends.cudnn, "benchmark", False)]
     before = [getattr(place, name) for place, name, _ in places]

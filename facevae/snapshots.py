@@ -18,7 +18,7 @@ from facevae.model import VAE, draw_posteriors
 from facevae.prior import GaussianPrior, NormalPrior
 from facevae.run_folders import RunFolder
 from facevae.runs import Run
-from facevae.runtime import exact
+from facevae.runtime import full_precision
 from facevae.stages import NetworkStage
 
 # faces for figures on the way, batch-norm statistics, and the priors of progress pictures
@@ -69,7 +69,7 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over the batches that follow
         norm.train()
-    with exact():
+    with full_precision():
         probes = evenly(run.faces.train, NUM_PROBES)
         num_batches = -(-len(probes) // _PROBE_BATCH)  # of one size, since each counts as much
         for rows in np.array_split(probes, num_batches):

@@ -34,7 +34,7 @@ _OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportSource:
     """What a page is about: a run as far as it has come, or a model alone.
 
     `about` is a run's `config.json`, `records` its `metrics.jsonl`; both are empty for a model
@@ -121,7 +121,7 @@ def _seconds_of(known: Mapping[str, Any], train: Mapping[str, Any]) -> Any:
     return sum(each) if all(isinstance(s, int | float) for s in each) else None
 
 
-def open_source(name: str, device: torch.device, cache: Path | None = None) -> Source:
+def open_source(name: str, device: torch.device, cache: Path | None = None) -> ReportSource:
     """What there is of the run in a folder, or a model by its name. Raises `FacevaeError`."""
     folder = RunFolder(expanded(name))
     about = dictionary(read_json(folder.config)) if name and folder.config.is_file() else {}
@@ -133,10 +133,10 @@ def open_source(name: str, device: torch.device, cache: Path | None = None) -> S
         bundle, located = load_model(name)
         name, path = located.name, located.path
         bundle.to(device)
-    source = Source(name, path, bundle)
+    source = ReportSource(name, path, bundle)
     if is_run:
         records = read_metrics(folder.metrics)
-        source = Source(name, path, bundle, about, records, folder.pictures)
+        source = ReportSource(name, path, bundle, about, records, folder.pictures)
     fingerprint = source.known.get("fingerprint")
     if bundle and fingerprint:
         faces = cached_faces(str(fingerprint), bundle.config.size, cache)

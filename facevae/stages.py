@@ -20,11 +20,11 @@ from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import TrainConfig
-from facevae.fast import Fast, Part, Warn
+from facevae.fast import AcceleratedStep, Forward, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.runtime import generator, seeded, sent, training_precision
-from facevae.states import adam, average, optimizer_state, part, prefixed, restore_optimizer
+from facevae.states import adam, average, optimizer_state, prefixed, restore_optimizer, strip_prefix
 
 # what a generator's numbers are for, so that no two uses share them
 _POSTERIOR, _DROPOUT = 2, 4
@@ -77,7 +77,7 @@ class NetworkStage:
         self._update: Callable[..., Tensor] = partial(self._update_from, self._terms)
         if records:
             left = self.budget.seconds_left
-            self._update = Fast(self._update_from, self._terms, vae, warn, left)
+            self._update = AcceleratedStep(self._update_from, self._terms, vae, warn, left)
 
     def step(self, index: int) -> Tensor:
         """One update; returns the values of `terms`, (3,), zeros if it was skipped."""
@@ -102,14 +102,16 @@ class NetworkStage:
             reconstruction = losses.weighted_reconstruction(mse, self.config.r_loss_factor)
         return torch.stack([reconstruction, kl, mse])
 
-    def _update_from(self, part: Part, images: Tensor, noise: Tensor, rates: Tensor) -> Tensor:
+    def _update_from(
+        self, forward: Forward, images: Tensor, noise: Tensor, rates: Tensor
+    ) -> Tensor:
         """One update from what changes at each step: of tensors alone, so that it can be recorded.
 
         Of images (B, 3, H, W), noise (B, D), and learning rate and decay of the average (2,);
-        `part` is `_terms`, or what does the same.
+        `forward` is `_terms`, or what does the same.
         """
         with training_precision(images.device):
-            terms = part(images, noise)
+            terms = forward(images, noise)
         reconstruction, kl, _ = terms
         rate, decay = rates
         self.optimizer.param_groups[0]["lr"].copy_(rate)
@@ -154,12 +156,12 @@ class NetworkStage:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        self.vae.load_state_dict(part(state, "vae."))
+        self.vae.load_state_dict(strip_prefix(state, "vae."))
         if self.averaged is not self.vae:
-            self.averaged.load_state_dict(part(state, "averaged."))
+            self.averaged.load_state_dict(strip_prefix(state, "averaged."))
         restore_optimizer(self.optimizer, state)
-        self.guard.restore(part(state, "guard."))
-        self.budget.restore(part(state, "budget."))
+        self.guard.restore(strip_prefix(state, "guard."))
+        self.budget.restore(strip_prefix(state, "budget."))
 
     def inputs(self) -> dict[str, Tensor]:
         """Nothing but the faces."""

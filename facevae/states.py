@@ -35,7 +35,7 @@ def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The inverse of `prefixed`: those tensors whose names begin with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
@@ -53,7 +53,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_state`."""
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in part(state, "optimizer.").items():
+    for name, tensor in strip_prefix(state, "optimizer.").items():
         i, key = name.split(".")
         moments.setdefault(int(i), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from facevae import parallel
 from facevae.bundle import Bundle, save
-from facevae.config import PriorConfig
-from facevae.config import Stage as Part
+from facevae.config import PriorConfig, StageName
 from facevae.errors import RunError, Stopped
 from facevae.guard import Counts
 from facevae.memory import memory_bytes
@@ -85,7 +84,7 @@ class Fitting(ABC):
     stage: Stage
     name: str  # of its state
     key: str = ""  # what its state depends on beside the run
-    part: Part  # of the run, to which its records belong
+    stage_name: StageName  # of the run, to which its records belong
     event: str  # of the records of its steps
     task: str  # what the user is told that is done
     advice: str  # to the user, where it fails
@@ -118,7 +117,7 @@ def fit(work: Work, fitting: Fitting) -> None:
     # Go on from where an earlier process stopped
     first = _resume(work, fitting)
     is_whole = first >= stage.budget.num_steps
-    before = folder.recall(fitting.part, first, is_whole=is_whole)
+    before = folder.recall(fitting.stage_name, first, is_whole=is_whole)
     watch = Watch(folder.records[-1]["seconds"] if folder.records else 0.0)
     sums, num_steps = torch.zeros(len(stage.terms), device=run.device), 0
     counts = stage.guard.counts()
@@ -151,7 +150,7 @@ def fit(work: Work, fitting: Fitting) -> None:
             with pace.taken():
                 if found := fitting.measure(index):
                     where["seconds"] = watch.seconds()
-                    folder.record({"event": "epoch", "stage": fitting.part, **where, **found})
+                    folder.record({"event": "epoch", "stage": fitting.stage_name, **where, **found})
                 folder.save_state(fitting.name, stage.state(), index + 1, fitting.key)
                 if found:
                     work.listener.epoch(folder.records[-1])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from facevae.metrics import weighted
-from facevae.runtime import exact, generator
+from facevae.runtime import full_precision, generator
 
 MAX_IMAGES = 2000  # the distance falls with their number, so all that can have it are this many
 _SMALLEST = 16  # side in pixels of the coarsest level
@@ -79,7 +79,7 @@ class SlicedWasserstein:
         self.sizes = level_sizes(size)
         places = [_places(side, generator(seed, _DRAW, side)) for side in self.sizes]
         found: list[list[Tensor]] = [[] for _ in self.sizes]
-        with exact():
+        with full_precision():
             for images in real:
                 bands = laplacian_pyramid(images)
                 for parts, band, place in zip(found, bands, places, strict=True):
@@ -102,7 +102,7 @@ class SlicedWasserstein:
         shape = (_NUM_DIRECTIONS, self.num_images * _NUM_PLACES)
         projections = [np.empty(shape, np.float32) for _ in self._levels]
         done = 0
-        with exact():
+        with full_precision():
             for images in made:
                 begin, done = done, done + len(images) * _NUM_PLACES
                 bands = laplacian_pyramid(images)

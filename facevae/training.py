@@ -36,7 +36,7 @@ from facevae.runtime import environment, kernels_by_trial
 from facevae.signals import stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage
-from facevae.states import part
+from facevae.states import strip_prefix
 from facevae.steps import Listener, Work, progress_of
 
 _NUM_FRAMED = 128  # faces by which the framing is measured
@@ -89,8 +89,8 @@ def _stage_of(
         return prior_stage(run, mean, logvar, changes)
     assert prior_config is not None  # noqa: S101 - a finish has one
     vae, prior = VAE(run.model), build_prior(prior_config, run.model.latent_dim)
-    vae.load_state_dict(part(inputs, "fitted.vae."))
-    prior.load_state_dict(part(inputs, "fitted.prior."))
+    vae.load_state_dict(strip_prefix(inputs, "fitted.vae."))
+    prior.load_state_dict(strip_prefix(inputs, "fitted.prior."))
     return finish_stage(run, vae.to(run.device), prior.to(run.device))
 
 

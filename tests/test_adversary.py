@@ -16,8 +16,8 @@ from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.critic import Critic
 from facevae.data import Faces
-from facevae.discriminator import detail, lattice_energy
-from facevae.fast import WARM_UP, Fast
+from facevae.discriminator import checkerboard_energy, detail
+from facevae.fast import WARM_UP, AcceleratedStep
 from facevae.projected import ProjectedCritic
 
 pytestmark = pytest.mark.usefixtures("quick_features")
@@ -78,10 +78,12 @@ def test_recorded_steps_do_what_the_steps_do(faces, monkeypatch):
 
     def fast(step, part):
         left = replayed.budget.seconds_left
-        return Fast(step, part, replayed.decoder, pytest.fail, left, record=record, compiler=None)
+        return AcceleratedStep(
+            step, part, replayed.decoder, pytest.fail, left, record=record, compiler=None
+        )
 
     replayed._fast = fast
-    replayed._draw = fast(lambda part, noise: part(noise), replayed._drawn_from)
+    replayed._draw = fast(lambda forward, noise: forward(noise), replayed._drawn_from)
     replayed._begin_updates()
     at_rest = 24  # from when on coarser layers have no gradients, and steps are recorded anew
     assert replayed.budget.share(at_rest) == adversary._COARSE_END
@@ -368,25 +370,25 @@ def test_batches_of_a_finish_are_small_whatever_the_training_has():
 
 
 @pytest.mark.parametrize("size", [32, 128])
-def test_a_lattice_has_more_energy_than_noise_light_and_edges(size):
+def test_a_checkerboard_has_more_energy_than_noise_light_and_edges(size):
     columns = 0.01 * (-1.0) ** torch.arange(size)
     noise = 0.01 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     grey = torch.full((1, 3, size, size), 0.5)
     edge = grey + 0.3 * (torch.arange(size) >= size // 2 - 1)
     ramp = grey + torch.linspace(-0.4, 0.4, size)
-    lattice = lattice_energy(grey + columns).item()
-    assert lattice == pytest.approx(1.0e-4, rel=1)
-    assert lattice_energy(grey + columns[:, None]).item() == pytest.approx(lattice, rel=0.01)
-    assert lattice_energy(grey).item() < 1e-9
-    assert lattice_energy(ramp).item() < lattice / 10
+    energy = checkerboard_energy(grey + columns).item()
+    assert energy == pytest.approx(1.0e-4, rel=1)
+    assert checkerboard_energy(grey + columns[:, None]).item() == pytest.approx(energy, rel=0.01)
+    assert checkerboard_energy(grey).item() < 1e-9
+    assert checkerboard_energy(ramp).item() < energy / 10
     if size == 128:
-        assert lattice_energy(grey + noise).item() < lattice / 20
-        assert lattice_energy(edge).item() < lattice
+        assert checkerboard_energy(grey + noise).item() < energy / 20
+        assert checkerboard_energy(edge).item() < energy
 
 
-def test_a_lattice_goes_sooner_than_by_its_error_alone(faces, monkeypatch):
+def test_a_checkerboard_goes_sooner_than_by_its_error_alone(faces, monkeypatch):
     def left(weight):
-        monkeypatch.setattr(adversary, "_LATTICE", weight)
+        monkeypatch.setattr(adversary, "_CHECKERBOARD", weight)
         stage = finish(faces, RESIDUAL, finish_weight=0.0)
         stage.budget.num_steps = 10**6  # no cool-down
         with torch.no_grad():  # the biases of a pixel's four places, one colour after another
@@ -396,6 +398,6 @@ def test_a_lattice_goes_sooner_than_by_its_error_alone(faces, monkeypatch):
             stage.step(index)
         with torch.no_grad():
             made = stage.decoder(stage.vae.encode(stage.batches(0))[0])
-        return lattice_energy(made).mean().item()
+        return checkerboard_energy(made).mean().item()
 
     assert left(20.0) < 0.8 * left(0.0)

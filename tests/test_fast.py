@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from facevae import fast
-from facevae.fast import WARM_UP, WATCHED, Fast
+from facevae.fast import WARM_UP, WATCHED, AcceleratedStep
 
 LONG = 10 * fast.LEAST_SECONDS
 NUM_CALLS = WARM_UP + WATCHED + 10
 
 
-def step(part, x):
-    return part(x).detach() + 1
+def step(forward, x):
+    return forward(x).detach() + 1
 
 
 class Square(nn.Module):
@@ -43,7 +43,7 @@ class Machine:
         self.done, self.told, self.module = [], [], Square()
         self._compiling, self._running, self._recording = compiling, running, recording
         self._off = off
-        self.step = Fast(
+        self.step = AcceleratedStep(
             step,
             self.square,
             self.module,
@@ -57,13 +57,13 @@ class Machine:
         self.done.append("plain")
         return self.module(x)
 
-    def compile(self, part):
+    def compile(self, forward):
         self.done.append("compile")
         if self._compiling:
             raise self._compiling
 
         def compiled(x):
-            squared = part(x)
+            squared = forward(x)
             self.done[-1] = "compiled"
             if self._running:
                 raise self._running
@@ -98,7 +98,7 @@ def test_elsewhere_than_on_cuda_a_step_is_called_as_it_is():
         pytest.fail("compiled")
 
     square = Square()
-    outcome(Fast(step, square, square, pytest.fail, lambda _: LONG, compiler=compiler))
+    outcome(AcceleratedStep(step, square, square, pytest.fail, lambda _: LONG, compiler=compiler))
 
 
 def test_a_step_is_recorded_once_and_then_replayed():
@@ -221,6 +221,6 @@ def test_an_error_of_the_step_itself_is_its_own():
     def fail(_x):
         raise ZeroDivisionError
 
-    broken = Fast(step, fail, Square(), pytest.fail, lambda _: LONG, record=pytest.fail)
+    broken = AcceleratedStep(step, fail, Square(), pytest.fail, lambda _: LONG, record=pytest.fail)
     with pytest.raises(ZeroDivisionError):
         broken(torch.tensor(1.0))

@@ -82,7 +82,7 @@ def test_exact_asks_for_no_gradients_and_puts_everything_back():
     before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
-        with runtime.exact():
+        with runtime.full_precision():
             assert not torch.is_grad_enabled()
             assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
         assert torch.is_grad_enabled()
@@ -101,7 +101,7 @@ def test_exact_may_be_asked_for_by_a_program_that_has_chosen_its_precision_the_n
     try:
         for place in places:
             place.fp32_precision = "tf32"
-        with runtime.exact():
+        with runtime.full_precision():
             assert [place.fp32_precision for place in places] == ["ieee"] * 3
         assert [place.fp32_precision for place in places] == ["tf32"] * 3
     finally:
@@ -114,7 +114,7 @@ def test_kernels_are_tried_while_a_model_trains_and_not_where_it_is_measured():
     assert not cudnn.benchmark
     with runtime.kernels_by_trial():
         assert cudnn.benchmark
-        with runtime.exact():
+        with runtime.full_precision():
             assert not cudnn.benchmark
         assert cudnn.benchmark
     assert not cudnn.benchmark

@@ -15,7 +15,7 @@ from facevae.batches import Batches
 from facevae.bundle import load_state, save_state
 from facevae.config import ModelConfig
 from facevae.data import Faces
-from facevae.fast import LEAST_SECONDS, WARM_UP, WATCHED, Fast
+from facevae.fast import LEAST_SECONDS, WARM_UP, WATCHED, AcceleratedStep
 from facevae.flow_matching import PriorStage
 from facevae.images import from_pixels
 from facevae.latents import posteriors
@@ -214,7 +214,7 @@ def recorded(stage):
     """Have its steps recorded from now on, by the recorder that is returned."""
     live = [*stage.state().values(), stage.guard._kept, stage.optimizer.param_groups[0]["lr"]]
     record = Recorder(lambda: live)
-    stage._update = Fast(
+    stage._update = AcceleratedStep(
         stage._update_from, *part_of(stage), pytest.fail, lambda _: 0.0, record=record
     )
     return record
@@ -268,7 +268,7 @@ def test_a_compiled_step_does_what_the_step_does(faces, build):
         told.append("compiled")
         return torch.compile(part, backend="aot_eager", fullgraph=True, dynamic=False)
 
-    compiled._update = Fast(
+    compiled._update = AcceleratedStep(
         compiled._update_from,
         *part_of(compiled),
         told.append,

@@ -21,7 +21,7 @@ from facevae.cli.edits import (
     warn_if_far,
     write_frames,
 )
-from facevae.cli.session import finish, open_model
+from facevae.cli.session import open_model, report_result
 from facevae.config import TRUE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
@@ -143,7 +143,7 @@ def arith(
     if compare:
         frames = np.concatenate([original[None], frames])
     written = write_frames(target, frames, moving=moving, fps=fps, columns=columns)
-    finish(console, used, written, more)
+    report_result(console, used, written, more)
 
 
 def _check(

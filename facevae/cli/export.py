@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import finish
+from facevae.cli.session import report_result
 from facevae.config import WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
@@ -63,13 +63,13 @@ def export(
         for name, difference in differences.items():
             console.say(f"{name}: differs from torch by {difference:.1e} at most")
         written = [*(file.path for file in files), target / "model.json"]
-        finish(console, used, written, {"max_differences": differences})
+        report_result(console, used, written, {"max_differences": differences})
         return
     if target.exists() and target.samefile(located.path):
         msg = f"{target}: is the model itself and would be replaced; name another -o"
         raise UsageError(msg)
     save(bundle, target, half=half)
-    finish(console, used, [target], {"half": half})
+    report_result(console, used, [target], {"half": half})
 
 
 def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: float) -> Path:

@@ -10,7 +10,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.edits import check_photo_options, is_photo
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
-from facevae.cli.session import finish, open_model
+from facevae.cli.session import open_model, report_result
 from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import ImageError, UsageError
@@ -111,7 +111,7 @@ def reconstruct(
         msg = f"none of the {len(files)} pictures can be used; the first: {skipped[0]}"
         raise ImageError(msg)
     keep.save(bundle, used["name"])
-    finish(console, used, [*written, *keep.paths], {"skipped": skipped})
+    report_result(console, used, [*written, *keep.paths], {"skipped": skipped})
 
 
 def _places(
@@ -225,7 +225,7 @@ def sample(
         console.progress("Sampling", writer.num_written, len(chosen))
     paths = writer.finish()
     keep.save(bundle, used["name"])
-    finish(console, used, [*paths, *keep.paths], {"seeds": chosen})
+    report_result(console, used, [*paths, *keep.paths], {"seeds": chosen})
 
 
 def _read_chunks(

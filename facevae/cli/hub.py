@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import finish, used_model
+from facevae.cli.session import report_result, used_model
 from facevae.console import Console
 from facevae.errors import ModelError
 
@@ -42,7 +42,7 @@ def pull(
     hub.read(located)
     console.say(f"{located.name}, {located.path.stat().st_size / 1e6:,.1f} MB")
     used = used_model(located)
-    finish(console, used, [located.path], {"commit": located.commit})
+    report_result(console, used, [located.path], {"commit": located.commit})
 
 
 def push(
@@ -124,7 +124,7 @@ def push(
         check_folder(folder, located.path)
         names = write_package(bundle, located.path, repository, licence, folder)
         console.say(f"{folder}: what a push would make of {repository}; nothing was uploaded")
-        finish(console, used, [folder / name for name in names], {"dry_run": True})
+        report_result(console, used, [folder / name for name in names], {"dry_run": True})
         return
 
     # Publish

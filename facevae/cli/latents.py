@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facevae.cli.session import finish, open_model
+from facevae.cli.session import open_model, report_result
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -105,7 +105,7 @@ def decode_stored(
         for some in file.read(rows.start, rows.stop, _CHUNK):
             writer.add(to_pixels(decode(bundle.vae, some, texture)))
             console.progress("Decoding", writer.num_written, len(names))
-    finish(console, used, writer.finish(), {"skipped": []})
+    report_result(console, used, writer.finish(), {"skipped": []})
 
 
 def _file_name(name: str) -> str:

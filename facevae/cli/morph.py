@@ -15,7 +15,7 @@ from facevae.cli.edits import (
     warn_if_far,
     write_frames,
 )
-from facevae.cli.session import finish, open_model
+from facevae.cli.session import open_model, report_result
 from facevae.config import TRUE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
@@ -108,7 +108,7 @@ def morph(
         console.progress("Morphing", sum(map(len, parts)), len(latents))
     frames = np.concatenate(parts)
     written = write_frames(target, frames, moving=moving, fps=fps)
-    finish(console, used, written, {"num_pictures": len(frames)})
+    report_result(console, used, written, {"num_pictures": len(frames)})
 
 
 def _ramps(attrs: Sequence[str], alpha: Sequence[str] | None) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from facevae.config import MAX_GUIDANCE, MAX_SEED, STAGES, Stage
+from facevae.config import MAX_GUIDANCE, MAX_SEED, STAGES, StageName
 from facevae.errors import UsageError
 
 Model = Annotated[
@@ -191,7 +191,7 @@ def parse_duration(text: str) -> float:
     return float(total)
 
 
-def parse_stages(text: str) -> tuple[Stage, ...]:
+def parse_stages(text: str) -> tuple[StageName, ...]:
     """`vae,prior` → ("vae", "prior"), in the order in which they are gone through."""
     asked = [part.strip().casefold() for part in text.split(",")]
     if unknown := [part for part in asked if part not in STAGES]:

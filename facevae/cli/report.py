@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import finish
+from facevae.cli.session import report_result
 from facevae.console import Console
 from facevae.errors import UsageError
 
@@ -58,4 +58,4 @@ def report(
     console.say(f"report of {source.name}, on {describe(chosen)}")
     write_report(source, path, console.progress)
     used = {"name": source.name, "path": str(source.path) if source.bundle else None}
-    finish(console, used, [path], {})
+    report_result(console, used, [path], {})

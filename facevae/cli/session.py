@@ -28,7 +28,7 @@ def used_model(located: "Located") -> dict[str, Any]:
     return {"name": located.name, "path": str(located.path)}
 
 
-def finish(
+def report_result(
     console: Console, used: dict[str, Any], written: Sequence[Path], more: dict[str, Any]
 ) -> None:
     """Give the command's result: what was written, and from which model."""

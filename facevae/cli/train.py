@@ -11,7 +11,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.estimate import tell_estimate
 from facevae.cli.runs import Data, Talk, describe_run, source_name, typed_command
-from facevae.cli.session import finish
+from facevae.cli.session import report_result
 from facevae.cli.settings import check_stages, configure, load_init
 from facevae.config import PRESETS, Preset, preset
 from facevae.console import Console
@@ -297,7 +297,7 @@ def _tell_result(console: Console, folder: Path, bundle: "Bundle", *, tensorboar
         "skipped_steps": bundle.provenance.get("skipped_steps", 0),
         "figures": figures,
     }
-    finish(console, used, [path], more)
+    report_result(console, used, [path], more)
 
 
 def _data_name(data: list[str]) -> str:

@@ -29,7 +29,7 @@ from facevae.hub import load_model
 from facevae.memory import keep_freed_memory
 from facevae.model import VAE
 from facevae.prior import sample_latents
-from facevae.runtime import exact, face_noise
+from facevae.runtime import face_noise, full_precision
 from facevae.swd import SlicedWasserstein
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def main() -> None:
     rows = evenly(faces.held_out, NUM_MEASURED)
     distance = SlicedWasserstein(batches_of(faces, rows, CPU), bundle.config.size)
     noise = face_noise(list(range(len(rows))), bundle.config.latent_dim)
-    with exact():
+    with full_precision():
         latents = sample_latents(bundle.prior, noise)
 
     def measure(vae: VAE, texture: float) -> str:
@@ -139,7 +139,7 @@ def main() -> None:
         def levels(images: Iterator[Tensor]) -> str:
             return " / ".join(f"{d:.0f}" for d in distance(images).values())
 
-        with exact():
+        with full_precision():
             pairs = [
                 (metrics.psnr(b, a), metrics.sharpness(b), metrics.sharpness(a)) for a, b in made()
             ]

@@ -40,10 +40,10 @@ _PRIOR = """
 import sys
 import torch
 import facevae
-from facevae.runtime import exact, face_noise
+from facevae.runtime import full_precision, face_noise
 from facevae.prior import sample_latents
 model = facevae.load().bundle
-with exact():
+with full_precision():
     sample_latents(model.prior, face_noise(list(range(int(sys.argv[1]))), model.config.latent_dim))
 """
 

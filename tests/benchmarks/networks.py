@@ -25,7 +25,7 @@ from facevae.config import ModelConfig
 from facevae.data import Faces, load_faces
 from facevae.memory import keep_freed_memory
 from facevae.model import VAE, sample_posterior
-from facevae.runtime import exact, generator, training_precision
+from facevae.runtime import full_precision, generator, training_precision
 
 BATCH, COOL_DOWN, WARM_UP_STEPS = 64, 0.3, 50
 LATENT_DIM = 256
@@ -153,7 +153,7 @@ def measure(vae: VAE, faces: Faces) -> tuple[float, float, float]:
     """PSNR in dB, KL divergence in nats, and seconds to decode 64 faces."""
     vae.eval()
     rows, psnr, kl = faces.held_out[:600], [], []
-    with exact():
+    with full_precision():
         for images in batches_of(faces, rows, torch.device("cpu")):
             mean, logvar = vae.encode(images)
             psnr.append(metrics.psnr(vae.decode(mean), images))

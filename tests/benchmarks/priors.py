@@ -29,7 +29,7 @@ from facevae.memory import keep_freed_memory
 from facevae.model import draw_posteriors
 from facevae.prior import FlowPrior, GaussianPrior, guided
 from facevae.prior_fit import GUIDANCES, changed_posteriors
-from facevae.runtime import exact, face_noise, generator
+from facevae.runtime import face_noise, full_precision, generator
 from facevae.swd import SlicedWasserstein
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def fit_flow(
 def held_out_loss(prior: FlowPrior, latents: Tensor) -> float:
     """The flow-matching loss of latents (N, D), with the same noise and times for any prior."""
     draw = generator(0, 1)
-    with exact():
+    with full_precision():
         white = prior.whitening.whiten(latents).repeat(4, 1)
         noise = torch.randn(white.shape, generator=draw)
         times = torch.randn(len(white), 1, generator=draw).sigmoid()
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gaussian = GaussianPrior(bundle.config.latent_dim)
     gaussian.fit(mean, logvar)
     white, known = gaussian.whiten(draw_posteriors(mean, logvar, 1)), gaussian.whiten(mean)
-    with exact():
+    with full_precision():
         usual = metrics.nearest(gaussian.whiten(unseen), known)[0].median()
         rows = faces.held_out[: options.samples]
         swd = SlicedWasserstein(batches_of(faces, rows, CPU), faces.size)
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def row(name: str, sample: Sampler, loss: float, begun: float) -> None:
         seconds = time.process_time() - begun
-        with exact():
+        with full_precision():
             latents = sample(noise)
             distances = swd(vae.decode(part) for part in latents.split(50))
             novelty = metrics.nearest(gaussian.whiten(latents), known)[0].median() / usual
