@@ -10,7 +10,6 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from facevae.memory import is_out_of_memory
 from facevae.runtime import cuda_graph, side_stream, wait_for
 
 Forward = Callable[..., Tensor]
@@ -137,8 +136,9 @@ class AcceleratedStep:
             self._now, self._is_compiled = partial(self._step, self._forward), False
             self._num_calls = 0
             return True
+        # memory too, which a graph does not share with what runs beside it: warm-up had enough
         is_recording = self._num_calls > WARM_UP
-        if is_recording and isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        if is_recording and isinstance(error, RuntimeError):
             self._tell(f"training goes on without CUDA graphs, more slowly ({reason})")
             self._record = None
             return True

@@ -93,8 +93,14 @@ def start_peak(device: torch.device) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether that is torch, on any device, that got no more memory."""
-    # of the CPU there is no error of its own, nor of what cuBLAS and cuDNN need for themselves
-    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    # the CPU, cuBLAS and cuDNN raise plain RuntimeErrors; cuDNN's last one is that no algorithm is
+    # left, once each has been refused its workspace
+    signs = (
+        "out of memory",
+        "can't allocate memory",
+        "ALLOC_FAILED",
+        "unable to find an engine to execute",
+    )
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import version
 from typing import Any, cast
@@ -89,18 +89,20 @@ def cuda_graph(
     """The step as a CUDA graph, for inputs like these; recording takes no step."""
     held, device = [tensor.clone() for tensor in inputs], inputs[0].device
     graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    pool = torch.cuda.graph_pool_handle()
     torch.cuda.synchronize(device)
     try:
         # the stream is the device's own, which may not be the current one
         # other threads go on meanwhile: one gathers faces into memory that it has pinned
         recording = torch.cuda.graph(
-            graph, stream=_own_stream(device), capture_error_mode="thread_local"
+            graph, pool=pool, stream=_own_stream(device), capture_error_mode="thread_local"
         )
         with torch.cuda.device(device), recording:
             result = step(*held)
     except BaseException:
-        # torch leaves the stream of a recording that failed the current one
+        # torch leaves the stream of a failed capture the current one
         torch.cuda.set_stream(outside)
+        _end_allocation(device, pool)
         raise
 
     def replay(*inputs: torch.Tensor) -> torch.Tensor:
@@ -110,6 +112,19 @@ def cuda_graph(
         return result.clone()
 
     return replay
+
+
+def _end_allocation(device: torch.device, pool: tuple[int, int]) -> None:
+    """Tell the allocator that a failed capture is over, which torch before 2.13 does not.
+
+    It would refuse to free cached memory from then on (pytorch/pytorch#180395).
+    """
+    # the name from torch 2.8 on, and the one before
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+        if end := getattr(torch._C, name, None):  # noqa: SLF001 - there is no public way
+            with suppress(RuntimeError):  # where the allocator knows already
+                end(device.index or 0, pool)
+            return
 
 
 @contextmanager

@@ -211,10 +211,22 @@ def test_how_long_the_steps_take_that_are_left_is_told_from_steps_that_were_wait
     assert len(waits) == 2 * fast._TIMED
 
 
-def test_too_little_memory_for_a_recording_is_told_as_such():
-    machine = Machine(recording={"plain": torch.OutOfMemoryError()})
+def test_too_little_memory_for_a_recording_is_enough_without_one():
+    machine = Machine(recording={"plain": torch.OutOfMemoryError("CUDA out of memory.\nTried")})
+    outcome(machine.step)
+    assert in_turns(machine.done) == ["plain", "record", "plain"]
+    assert machine.told == [
+        "training goes on without CUDA graphs, more slowly (CUDA out of memory.)"
+    ]
+
+
+def test_too_little_memory_for_the_step_itself_is_told_as_such():
+    def fail(_x):
+        raise torch.OutOfMemoryError
+
+    broken = AcceleratedStep(step, fail, Square(), pytest.fail, lambda _: LONG, record=pytest.fail)
     with pytest.raises(torch.OutOfMemoryError):
-        outcome(machine.step)
+        broken(torch.tensor(1.0))
 
 
 def test_an_error_of_the_step_itself_is_its_own():

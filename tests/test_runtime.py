@@ -132,3 +132,22 @@ def test_the_environment_names_versions_and_the_device():
     assert found["torch"] == torch.__version__
     assert found["device"] == "cpu"
     assert all(isinstance(value, str) and value for value in found.values())
+
+
+END_ALLOCATION = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+
+
+@pytest.mark.parametrize("name", END_ALLOCATION)
+def test_a_failed_capture_is_over_for_the_allocator_too(monkeypatch, name):
+    ended = []
+
+    def end(device, pool):
+        ended.append((device, pool))
+        msg = "not currently recording to this pool"
+        raise RuntimeError(msg)  # as where the allocator knows already
+
+    for known in END_ALLOCATION:
+        monkeypatch.delattr(torch._C, known, raising=False)
+    monkeypatch.setattr(torch._C, name, end, raising=False)
+    runtime._end_allocation(torch.device("cuda:1"), (0, 7))
+    assert ended == [(1, (0, 7))]
