@@ -1,7 +1,8 @@
-"""How fast other programs train the same layers on a CPU, beside facevae and a plain loop.
+"""How fast other programs train the same layers, beside facevae and a plain loop.
 
     python -m venv peers && peers/bin/pip install torch==2.13.0 pythae
     python tests/benchmarks/peers.py --size 128 --pythae peers/bin/python
+    python tests/benchmarks/peers.py --device cuda --preset paper --steps 400 --pythae peers/bin/python
 
 pythae (0.1.2) is run from an environment of its own: its `VAE` is given facevae's encoder and
 decoder, and its `BaseTrainer` the paper's batches and learning rate, all else as it comes. The time
@@ -17,7 +18,7 @@ from pathlib import Path
 import train_speed
 
 
-def pythae(size: int, batch_size: int, steps: int) -> float:
+def pythae(task: train_speed.Task) -> float:
     """Images a second of pythae's trainer over facevae's layers."""
     import torch
     from pythae.data.datasets import BaseDataset
@@ -28,9 +29,8 @@ def pythae(size: int, batch_size: int, steps: int) -> float:
     from pythae.trainers.training_callbacks import TrainingCallback
 
     from facevae import model
-    from facevae.config import ModelConfig
 
-    config = ModelConfig(size=size)
+    config = task.config
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
@@ -56,8 +56,8 @@ def pythae(size: int, batch_size: int, steps: int) -> float:
         def on_epoch_end(self, *_, **__) -> None:
             self.ends.append(time.perf_counter())
 
-    shape = (3, size, size)
-    images = torch.rand(train_speed.BATCHES * batch_size, *shape)
+    shape = (3, task.size, task.size)
+    images = torch.rand(train_speed.BATCHES * task.batch_size, *shape)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = BaseTrainer(
@@ -65,10 +65,10 @@ def pythae(size: int, batch_size: int, steps: int) -> float:
             BaseDataset(images, torch.ones(len(images))),
             training_config=BaseTrainerConfig(
                 output_dir=folder,
-                num_epochs=1 + -(-steps // train_speed.BATCHES),
-                per_device_train_batch_size=batch_size,
+                num_epochs=1 + -(-task.steps // train_speed.BATCHES),
+                per_device_train_batch_size=task.batch_size,
                 learning_rate=5e-4,
-                no_cuda=True,
+                no_cuda=task.device == "cpu",
             ),
             callbacks=[clock],
         )
@@ -83,9 +83,10 @@ def main() -> None:
     parser = train_speed.parser(__doc__)
     parser.add_argument("--pythae", required=True, help="the Python of an environment with pythae")
     options = parser.parse_args()
+    task = train_speed.task_of(options)
     ours = (sys.executable, str(Path(train_speed.__file__)))
     loops = {"pythae": (options.pythae, __file__), "plain": ours, "ours": ours}
-    train_speed.compare(loops, options)
+    train_speed.compare(loops, task)
 
 
 if __name__ == "__main__":
