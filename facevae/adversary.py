@@ -1,19 +1,22 @@
-"""The finish of a decoder against discriminators, with encoder and prior as they are.
+"""Adversarial finish of the decoder, with the encoder and the prior fixed.
 
-A likelihood of pixels blurs what a latent leaves open. Here the decoder goes on until what it
-makes, of faces and of the prior's samples, is not told from faces, while reconstructions hold on to
-the pixels; since the encoder does not change, latents, prior and directions stay valid (Esser et al.
-2021 finish their autoencoder at once with such a loss). Samples have no pixels to hold on to: their
-finest layers are apart, the decoder's `textured`, so that detail which would cost a reconstruction
-its likeness is there for them. And each kind has a discriminator of its own: one that sees both finds
-reconstructions by the detail that they lack, and learns little of what samples still have wrong.
-One more of each kind sees features of a network that knows photographs (`projected`).
+A pixel likelihood blurs whatever a latent leaves undetermined. This stage trains the decoder until
+discriminators cannot tell its images from faces, while a pixel loss holds reconstructions to their
+originals (Esser et al. 2021 train a whole autoencoder with such a loss). The encoder does not
+change, so latents, prior and directions stay valid.
+
+Samples of the prior have no originals. They use a copy of the decoder's finest layers, `textured`,
+which may add detail that would cost a reconstruction its likeness. Reconstructions and samples have
+separate discriminators: a shared one recognises reconstructions by their missing detail and learns
+little about what is still wrong with samples. A second discriminator for each of the two sees the
+features of a network pretrained on photographs (`projected`).
 """
 
 import copy
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,55 +26,54 @@ from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import WHOLE_TEXTURE, TrainConfig
-from facevae.critic import BETAS, PENALTY_STEPS, Critic
+from facevae.critic import BETAS, PENALTY_INTERVAL, Critic
 from facevae.discriminator import Augmentation, Discriminator, checkerboard_energy
 from facevae.fast import AcceleratedStep, Forward, Step, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
 from facevae.perceptual import Perceptual
 from facevae.prior import Prior, sample_latents
-from facevae.projected import ProjectedCritic, ProjectedCritics, Projection
-from facevae.runtime import generator, seeded, sent, training_precision
+from facevae.projected import ProjectedCritic, Projection, update_projected
+from facevae.runtime import Stream, generator, seeded, sent, training_precision
 from facevae.states import adam, average, optimizer_state, prefixed, restore_optimizer, strip_prefix
 
-# what a generator's numbers are for, so that no two uses share them
-_SAMPLES, _AUGMENTATION = 5, 6
+# The first two are losses with the pixel discriminators, the third is with the projected ones.
+_TERMS = ("generator_loss", "discriminator_loss", "projected_loss", "feature_loss", "mse")
 
-MAX_BATCH_SIZE = 16  # many small steps sharpen more than fewer large ones of as many images
+MAX_BATCH_SIZE = 16  # many small steps sharpen more than fewer large ones on as many images
+CYCLE = PENALTY_INTERVAL  # steps; the first of each takes the penalty and draws all its samples
+COARSE_END = 0.6  # share of the budget after which the coarse layers are frozen
 _LEARNING_RATE = 5e-4
-_WARM_UP_STEPS = 100  # until the discriminators count in full
-_COOL_DOWN = 0.3  # of the budget, in which the decoder's learning rates fall to zero
-_COARSE_END = 0.6  # of it, at which those of the decoder's coarser layers have done so
+_WARM_UP_STEPS = 100  # in which the discriminators' weights rise from zero
+_COOL_DOWN = 0.3  # share of the budget in which the decoder's learning rates fall to zero
 _EMA_IMAGES = 3_000  # half-life of the averaged decoder
-CYCLE = PENALTY_STEPS  # of which the first draws the prior's samples for all
-# weights of log(mean squared error), of feature matching, and of a perceptual distance
-_PIXELS, _FEATURES, _PERCEPTUAL = 8.0, 3.0, 8.0
-# and of what the discriminators say of reconstructions, and of samples
-_VERDICT, _VERDICT_ON_SAMPLES = 1.0, 3.0
-# ... and of what those say that see features of photographs
-_PROJECTED, _PROJECTED_ON_SAMPLES = 0.1, 1.0
-_CHECKERBOARD = 20.0  # times what its square counts in the mean squared error
-# side in pixels at which samples stay what they were, while coarser layers learn, and once they
-# rest: eyes, teeth and lips may still be mended, and then what is as large as a nose
-_COARSE_SIDE, _COARSE_SIDE_AT_REST = 16, 8
+# Side in pixels at which samples are held to their earlier selves, while coarse layers train and
+# after that. The first allows corrections of eyes, teeth and lips, the second also of noses.
+_COARSE_SIDE, _FROZEN_COARSE_SIDE = 16, 8
+
+
+class Schedule(NamedTuple):
+    """What changes with the budget from step to step."""
+
+    coarse_rate: float
+    rate: float
+    strength: float  # of discriminators: `finish_weight` times a warm-up
+    samples_strength: float  # of the samples' pixel discriminator, which restarts once
+    decay: float  # of the averaged decoder
 
 
 def batch_size(config: TrainConfig) -> int:
-    """Of the finish: as the training's, but for what is more than is of use."""
+    """Batch size of the finish: the training's, at most `MAX_BATCH_SIZE` or one face a process."""
     return min(config.batch_size, max(MAX_BATCH_SIZE, parallel.size()))
 
 
 class FinishStage:
-    """Finishes the decoder; `vae` holds the averaged weights, which are the ones to use.
+    """Trains the decoder adversarially; `vae` holds the averaged weights, which are to be used.
 
-    Batch norm, where there is some, keeps its statistics: what is trained is what is used.
+    Batch norm, if any, keeps its statistics: the decoder trains in the mode in which it is used.
     """
 
-    # the first two are of those that see pixels, the third is of those that see features
-    terms: tuple[str, ...] = (
-        *("generator_loss", "discriminator_loss", "projected_loss"),
-        *("feature_loss", "mse"),
-    )
+    terms: tuple[str, ...] = _TERMS
 
     def __init__(
         self,
@@ -81,251 +83,250 @@ class FinishStage:
         config: TrainConfig,
         perceptual: Perceptual | None = None,
         warn: Warn = lambda _: None,
+        weights: losses.LossWeights = losses.DEFAULT_WEIGHTS,
     ) -> None:
-        """With `perceptual`, reconstructions are held to what it measures too."""
-        self._perceptual = perceptual
+        """`perceptual`, if given, adds a loss on reconstructions."""
+        self._perceptual, self.weights, self._warn = perceptual, weights, warn
         self.vae = vae.eval().requires_grad_(requires_grad=False)
         self.prior, self.batches, self.config = prior.eval(), batches, config
-        # of a decoder that has been finished before, the coarser layers had their time
-        coarse_end = 0.0 if vae.decoder.textured else _COARSE_END
+        # the coarse layers of a decoder that was finished before have been trained already
+        coarse_end = 0.0 if vae.decoder.textured else COARSE_END
         self._coarse_end = torch.tensor(coarse_end, dtype=torch.float64)
         records = parallel.size() == 1
         with seeded(config.seed):
             vae.decoder.add_texture()
             networks = [self._discriminator() for _ in range(2)]
-            self.projected = ProjectedCritics(
+            self.projected = tuple(  # of reconstructions, and of samples
                 ProjectedCritic(batches.device, batches.size, records=records) for _ in range(2)
             )
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._before = copy.deepcopy(vae.decoder)
+        self._reference = copy.deepcopy(vae.decoder)  # which samples must not drift from
         self.decoder = copy.deepcopy(vae.decoder).requires_grad_()
         num_steps = math.ceil(config.finish_epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("finish"))
-        coarse, fine = self.decoder.coarse_and_fine()
-        self.optimizer = adam(
-            coarse, fine, learning_rate=_LEARNING_RATE, betas=BETAS, records=records
-        )
+        groups = self.decoder.coarse_and_fine()
+        self.optimizer = adam(*groups, learning_rate=_LEARNING_RATE, betas=BETAS, records=records)
         self.guard = Guard(self.decoder, self.optimizer)
         self.critics = tuple(  # of reconstructions, and of samples
             Critic(network, batches.size, _LEARNING_RATE, records=records) for network in networks
         )
-        self._projection = Projection(batches.device)
-        self._drawn: tuple[int, Tensor] | None = None
-        self._renewed = torch.tensor(-1)  # the step at which samples had a new discriminator
-        self._records, self._warn = records, warn
-        self._draw = self._fast(lambda forward, noise: forward(noise), self._drawn_from)
-        self._begin_updates()
+        self.projection = Projection(batches.device)
+        self._block: tuple[int, Tensor] | None = None  # number and samples of the latest cycle
+        self.frozen_at = torch.tensor(-1)  # the step that froze the coarse layers, -1 before it
+        self.use_accelerator(self._accelerated if records else partial)
 
     def _discriminator(self) -> Discriminator:
         config = self.vae.config
         return Discriminator(config.size, max(16, config.filters[0])).to(self.batches.device)
 
-    def _fast(self, step: Step, forward: Forward) -> Step:
-        if not self._records:
-            return partial(step, forward)
-        # not compiled: that is for one loss of one network
+    def _accelerated(self, step: Step, forward: Forward) -> Step:
+        # not compiled: the compiler is for one loss of one network
         left = self.budget.seconds_left
         return AcceleratedStep(step, forward, self.decoder, self._warn, left, compiler=None)
 
-    def _begin_updates(self) -> None:
-        """Have updates that compute no gradients of layers that never move again."""
+    def use_accelerator(self, accelerate: Callable[[Step, Forward], Step]) -> None:
+        """Draw and update by `accelerate(step, forward)`, which does `step(forward, *tensors)`."""
+        self._accelerate = accelerate
+        self._draw = accelerate(lambda forward, noise: forward(noise), self._latents)
+        self._prepare_updates()
+
+    def _prepare_updates(self) -> None:
+        """Make the update functions; they compute no gradients for frozen layers."""
         coarse, _ = self.decoder.coarse_and_fine()
-        moves = bool(self._coarse_end > 0)
-        self._coarse_side = _COARSE_SIDE if moves else _COARSE_SIDE_AT_REST
+        trains_coarse = bool(self._coarse_end > 0)
+        self._coarse_side = _COARSE_SIDE if trains_coarse else _FROZEN_COARSE_SIDE
         for parameter in coarse:
-            parameter.requires_grad_(moves)
-        # with the penalty, and without: a recording does the same each time
+            parameter.requires_grad_(trains_coarse)
+        # one with the penalty, one without: a recorded update always does the same
         self._updates = {
-            penalised: self._fast(partial(self._update_from, penalised), self._decoded)
+            penalised: self._accelerate(partial(self._update_from, penalised), self._decode)
             for penalised in (False, True)
         }
 
     def step(self, index: int) -> Tensor:
-        """One update of all; returns the values of `terms`, (5,), zeros if it was skipped."""
-        if self._renewed < 0 and self.budget.share(index) >= self._coarse_end:
-            self._renew(index)
+        """Update all networks; return the values of `terms`, (5,), zeros if it was skipped."""
+        if self.frozen_at < 0 and self.budget.share(index) >= self._coarse_end:
+            self.freeze_coarse(index)
         images = self.batches(index)
-        draw = generator(self.config.seed, _AUGMENTATION, index)
+        rng = generator(self.config.seed, Stream.AUGMENTATION, index)
         shape = self.batches.size, self.vae.config.size
-        drawn = [Augmentation.drawn(*shape, draw) for _ in range(2)]
-        levels = torch.stack([augmentation.levels for augmentation in drawn])
-        moves = torch.stack([augmentation.moves for augmentation in drawn])
-        changing = (levels, moves, torch.tensor(self._rates(index)))
+        inputs = *Augmentation.sample_stacked(2, *shape, rng), torch.tensor(self.schedule(index))
         update = self._updates[index % CYCLE == 0]
-        return update(
-            images,
-            self._samples(index),
-            *(sent(tensor, images.device) for tensor in changing),
-        )
+        return update(images, self.samples(index), *(sent(each, images.device) for each in inputs))
 
-    def _renew(self, index: int) -> None:
-        """Give samples a new discriminator, which step `index` is the first of.
+    def freeze_coarse(self, index: int) -> None:
+        """Freeze the coarse layers from step `index` on, and reset the samples' discriminator.
 
-        One that has gone on for long tells samples by what no texture can mend, and the decoder
-        makes less of it; a new one asks first for what all faces have, and that is soon there. From
-        here on samples are held, less closely, to what they are now, texture and all, which then may
-        grow, and coarser layers stay, however long the finish is gone on with. One that sees features of
-        photographs stays too: it had no need to learn what faces have.
+        A discriminator trained for long recognises samples by what no texture can mend, and the
+        decoder responds with less texture. A new one first asks for what all faces have, which
+        texture soon provides; the projected one is kept, as it never had to learn that. Samples are
+        now held, less closely, to their present state with texture, which may then grow. Coarse
+        layers stay frozen however long the finish is continued.
         """
         with seeded(self.config.seed + 1):
-            self.critics[1].begin_anew(self._discriminator())
-        self._before.load_state_dict(self.vae.decoder.state_dict())
-        self._renewed.fill_(index)
+            self.critics[1].reset(self._discriminator())
+        self._reference.load_state_dict(self.vae.decoder.state_dict())
+        self.frozen_at.fill_(index)
         self._coarse_end.zero_()
-        self._begin_updates()
+        self._prepare_updates()
 
-    def _rates(self, index: int) -> tuple[float, float, float, float, float]:
-        """Of step `index`: two learning rates, two weights of verdicts, the average's decay.
+    def schedule(self, index: int) -> Schedule:
+        """The schedule's values at step `index`.
 
-        The first is that of the decoder's coarser layers, which come to rest before the others do:
-        texture is learned sooner of features that stay. In a decoder's second finish they stay. The
-        second weight is that of samples' discriminator of pixels, which begins anew once.
+        The learning rate of the coarse layers reaches zero before that of the others: texture is
+        learned sooner on features that do not change. In a decoder's second finish it is zero.
         """
         share = self.budget.share(index)
         coarse, rate = (
             _LEARNING_RATE * min(1.0, max(0.0, end - share) / _COOL_DOWN)
             for end in (float(self._coarse_end), 1.0)
         )
-        weight, on_samples = (
+        strength, samples_strength = (
             self.config.finish_weight * min(1.0, (index - first) / _WARM_UP_STEPS)
-            for first in (0, max(0, int(self._renewed)))
+            for first in (0, max(0, int(self.frozen_at)))
         )
         half_life = min(_EMA_IMAGES, 0.1 * (index + 1) * self.batches.size)
-        return coarse, rate, weight, on_samples, 0.5 ** (self.batches.size / half_life)
+        decay = 0.5 ** (self.batches.size / half_life)
+        return Schedule(coarse, rate, strength, samples_strength, decay)
 
-    def _decoded(self, mean: Tensor, samples: Tensor) -> Tensor:
-        """Reconstructions and samples, (2 B, 3, size, size) from latents (B, D) of each."""
+    def _decode(self, mean: Tensor, samples: Tensor) -> Tensor:
+        """Reconstructions and samples, (2 B, 3, size, size), from latents (B, D) of each."""
         return torch.cat([self.decoder(mean), self.decoder(samples, WHOLE_TEXTURE)]).float()
 
     def _update_from(
         self,
         penalised: bool,  # noqa: FBT001 - bound before tensors are given
-        decoded: Forward,
+        decode: Forward,
         images: Tensor,
         samples: Tensor,
-        levels: Tensor,
-        moves: Tensor,
-        rates: Tensor,
+        colours: Tensor,
+        shifts: Tensor,
+        schedule: Tensor,
     ) -> Tensor:
-        """One update from what changes at each step: of tensors alone, so that it can be recorded.
+        """Take one update. All that changes between steps is in tensors, so it can be recorded.
 
-        Of images (B, 3, H, W), samples (B, D), the levels (2, 3, B, 1, 1, 1) and moves (2, 2) of the
-        augmentations of faces and of samples, and `_rates` (5,); `decoded` is `_decoded`.
+        Images are (B, 3, H, W), samples (B, D). `colours` (2, 3, B, 1, 1, 1) and `shifts` (2, 2)
+        make the augmentations of faces and of samples. `schedule` (5,) is a `Schedule`.
         """
-        coarse, rate, weight, weight_on_samples, decay = rates
-        for group, its_rate in zip(self.optimizer.param_groups, (coarse, rate), strict=True):
-            group["lr"].copy_(its_rate)
-        own = len(images)
+        coarse_rate, rate, strength, samples_strength, decay = schedule
+        for group, lr in zip(self.optimizer.param_groups, (coarse_rate, rate), strict=True):
+            group["lr"].copy_(lr)
+        count = len(images)
 
-        # Decode faces and samples of the prior
+        # Decode the faces' latents and the samples
         with training_precision(images.device):
             with torch.no_grad():
                 mean, _ = self.vae.encode(images)
-            made = decoded(mean, samples)
-        of_faces, of_samples = (Augmentation(*drawn) for drawn in zip(levels, moves, strict=True))
-        real, shown = of_faces(images), (of_faces(made[:own]), of_samples(made[own:]))
+            decoded = decode(mean, samples)
+        first, second = (Augmentation(*pair) for pair in zip(colours, shifts, strict=True))
+        real, made = first(images), (first(decoded[:count]), second(decoded[count:]))
 
-        # Tell them from faces, and be taken for them
-        told = [
-            critic.learn(real, part.detach(), penalised=penalised)
-            for critic, part in zip(self.critics, shown, strict=True)
+        # Update the discriminators
+        updates = [
+            critic.update(real, part.detach(), penalised=penalised)
+            for critic, part in zip(self.critics, made, strict=True)
         ]
-        critic_loss = torch.stack([loss for loss, _ in told]).mean()
-        by_features = self.projected.tell(self._projection, real, shown)
-        critics_are_sound = told[0][1] & told[1][1] & by_features.is_sound.all()
-        (verdict, features), (verdict_on_samples, _) = (
-            critic.judge(part) for critic, part in zip(self.critics, shown, strict=True)
-        )
-        matching = self.critics[0].matching(features, real)
-        mse = self._mean(losses.mean_squared_error(made[:own], images))
-        loss = _PIXELS * self._held(made, images, samples, mse) + _FEATURES * matching
-        loss = loss + weight * _VERDICT * verdict
-        loss = loss + weight_on_samples * _VERDICT_ON_SAMPLES * verdict_on_samples
-        loss = loss + weight * _PROJECTED * by_features.verdicts[0]
-        loss = loss + weight * _PROJECTED_ON_SAMPLES * by_features.verdicts[1]
+        critic_loss = torch.stack([loss for loss, _ in updates]).mean()
+        projected = update_projected(self.projected, self.projection, real, made)
+        critics_are_sound = updates[0][1] & updates[1][1] & projected.is_sound.all()
+
+        # Update the decoder
+        pairs = zip(self.critics, made, strict=True)
+        adversarial, features = zip(*(c.generator_loss(part) for c, part in pairs), strict=True)
+        matching = self.critics[0].feature_matching_loss(features[0], real)
+        mse = self._mean(losses.mean_squared_error(decoded[:count], images))
+        weights, projected_losses = self.weights, projected.generator_losses
+        terms = {
+            "pixel": weights.pixel * self._pixel_loss(decoded, samples, mse),
+            "feature_matching": weights.feature_matching * matching,
+            "adversarial": strength * weights.adversarial * adversarial[0],
+            "adversarial_samples": samples_strength * weights.adversarial_samples * adversarial[1],
+            "projected": strength * weights.projected * projected_losses[0],
+            "projected_samples": strength * weights.projected_samples * projected_losses[1],
+        }
         if self._perceptual:
-            loss = loss + _PERCEPTUAL * self._mean(self._perceptual(made[:own], images))
-        # where the one is left out, so are the others
+            distance = self._mean(self._perceptual(decoded[:count], images))
+            terms["perceptual"] = weights.perceptual * distance
+        loss = reduce(torch.add, terms.values())
+        # where a discriminator skipped its update, the decoder skips its own
         is_sound = self.guard.step(loss * torch.where(critics_are_sound, 1.0, math.nan))
         average(self.vae.decoder, self.decoder, decay)
-        made_loss = (verdict + verdict_on_samples) / 2
-        found = torch.stack([made_loss, critic_loss, by_features.losses.mean(), matching, mse])
-        return found.detach().where(is_sound, 0.0)
+        generator_loss = (adversarial[0] + adversarial[1]) / 2
+        projected_loss = projected.discriminator_losses.mean()
+        values = torch.stack([generator_loss, critic_loss, projected_loss, matching, mse])
+        return values.detach().where(is_sound, 0.0)
 
-    def _held(self, made: Tensor, images: Tensor, samples: Tensor, mse: Tensor) -> Tensor:
-        """What holds the decoder to what is known, a scalar: log(mse), and what counts as an error.
+    def _pixel_loss(self, decoded: Tensor, samples: Tensor, mse: Tensor) -> Tensor:
+        """log(mse) with the drift of samples and the checkerboard energy as penalties, a scalar.
 
-        That is how far samples have strayed, and the checkerboard pattern of all that was made (2 B, 3, H, W).
+        `decoded` (2 B, 3, H, W) are the reconstructions and the images of `samples` (B, D).
         """
-        strayed = self._strayed(samples, made[len(images) :])
-        checkerboard = checkerboard_energy(made).view(2, -1).mean(0)
-        held = strayed + _CHECKERBOARD * self._mean(checkerboard)
-        # in the units in which the logarithm's gradient counts an error
-        least = losses.MIN_MSE
-        return mse.clamp_min(least).log() + held / mse.detach().clamp_min(least)
+        drift = self.sample_drift(samples, decoded[len(samples) :])
+        checkerboard = checkerboard_energy(decoded).view(2, -1).mean(0)
+        return losses.log_error(mse, drift + self.weights.checkerboard * self._mean(checkerboard))
 
-    def _samples(self, index: int) -> Tensor:
-        """Latents (B, D) of the prior, drawn for some steps at once, since that is many small ones."""
-        block, within = divmod(index, CYCLE)
-        if self._drawn is None or self._drawn[0] != block:
-            draw = generator(self.config.seed, _SAMPLES, block)
-            shape = (CYCLE * self.batches.size, self.vae.config.latent_dim)
-            noise = torch.randn(shape, generator=draw)
-            self._drawn = block, self._draw(sent(noise, self.batches.device))
-        drawn = self._drawn[1][within * self.batches.size : (within + 1) * self.batches.size]
-        return drawn[parallel.share(self.batches.size)]
+    def samples(self, index: int) -> Tensor:
+        """Latents (B, D) of the prior for step `index`, this process's share.
 
-    def _drawn_from(self, noise: Tensor) -> Tensor:
+        Those of a whole cycle are drawn at once, since drawing takes many small kernels.
+        """
+        (block, position), size = divmod(index, CYCLE), self.batches.size
+        if self._block is None or self._block[0] != block:
+            rng = generator(self.config.seed, Stream.FINISH_SAMPLES, block)
+            noise = torch.randn(CYCLE * size, self.vae.config.latent_dim, generator=rng)
+            self._block = block, self._draw(sent(noise, self.batches.device))
+        return self._block[1][position * size : (position + 1) * size][parallel.share(size)]
+
+    def _latents(self, noise: Tensor) -> Tensor:
         """Latents (N, D) of the prior for noise (N, D)."""
         with torch.no_grad(), training_precision(noise.device):
             return sample_latents(self.prior, noise).float()
 
-    def _strayed(self, samples: Tensor, made: Tensor) -> Tensor:
-        """How far samples, as they are made now, are coarsely from what they were: a scalar.
+    def sample_drift(self, samples: Tensor, images: Tensor) -> Tensor:
+        """Mean squared error of the samples' coarse images to the reference decoder's, a scalar.
 
-        Nothing else holds them: where the prior is poor, texture alone makes scribbles of a face.
+        Nothing else holds samples: with a poor prior, texture alone makes scribbles of a face.
         """
-        scale = max(1, made.shape[-1] // self._coarse_side)
-        with torch.no_grad(), training_precision(made.device):
-            before = self._before(samples, WHOLE_TEXTURE).float()
-        now, was = (functional.avg_pool2d(images, scale) for images in (made, before))
-        return self._mean(losses.mean_squared_error(now, was))
+        scale = max(1, images.shape[-1] // self._coarse_side)
+        with torch.no_grad(), training_precision(images.device):
+            reference = self._reference(samples, WHOLE_TEXTURE).float()
+        coarse = [functional.avg_pool2d(each, scale) for each in (images, reference)]
+        return self._mean(losses.mean_squared_error(*coarse))
 
     def _mean(self, values: Tensor) -> Tensor:
-        """The mean over a batch, of which these (B,) are this process's share."""
+        """Mean over the whole batch, of which `values` (B,) are this process's share."""
         return parallel.mean(values, self.batches.size)
 
     def state(self) -> dict[str, Tensor]:
-        """All networks, the averaged decoder, the optimisers' moments, and what guards count."""
+        """Networks, the averaged decoder, the optimisers' moments, guards' counts and time used."""
         state = (
             prefixed("decoder.", self.decoder.state_dict())
             | prefixed("averaged.", self.vae.decoder.state_dict())
-            | prefixed("before.", self._before.state_dict())
+            | prefixed("before.", self._reference.state_dict())
             | optimizer_state(self.optimizer)
             | prefixed("guard.", self.guard.state())
             | prefixed("budget.", self.budget.state())
-            | {"renewed": self._renewed, "coarse_end": self._coarse_end}
+            | {"renewed": self.frozen_at, "coarse_end": self._coarse_end}
         )
         for i, critic in enumerate((*self.critics, *self.projected)):
             state |= prefixed(f"critics.{i}.", critic.state())
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Load what `state` returned."""
         self.decoder.load_state_dict(strip_prefix(state, "decoder."))
         self.vae.decoder.load_state_dict(strip_prefix(state, "averaged."))
-        self._before.load_state_dict(strip_prefix(state, "before."))
+        self._reference.load_state_dict(strip_prefix(state, "before."))
         restore_optimizer(self.optimizer, state)
         self.guard.restore(strip_prefix(state, "guard."))
         self.budget.restore(strip_prefix(state, "budget."))
-        self._renewed.copy_(state["renewed"])
+        self.frozen_at.copy_(state["renewed"])
         self._coarse_end.copy_(state["coarse_end"])
-        self._begin_updates()
+        self._prepare_updates()
         for i, critic in enumerate((*self.critics, *self.projected)):
             critic.restore(strip_prefix(state, f"critics.{i}."))
 
     def inputs(self) -> dict[str, Tensor]:
-        """The model as it was fitted, but for the decoder, which is in the state."""
-        return prefixed("fitted.vae.", self.vae.plain_state()) | prefixed(
-            "fitted.prior.", self.prior.state_dict()
-        )
+        """The model as it was fitted, without the decoder, which is in the state."""
+        vae, prior = self.vae.plain_state(), self.prior.state_dict()
+        return prefixed("fitted.", prefixed("vae.", vae) | prefixed("prior.", prior))

@@ -1,4 +1,4 @@
-"""The Python API: pictures in and out as PIL images, faces between them as latents.
+"""The Python API: PIL images as pictures, tensors as latents.
 
 >>> import facevae
 >>> model = facevae.load("default")
@@ -6,10 +6,9 @@
 >>> pictures = model.decode(model.morph(latents[0], latents[1], steps=5))
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,25 +33,27 @@ Picture = Image.Image | Tensor
 Latents = Tensor | npt.NDArray[np.floating[Any]]
 _IMAGE_DIMENSIONS = 3  # of an image (3, H, W)
 _LARGEST = torch.finfo(torch.float32).max
+_CHUNK = 64  # pictures encoded at a time
 
 
 def load(name: str | Path = "default", *, device: str = "auto") -> "Model":
-    """The model of that name, on that device.
+    """Load a model onto a device.
 
     `name` is what the commands take as `--model`: `default` (the one in the package), a file, a
     folder such as a run's, or `user/repo[@revision]` on the Hugging Face Hub. `device` is `auto`,
-    `cpu`, `cuda`, `cuda:N` or `mps`. Raises `FacevaeError` with one line on what to do.
+    `cpu`, `cuda`, `cuda:N` or `mps`. Raises `FacevaeError`, whose message says what to do.
     """
-    chosen = select_device(device)
+    torch_device = select_device(device)
     bundle, located = load_model(str(name))
-    return Model(bundle.to(chosen), located.name)
+    return Model(bundle.to(torch_device), located.name)
 
 
 class Model:
-    """A model and what one does with it.
+    """A trained model: encodes, decodes, samples, morphs and edits faces.
 
-    Latents are float32 tensors (N, D) on the CPU, a face a row; wherever some are taken, one (D,)
-    will do, and so will an array. Errors are `FacevaeError`s of one line.
+    Latents are float32 tensors (N, D) on the CPU, one row per face. Methods that take latents also
+    accept a single one (D,), and NumPy arrays. Errors are `FacevaeError`s with a message of one
+    line.
     """
 
     def __init__(self, bundle: Bundle, name: str) -> None:
@@ -67,12 +68,12 @@ class Model:
 
     @property
     def size(self) -> int:
-        """The side of a picture in pixels."""
+        """Side of a picture in pixels."""
         return self.bundle.config.size
 
     @property
     def latent_dim(self) -> int:
-        """Numbers in a latent, D."""
+        """Length D of a latent."""
         return self.bundle.config.latent_dim
 
     @property
@@ -86,10 +87,11 @@ class Model:
         return dict(self.bundle.provenance)
 
     def align(self, photo: Image.Image | str | Path, *, face: int = 1) -> Image.Image:
-        """The face in a photo, levelled and framed as the training faces were: (size, size), RGB.
+        """The face in a photo, levelled and framed like the training faces: (size, size), RGB.
 
-        `face` 2 takes the next in size. A model whose training faces were not framed alike takes
-        the largest centred square. Raises `ImageError` where there is no such face.
+        `face` 1 is the largest, 2 the next. If the training faces did not share one framing, this
+        is the largest centred square. Raises `NoFaceError` if no face is found, and `ImageError`
+        if the photo cannot be read or has fewer faces.
         """
         if not isinstance(photo, Image.Image | str | Path):
             msg = f"{photo!r:.40}: neither a PIL image nor a path"
@@ -99,17 +101,17 @@ class Model:
         else:
             name = str(photo)
             picture = open_picture(expanded(photo))
-        if face < 1:
+        if not _is_whole(face) or face < 1:
             msg = f"align(face={face}): faces are counted from 1, the largest"
             raise UsageError(msg)
         placed = place(picture, self.bundle.framing, face, name)
         return Image.fromarray(placed.cut(self.size))
 
     def encode(self, pictures: Picture | Sequence[Picture]) -> Tensor:
-        """Latents (N, D) of pictures, means of the posterior: the same picture, the same latent.
+        """Latents (N, D) of pictures: the posterior means, so that equal pictures give equal latents.
 
-        Pictures are PIL images, of which the largest centred square is taken (`align` finds the
-        face first), or float tensors (3, size, size) or (N, 3, size, size) in [0, 1].
+        Pictures are PIL images, of which the largest centred square is taken (use `align` first to
+        find the face), or float tensors (3, size, size) or (N, 3, size, size) in [0, 1].
         """
         if isinstance(pictures, Tensor):
             is_several = pictures.ndim > _IMAGE_DIMENSIONS
@@ -119,23 +121,24 @@ class Model:
         images = [self._image(picture) for picture in given]
         if not images:
             return torch.empty(0, self.latent_dim)
-        # as pixels lie in memory everywhere else, since rounding may depend on it
+        # the memory layout of pixels everywhere else, because rounding may depend on it
         stacked = torch.stack(images).contiguous(memory_format=torch.channels_last)
-        batches = (part.to(self.bundle.device) for part in stacked.split(64))
+        batches = (part.to(self.bundle.device) for part in stacked.split(_CHUNK))
         return posteriors(self.bundle.vae, batches)[0].cpu()
 
     def decode(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> list[Image.Image]:
-        """A picture of each latent, (size, size) in RGB.
+        """Pictures of latents, (size, size) in RGB.
 
-        `texture` from 0 to 1 is how much detail a finished model makes up beside what it knows of a
-        face. 0 is truest; 1 is what `facevae sample` makes samples with.
+        `texture`, from 0 to 1, is how much detail a finished model invents beyond what it knows of a
+        face. 0 is the most faithful; `facevae sample` uses 1.
         """
         images = self.decode_images(latents, texture=texture)
         return [Image.fromarray(pixels) for pixels in to_pixels(images)]
 
     def decode_images(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> Tensor:
-        """The same as a float tensor (N, 3, size, size) in [0, 1]."""
-        if not 0 <= texture <= 1:
+        """Like `decode`, but as a float tensor (N, 3, size, size) in [0, 1]."""
+        texture = _unwrapped(texture)
+        if not _is_finite(texture) or not 0 <= texture <= 1:
             msg = f"decode(texture={texture}): must be from 0 to 1"
             raise UsageError(msg)
         return decode(self.bundle.vae, self._latents(latents), texture)
@@ -143,25 +146,40 @@ class Model:
     def sample(
         self, n: int, *, seed: int = 0, temperature: float = 1.0, guidance: float | None = None
     ) -> Tensor:
-        """Latents (n, D) of new faces: row i is the face of seed `seed` + i, on any device.
+        """Latents (n, D) of new faces: row i belongs to seed `seed` + i, on any device.
 
-        Less `temperature` is cleaner, and more alike; more `guidance` than the model's own is
-        cleaner, and more pronounced.
+        A lower `temperature` makes faces cleaner and more alike. A higher `guidance` than the
+        model's own (None) makes them cleaner and more pronounced; only a flow prior takes one.
         """
-        if n < 0 or seed < 0 or seed + n - 1 > MAX_SEED:
+        n, seed, temperature, guidance = map(_unwrapped, (n, seed, temperature, guidance))
+        is_whole = _is_whole(n) and _is_whole(seed)
+        if not is_whole or n < 0 or seed < 0 or seed + n - 1 > MAX_SEED:
             msg = f"sample({n}, seed={seed}): a count and seeds are whole numbers from 0"
             raise UsageError(msg)
-        if not 0 <= temperature < math.inf:
+        if not _is_finite(temperature) or temperature < 0:
             msg = f"sample(temperature={temperature}): must be a finite number from 0"
+            raise UsageError(msg)
+        if guidance is not None and not _is_finite(guidance):
+            msg = f"sample(guidance={guidance}): must be a finite number from 0, or None"
             raise UsageError(msg)
         seeds = list(range(seed, seed + n))
         return latents_of_seeds(self.bundle, seeds, temperature, guidance).cpu()
 
     def morph(self, a: Latents, b: Latents, *, steps: int = 10, path: PathKind = "slerp") -> Tensor:
-        """Latents (steps, D) on the way from face `a` to face `b`, which are its ends."""
+        """Latents (steps, D) along the path from face `a` to face `b`, both included.
+
+        `path` is `slerp`, which turns around the average face, or `lerp`, a straight line.
+        """
+        if path not in get_args(PathKind):
+            msg = f"morph(path={path!r}): must be {' or '.join(map(repr, get_args(PathKind)))}"
+            raise UsageError(msg)
+        steps = _unwrapped(steps)
+        if not _is_whole(steps) or steps < 2:  # noqa: PLR2004 - two ends
+            msg = f"morph(steps={steps}): must be a whole number from 2"
+            raise UsageError(msg)
         ends = torch.cat([self._latents(a), self._latents(b)])
-        if len(ends) != 2 or steps < 2:  # noqa: PLR2004 - two ends
-            msg = "a morph goes from one latent to one other, in two steps or more"
+        if len(ends) != 2:  # noqa: PLR2004 - two ends
+            msg = f"morph: goes from one latent to one other, but was given {len(ends)}"
             raise UsageError(msg)
         return morph_latents(self.bundle, ends, steps, path).cpu()
 
@@ -170,10 +188,10 @@ class Model:
     ) -> Tensor:
         """Latents (N, D) with attributes added: `{"glasses": 1.5, "smile": -1}`.
 
-        1 is what sets the average face with the attribute off from the average face without it, or
-        one standard deviation of an attribute that has numbers. `keep` names attributes that are
-        held still (default: gender, age, smile and glasses; `["none"]`: none; `["all"]`: all
-        that can be).
+        An amount of 1 is the difference between the average face with the attribute and the average
+        face without it, or one standard deviation of an attribute that has numbers. `keep` names
+        attributes to hold still (default: gender, age, smile and glasses; `["none"]`: none;
+        `["all"]`: all that can be).
         """
         is_sound = isinstance(amounts, Mapping) and all(
             isinstance(name, str) and _is_finite(amount) for name, amount in amounts.items()
@@ -186,16 +204,13 @@ class Model:
             raise UsageError(msg)
         if not amounts:
             return self._latents(latents).cpu()
-        try:
-            edit = plan_edit(self.bundle, list(amounts), keep)
-        except UsageError as error:
-            raise UsageError(str(error).removeprefix("--attr ")) from error
-        given = self._latents(latents)
-        alphas = torch.tensor([list(amounts.values())]).expand(len(given), -1)
-        return edit.apply(given, alphas).cpu()
+        edit = plan_edit(self.bundle, list(amounts), keep)
+        starts = self._latents(latents)
+        alphas = torch.tensor([list(amounts.values())]).expand(len(starts), -1)
+        return edit.apply(starts, alphas).cpu()
 
     def _latents(self, given: Latents) -> Tensor:
-        """Any latents as float32 (N, D) on the model's device."""
+        """Latents as float32 (N, D) on the model's device. Raises `UsageError` for anything else."""
         try:
             latents = torch.as_tensor(given, dtype=torch.float32, device=self.bundle.device)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -211,7 +226,7 @@ class Model:
         return latents
 
     def _image(self, picture: Picture) -> Tensor:
-        """One picture as float (3, size, size) in [0, 1]."""
+        """One picture as float (3, size, size) in [0, 1]. Raises `ImageError` for anything else."""
         if isinstance(picture, Image.Image):
             pixels = centred_square(upright(picture), self.size)
             return from_pixels(pixels)
@@ -226,6 +241,19 @@ class Model:
         return picture.float()
 
 
+def _unwrapped(value: Any) -> Any:
+    """The number in a tensor or array without dimensions; anything else as it is."""
+    is_scalar = isinstance(value, Tensor | np.ndarray) and value.ndim == 0
+    return value.item() if is_scalar else value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer)
+
+
 def _is_finite(value: object) -> bool:
-    # a whole number may be too large to be a float at all
-    return isinstance(value, int | float | np.number) and bool(-_LARGEST < value < _LARGEST)
+    """Whether a value is a number that float32 can hold."""
+    # compared, not converted: a whole number may be too large for any float
+    return isinstance(value, int | float | np.integer | np.floating) and bool(
+        -_LARGEST < value < _LARGEST
+    )

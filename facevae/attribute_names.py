@@ -1,13 +1,14 @@
-"""Which of a model's attributes is meant: names as people write them."""
+"""Lookup of a model's attributes by the names that people type."""
 
 import difflib
 import re
 from collections.abc import Sequence
 
-from facevae.errors import UsageError
+from facevae.errors import Argument, UsageError
 
-_MOST_NAMED = 5  # of attributes that might be meant
-# everyday words → the published attributes that mean it, the first that there is; - its opposite
+_MAX_SUGGESTIONS = 5
+# everyday words → plain names of published attributes; the first one that a model has is used, and
+# a leading - marks the opposite
 _ALIASES = {
     "glasses": ("eyeglasses",),
     "spectacles": ("eyeglasses",),
@@ -46,11 +47,14 @@ _ALIASES = {
 }
 
 
-def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -> tuple[int, int]:
-    """Which of `names` is meant, and which way (1 or -1): `glasses`, `Eyeglasses`, `beard`.
+def match_attribute(
+    wanted: str, names: Sequence[str], argument: str = "attribute"
+) -> tuple[int, int]:
+    """Index in `names` of the attribute `wanted`, and its sign, -1 for the opposite.
 
-    Case, spaces and underscores do not count; everyday words and unique parts will do. Raises
-    `UsageError` that lists what there is, and the nearest.
+    With CelebA's names, `glasses` finds Eyeglasses, and `beard` the opposite of No_Beard. Case,
+    spaces and underscores are ignored; everyday words and unique parts of a name are accepted.
+    Otherwise raises `UsageError`, which names `argument` and suggests close names or lists all.
     """
     if exact := exact_match(wanted, names):
         return exact
@@ -61,38 +65,39 @@ def match_attribute(wanted: str, names: Sequence[str], option: str = "--attr") -
         if len(partial) == 1:
             return partial[0], sign
     if not names:
-        msg = f"{option} {wanted}: this model knows no attributes; see `facevae attributes learn`"
-        raise UsageError(msg)
+        reason = ": this model knows no attributes; see `facevae attributes learn`"
+        raise UsageError(Argument(argument, wanted), reason)
     parts = [part for part in wanted.split(",") if part.strip()]
     if len(parts) > 1 and all(exact_match(part, names) for part in parts):
-        msg = f"{option} {wanted}: name one at a time: {' '.join(f'{option} {p.strip()}' for p in parts)}"
-        raise UsageError(msg)
+        each = (text for part in parts for text in (" ", Argument(argument, part.strip())))
+        raise UsageError(Argument(argument, wanted), ": name one at a time:", *each)
     aliases = [word for word in _ALIASES if exact_match(word, names)]
     known = dict.fromkeys(aliases) | {name: names[i] for name, i in plain.items()}
     close = difflib.get_close_matches(plain_name(wanted), known, n=3, cutoff=0.6)
     nearest: dict[tuple[int, int] | None, str] = {}
-    for name in close:  # each attribute once
+    for name in close:  # suggest each attribute once
         nearest.setdefault(exact_match(name, names), known[name] or name)
-    if options := [names[i] for i in partial[:_MOST_NAMED]] or [*nearest.values()]:
-        msg = f"{option} {wanted}: did you mean {' or '.join(options)}? `facevae attributes list` has them all"
+    if options := [names[i] for i in partial[:_MAX_SUGGESTIONS]] or [*nearest.values()]:
+        reason = f": did you mean {' or '.join(options)}? `facevae attributes list` shows them all"
     else:
-        msg = f"{option} {wanted}: this model knows {', '.join(names)}"
-    raise UsageError(msg)
+        reason = f": this model knows {', '.join(names)}"
+    raise UsageError(Argument(argument, wanted), reason)
 
 
 def exact_match(wanted: str, names: Sequence[str]) -> tuple[int, int] | None:
-    """An attribute of that very name, or of one that the word stands for."""
+    """Index and sign, as in `match_attribute`, for a whole name or everyday word; else None."""
     plain = {plain_name(name): i for i, name in enumerate(names)}
     return next(((plain[word], sign) for word, sign in _meanings(wanted) if word in plain), None)
 
 
 def _meanings(wanted: str) -> list[tuple[str, int]]:
-    """The plain names that a word may mean, and which way, itself first."""
+    """Plain names that a word may mean, each with its sign; the word itself comes first."""
     word = plain_name(wanted)
-    others = _ALIASES.get(word, ())
-    return [(word, 1), *((name.removeprefix("-"), 1 - 2 * name.startswith("-")) for name in others)]
+    aliases = _ALIASES.get(word, ())
+    signed = [(name.removeprefix("-"), -1 if name.startswith("-") else 1) for name in aliases]
+    return [(word, 1), *signed]
 
 
 def plain_name(name: str) -> str:
-    """A name as it is told from others, by its letters and digits alone."""
+    """Letters and digits of a name, case-folded; names with the same result are the same."""
     return re.sub(r"[\W_]+", "", name).casefold()

@@ -1,7 +1,8 @@
-"""Attributes of faces: directions in latent space, learned from labels, and edits along them.
+"""Attributes of faces: directions and scorers in latent space, learned from labels.
 
-An attribute has a direction d, the way from the average face without it to the average face with
-it, or to its score, and a scorer w, which reads off a face how much of it there is: w·d = 1.
+The direction d of an attribute leads from the average face without it to the average face with it.
+For a continuous attribute it follows the label. The scorer w measures the attribute in a latent z
+as w·z, scaled so that w·d = 1.
 """
 
 import math
@@ -15,34 +16,33 @@ import torch
 from torch import Tensor
 
 from facevae.attribute_names import exact_match
-from facevae.errors import UsageError
 
 Method = Literal["logistic", "lda", "mean"]
 
 SHRINKAGE = 0.1  # of the covariance towards its diagonal
-# of logistic weights in standard deviations; best in cross-validation of 14 attributes
+# L2 penalty on logistic weights of standardised latents; best in cross-validation of 14 attributes
 PENALTY = 300.0
-ENOUGH = 100  # faces with and without an attribute, from which on logistic regression is used
-_NEWTON_STEPS, _SETTLED = 12, 1e-6
-_OPPOSED = -0.3  # a cosine that the two sides of one to three photos hardly reach by chance
-_LEAST_SHOWN = 1e-4  # of the latents' spread; what is below is the encoder's rounding
-_TINY = 1e-12  # keeps from nought what is divided by
-_LONGEST = 4.0  # times as far as the plain direction, beyond which holding others still is hopeless
-
-# faces of each gender that have it, and that have it not; and more than this share of one gender
-_ENOUGH_WITHIN, _LOPSIDED = 50, 0.75
-# what an edit holds still unless it is told otherwise
+_MIN_LOGISTIC = 100  # faces with, and faces without: fewer are left to the linear discriminant
+_NEWTON_STEPS = 12
+_NEWTON_TOLERANCE = 1e-6
+# one to three photos hardly ever have slopes of their two sides this opposed by chance
+_MIRRORED_COSINE = -0.3
+_MIN_LENGTH = 1e-4  # of a direction, as a share of the latents' spread; below is rounding error
+_MIN_PER_GENDER = 50  # faces with, and faces without, for a direction within each gender
+_MAX_GENDER_SHARE = 0.75  # of the faces with an attribute; above, gender is controlled for
 _CORE = ("gender", "age", "smile", "glasses")
+_EPSILON = 1e-12  # lower bound of divisors
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute of a model: what it was learned from and how well it tells faces apart.
+    """Metadata of a model's attribute: what it was learned from and how well its scorer works.
 
-    `unit` is what α = 1 adds: 1 of a yes-or-no attribute, one standard deviation of one that has
-    numbers (`continuous`), in its own unit. Positives and negatives are those it was learned from;
-    of a continuous one, the faces above and below the average. `accuracy` (balanced, of telling
-    these two apart) and `correlation` (of score and label) are held-out, None where not measured.
+    `unit` is the change of the label for α = 1: 1 for a yes-or-no attribute, one standard deviation
+    in the label's own unit for a `continuous` one. The counts are of training faces with and
+    without the attribute, or above and below the mean of a continuous one. `accuracy` (balanced, of
+    separating these two groups) and `correlation` (of score and label) are measured on held-out
+    faces; None means not measured.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Attribute:
     method: Method = "logistic"
 
     def __post_init__(self) -> None:
-        """Refuse what a damaged file may hold."""
+        """Raise `ValueError` for values that only a damaged file can hold."""
         counts = (self.num_positives, self.num_negatives)
         figures = (self.unit, self.accuracy or 0, self.correlation or 0)
         if not (
@@ -76,8 +76,8 @@ class Attribute:
 class Examples:
     """Labelled faces: posterior means (N, D) of each and of its mirror image, labels (N, A).
 
-    Labels are 1 and 0, or any numbers where `is_continuous` (A,), NaN where not known; faces that
-    are `held_out` (N,) only measure.
+    Labels are 1 and 0, or any numbers where `is_continuous` (A,); NaN means unknown. Faces that are
+    `held_out` (N,) are used for evaluation only.
     """
 
     latents: Tensor
@@ -88,212 +88,241 @@ class Examples:
     held_out: npt.NDArray[np.bool_]
 
 
+class _Sample:
+    """Examples in float64 on the CPU, with label statistics (A,) of the training faces.
+
+    Attributes whose label does not vary over the training faces are left out.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        values = examples.values[~examples.held_out]
+        lowest = np.where(np.isnan(values), np.inf, values).min(0, initial=np.inf)
+        highest = np.where(np.isnan(values), -np.inf, values).max(0, initial=-np.inf)
+        columns = np.flatnonzero(lowest < highest)
+        self.names = [examples.names[i] for i in columns.tolist()]
+        self.latents = examples.latents.cpu().double()  # (N, D)
+        self.mirrored = examples.mirrored.cpu().double()  # (N, D)
+        self.labels = torch.from_numpy(examples.values[:, columns]).double()  # (N, A)
+        self.is_continuous = torch.from_numpy(examples.is_continuous[columns])
+        self.is_training = torch.from_numpy(~examples.held_out)[:, None]  # (N, 1)
+        # (N, A), 1 for the known labels of training faces, else 0
+        self.known = (~self.labels.isnan() & self.is_training).double()
+        self.count = self.known.sum(0)
+        self.total = (self.known * self.labels.nan_to_num()).sum(0)
+        self.mean = self.total / self.count
+        self.deviations = self.known * (self.labels.nan_to_num() - self.mean)  # (N, A)
+        self.variance = self.deviations.square().sum(0) / self.count
+        self.unit = torch.where(self.is_continuous, self.variance.sqrt(), 1.0)
+
+
 def learn(
     examples: Examples, covariance: Tensor, method: Method = "logistic"
 ) -> tuple[list[Attribute], Tensor, Tensor]:
-    """Attributes with their directions d and scorers w, each (A, D), all of them in one pass.
+    """Attributes with their directions d and scorers w, each (A, D).
 
-    d is the regression of the latents on the label: between yes and no the difference of means
-    (Panguluri & Kamarajugadda 2020, section 3), of a number one standard deviation's worth. Where
-    most that have it are of one gender, and yet enough of the other, it is the mean of the
-    differences among women and among men, weighted by how many faces are of either: else glasses
-    are men's. (Epidemiology calls that direct standardisation.) w is
-    by logistic regression; by `lda`, and for numbers and where there are few examples, it is the
-    linear discriminant Σ⁻¹d, from `covariance` (D, D) of the latents of all training faces, shrunk
-    towards its diagonal (Friedman 1989); by `mean` it is d itself. Attributes that no face has, or
-    all have, and those of which the latents show nothing, are left out.
+    d is the regression of the latents on the label: the difference of means for a yes-or-no label
+    (Panguluri & Kamarajugadda 2020, section 3), the change over one standard deviation for a
+    number. Unless `method` is `mean`, gender is controlled for in the directions of attributes that
+    mostly one gender has (see `_control_for_gender`).
+
+    w is fitted by logistic regression. The method `lda` uses the linear discriminant Σ⁻¹d instead,
+    with `covariance` (D, D) of the latents of all training faces, shrunk towards its diagonal
+    (Friedman 1989); so does `logistic` for numbers and where examples are few. With `mean`, w is d
+    itself, scaled. Attributes whose label does not vary, or that the latents do not show, are left
+    out.
     """
-    training = torch.from_numpy(~examples.held_out)[:, None]
-    labels, is_continuous, names = _varying(examples)
-    known = (~labels.isnan() & training).double()
-    count, total = known.sum(0), (known * labels.nan_to_num()).sum(0)
-    middle = total / count
-    centred = known * (labels.nan_to_num() - middle)
-    variance = centred.square().sum(0) / count
-    unit = torch.where(is_continuous, variance.sqrt(), 1.0)
-
-    latents, mirrored = (z.cpu().double() for z in (examples.latents, examples.mirrored))
-    slopes = [centred.T @ z for z in (latents, mirrored)]
-    # a mirrored face keeps its glasses, but looks the other way: where the two sides' slopes
-    # oppose each other, as those of yaw do, mirroring has changed the label
-    turn = torch.where(torch.cosine_similarity(slopes[0], slopes[1], dim=1) < _OPPOSED, -1, 1)
-    direction = (slopes[0] + turn[:, None] * slopes[1]) / 2
-    direction = direction * (unit / (count * variance))[:, None]
-    scorer = direction if method == "mean" else _discriminant(direction, covariance)
-    methods: list[Method] = ["mean" if method == "mean" else "lda"] * len(names)
-    if method == "logistic":
-        rarer = torch.minimum(total, count - total)
-        for i in (~is_continuous & (rarer >= ENOUGH)).nonzero()[:, 0].tolist():
-            rows = known[:, i].bool()
-            sides = torch.cat([latents[rows], turn[i] * mirrored[rows]])
-            scorer[i], methods[i] = _logistic(sides, labels[rows, i].repeat(2)), "logistic"
-    difference = (scorer * direction).sum(1, keepdim=True)
-    if method != "mean" and (gender := exact_match("gender", names)):
-        labelled = labels.where(training, torch.nan)
-        within, is_apart = _within_genders(latents, mirrored, labelled, gender[0], turn)
-        reached = (scorer * within).sum(1, keepdim=True)
-        is_apart = is_apart & ~is_continuous & (reached > _TINY)[:, 0]
-        # another way to the same score
-        within = within * difference / reached.clamp_min(_TINY)
-        direction = torch.where(is_apart[:, None], within, direction)
-    scorer = scorer / difference.clamp_min(_TINY)
-
-    # a face counts as having it beyond the middle between the two averages
-    cut = torch.where(is_continuous, middle, 0.5)
-    average = known.T @ latents / count[:, None]
-    scores = latents @ scorer.T - (scorer * average).sum(1) - (cut - middle) / unit
-    measured = ~labels.isnan() & ~training
-    attributes = []
-    for i, name in enumerate(names):
-        above, rows = labels[:, i] > cut[i], measured[:, i]
-        positives = int((above & known[:, i].bool()).sum())
-        attributes.append(
-            Attribute(
-                name,
-                positives,
-                int(count[i]) - positives,
-                _balanced_accuracy(scores[rows, i], above[rows]),
-                _correlation(scores[rows, i], labels[rows, i]),
-                bool(is_continuous[i]),
-                float(unit[i]),
-                methods[i],
-            )
+    sample = _Sample(examples)
+    directions, mirror_signs = _directions(sample)
+    scorers, methods = _scorers(sample, directions, mirror_signs, covariance, method)
+    effects = (scorers * directions).sum(1, keepdim=True)
+    if method != "mean" and (gender := exact_match("gender", sample.names)):
+        directions = _control_for_gender(
+            sample, gender[0], directions, scorers, mirror_signs, effects
         )
+    scorers = scorers / effects.clamp_min(_EPSILON)
+    attributes = _assess(sample, scorers, methods)
+
     spread = covariance.diag().sum().sqrt().cpu().double()
-    shown = direction.norm(dim=1) > _LEAST_SHOWN * spread + _TINY
-    attributes = [
-        attribute for attribute, is_shown in zip(attributes, shown, strict=True) if is_shown
-    ]
-    return attributes, direction[shown].to(examples.latents), scorer[shown].to(examples.latents)
+    is_shown = directions.norm(dim=1) > _MIN_LENGTH * spread + _EPSILON
+    return (
+        [attributes[i] for i in is_shown.nonzero()[:, 0].tolist()],
+        directions[is_shown].to(examples.latents),
+        scorers[is_shown].to(examples.latents),
+    )
 
 
-def _within_genders(
-    latents: Tensor, mirrored: Tensor, labels: Tensor, gender: int, turn: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The standardised difference of means, of women's and men's, and where it is to be used.
+def _directions(sample: _Sample) -> tuple[Tensor, Tensor]:
+    """Directions (A, D), averaged over both sides of each face, and mirror signs (A,).
 
-    That is where most that have it are of one gender, and yet enough of the other. Of latents
-    (N, D) of faces and of their mirror images, in which a label is `turn` (A,) times what it was,
-    and labels (N, A), of which `gender` is the column: (A, D) and (A,).
+    A mirror sign is 1 where mirroring a face keeps its label, as with glasses, and -1 where it
+    reverses the label, as with yaw: there the slopes of the two sides oppose each other.
     """
-    means, counts = [], []
-    for side in (0, 1):
-        for answer in (0, 1):
-            those = ((labels == answer) & (labels[:, gender, None] == side)).double()
-            sums = those.T @ latents + turn[:, None] * (those.T @ mirrored)
-            counts.append(those.sum(0))
-            means.append(sums / (2 * counts[-1].clamp_min(1))[:, None])
-    _, women, _, men = counts
-    is_enough = torch.stack(counts).min(0).values >= _ENOUGH_WITHIN
-    is_lopsided = torch.maximum(women, men) > _LOPSIDED * (women + men)
-    share = torch.stack([labels[:, gender] == 0, labels[:, gender] == 1]).double().mean(1)
-    weights = share / share.sum().clamp_min(_TINY)
-    within = weights[0] * (means[1] - means[0]) + weights[1] * (means[3] - means[2])
-    return within, is_enough & is_lopsided
+    slopes, mirrored_slopes = (sample.deviations.T @ z for z in (sample.latents, sample.mirrored))
+    cosines = torch.cosine_similarity(slopes, mirrored_slopes, dim=1)
+    mirror_signs = torch.where(cosines < _MIRRORED_COSINE, -1, 1)
+    averages = (slopes + mirror_signs[:, None] * mirrored_slopes) / 2
+    scale = sample.unit / (sample.count * sample.variance)
+    return averages * scale[:, None], mirror_signs
 
 
-def _varying(examples: Examples) -> tuple[Tensor, Tensor, list[str]]:
-    """Labels (N, A), which are continuous (A,), and the names, of attributes that differ at all."""
-    training = examples.values[~examples.held_out]
-    some = (~np.isnan(training)).any(0)
-    low = np.where(np.isnan(training), np.inf, training).min(0, initial=np.inf)
-    high = np.where(np.isnan(training), -np.inf, training).max(0, initial=-np.inf)
-    found = np.flatnonzero(some & (low < high))
-    labels = torch.from_numpy(examples.values[:, found]).double()
-    is_continuous = torch.from_numpy(examples.is_continuous[found])
-    return labels, is_continuous, [examples.names[i] for i in found.tolist()]
+def _scorers(
+    sample: _Sample,
+    directions: Tensor,
+    mirror_signs: Tensor,
+    covariance: Tensor,
+    method: Method,
+) -> tuple[Tensor, list[Method]]:
+    """Scorers (A, D), not yet scaled to w·d = 1, and the method that gave each."""
+    if method == "mean":
+        return directions, ["mean"] * len(directions)
+    shrunk = regularised(covariance, SHRINKAGE, weight=1 - SHRINKAGE)
+    scorers: Tensor = torch.linalg.solve(shrunk, directions.T).T
+    methods: list[Method] = ["lda"] * len(directions)
+    if method == "logistic":
+        smaller_group = torch.minimum(sample.total, sample.count - sample.total)
+        is_logistic = ~sample.is_continuous & (smaller_group >= _MIN_LOGISTIC)
+        for i in is_logistic.nonzero()[:, 0].tolist():
+            rows = sample.known[:, i].bool()
+            both_sides = [sample.latents[rows], mirror_signs[i] * sample.mirrored[rows]]
+            scorers[i] = _logistic(torch.cat(both_sides), sample.labels[rows, i].repeat(2))
+            methods[i] = "logistic"
+    return scorers, methods
 
 
-def _discriminant(direction: Tensor, covariance: Tensor) -> Tensor:
+def regularised(covariance: Tensor, loading: float, weight: float = 1.0) -> Tensor:
+    """weight · Σ + loading · diag(Σ), (D, D), in float64 on the CPU: not every device has float64.
+
+    A small multiple of the identity is added, so that the result can be inverted even if all faces
+    have the same latents.
+    """
     covariance = covariance.cpu().double()
-    spread = covariance.diag()
-    least = (1e-6 * spread.mean()).clamp_min(_TINY)  # of a spread: faces may all be alike
-    shrunk = (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * spread + least)
-    scorers: Tensor = torch.linalg.solve(shrunk, direction.T).T
-    return scorers
+    variances = covariance.diag()
+    floor = (1e-6 * variances.mean()).clamp_min(_EPSILON)
+    return weight * covariance + torch.diag(loading * variances + floor)
 
 
-def _logistic(latents: Tensor, wanted: Tensor) -> Tensor:
-    """Weights (D,) of a regularised logistic regression, by Newton's method.
+def _logistic(latents: Tensor, labels: Tensor) -> Tensor:
+    """Weights (D,) of a logistic regression with an L2 penalty, by Newton's method.
 
-    Latents (2N, D) are faces' and their mirror images', `wanted` (2N,) 1 and 0, which count alike.
+    Latents (2N, D) are of faces and their mirror images. Labels (2N,) are 1 and 0; the two classes
+    have equal weight in total.
     """
-    spread = latents.std(0).clamp_min(_TINY)
+    spread = latents.std(0).clamp_min(_EPSILON)
     design = torch.cat([latents / spread, torch.ones(len(latents), 1).double()], 1)
     ridge = PENALTY * torch.eye(design.shape[1]).double()
-    ridge[-1, -1] = 1e-6  # the intercept is free
-    share = wanted.mean()
-    # half a face each side, and half the faces' weight for each answer
-    weight = torch.where(wanted > 0, 0.25 / share, 0.25 / (1 - share))
+    ridge[-1, -1] = 1e-6  # hardly any penalty on the intercept
+    share = labels.mean()
+    # each side counts as half a face, each class as half of all faces
+    weight = torch.where(labels > 0, 0.25 / share, 0.25 / (1 - share))
     theta = torch.zeros(design.shape[1]).double()
     for _ in range(_NEWTON_STEPS):
-        chance = (design @ theta).sigmoid()
-        slope = design.T @ (weight * (chance - wanted)) + ridge @ theta
-        curve = (design * (weight * chance * (1 - chance))[:, None]).T @ design + ridge
-        step = torch.linalg.solve(curve, slope)
+        probability = (design @ theta).sigmoid()
+        gradient = design.T @ (weight * (probability - labels)) + ridge @ theta
+        curvature = weight * probability * (1 - probability)
+        hessian = (design * curvature[:, None]).T @ design + ridge
+        step = torch.linalg.solve(hessian, gradient)
         theta = theta - step
-        if step.abs().max() < _SETTLED:
+        if step.abs().max() < _NEWTON_TOLERANCE:
             break
     return theta[:-1] / spread
 
 
-def _balanced_accuracy(scores: Tensor, above: Tensor) -> float | None:
-    positive, negative = scores[above], scores[~above]
+def _control_for_gender(
+    sample: _Sample,
+    gender: int,
+    directions: Tensor,
+    scorers: Tensor,
+    mirror_signs: Tensor,
+    effects: Tensor,
+) -> Tensor:
+    """Directions (A, D), with gender controlled for where mostly one gender has the attribute.
+
+    Otherwise a direction of glasses, which more men wear, would make faces more male. Such a
+    direction becomes the mean of the differences within each gender, weighted by the numbers of
+    faces (direct standardisation in epidemiology), if both genders have enough faces with and
+    without the attribute. It is scaled to the `effects` (A, 1) on the score, w·d, of the direction
+    that it replaces. `gender` is the column of the gender label.
+    """
+    labels = sample.labels.where(sample.is_training, torch.nan)
+
+    def mean_latents(is_chosen: Tensor) -> Tensor:
+        """Means (A, D) of both sides of the faces that are chosen (N, A) for each attribute."""
+        chosen = is_chosen.double()
+        sums = chosen.T @ sample.latents + mirror_signs[:, None] * (chosen.T @ sample.mirrored)
+        return sums / (2 * chosen.sum(0).clamp_min(1))[:, None]
+
+    is_of_gender = torch.stack([labels[:, gender] == label for label in (0, 1)])
+    has = [(labels == 1) & rows[:, None] for rows in is_of_gender]
+    lacks = [(labels == 0) & rows[:, None] for rows in is_of_gender]
+    differences = [mean_latents(a) - mean_latents(b) for a, b in zip(has, lacks, strict=True)]
+    shares = is_of_gender.double().mean(1)
+    weights = shares / shares.sum().clamp_min(_EPSILON)
+    within = weights[0] * differences[0] + weights[1] * differences[1]
+
+    num_with, num_without = (
+        torch.stack([c.double().sum(0) for c in part]) for part in (has, lacks)
+    )
+    is_enough = torch.minimum(num_with, num_without).amin(0) >= _MIN_PER_GENDER
+    is_lopsided = num_with.amax(0) > _MAX_GENDER_SHARE * num_with.sum(0)
+    within_effects = (scorers * within).sum(1, keepdim=True)
+    is_usable = ~sample.is_continuous & (within_effects > _EPSILON)[:, 0]
+    scaled = within * effects / within_effects.clamp_min(_EPSILON)
+    return torch.where((is_enough & is_lopsided & is_usable)[:, None], scaled, directions)
+
+
+def _assess(sample: _Sample, scorers: Tensor, methods: Sequence[Method]) -> list[Attribute]:
+    """Attributes with their training counts, and their figures on held-out faces."""
+    # a label above the threshold counts as having the attribute; a score above 0 predicts it
+    threshold = torch.where(sample.is_continuous, sample.mean, 0.5)
+    mean_latents = sample.known.T @ sample.latents / sample.count[:, None]
+    offsets = (scorers * mean_latents).sum(1)
+    scores = sample.latents @ scorers.T - offsets - (threshold - sample.mean) / sample.unit
+    is_measured = ~sample.labels.isnan() & ~sample.is_training
+    attributes = []
+    for i, name in enumerate(sample.names):
+        is_positive, rows = sample.labels[:, i] > threshold[i], is_measured[:, i]
+        num_positives = int((is_positive & sample.known[:, i].bool()).sum())
+        attributes.append(
+            Attribute(
+                name,
+                num_positives,
+                num_negatives=int(sample.count[i]) - num_positives,
+                accuracy=_balanced_accuracy(scores[rows, i], is_positive[rows]),
+                correlation=_correlation(scores[rows, i], sample.labels[rows, i]),
+                continuous=bool(sample.is_continuous[i]),
+                unit=float(sample.unit[i]),
+                method=methods[i],
+            )
+        )
+    return attributes
+
+
+def _balanced_accuracy(scores: Tensor, is_positive: Tensor) -> float | None:
+    """Mean of the true positive and true negative rates; None if there are faces of one kind only."""
+    positive, negative = scores[is_positive], scores[~is_positive]
     if not len(positive) or not len(negative):
         return None
     return float(((positive > 0).double().mean() + (negative <= 0).double().mean()) / 2)
 
 
 def _correlation(scores: Tensor, labels: Tensor) -> float | None:
-    if len(scores) < 2 or scores.std() == 0 or labels.std() == 0:  # noqa: PLR2004 - a line needs two
+    """Pearson's correlation coefficient; None where it is undefined."""
+    if len(scores) < 2 or scores.std() == 0 or labels.std() == 0:  # noqa: PLR2004 - needs two points
         return None
     return float(torch.corrcoef(torch.stack([scores, labels]))[0, 1])
 
 
-# ---------------------------------------------------------------- editing
-
-
-def edit_directions(
-    directions: Tensor, scorers: Tensor, edited: Sequence[int], kept: Sequence[int] = ()
-) -> Tensor:
-    """η (E, D): each moves the score of its own attribute by 1 and those of all others not at all.
-
-    `directions` and `scorers` are (A, D); others are those edited along with it, and `kept`. With
-    one edited and none kept, η is the plain direction. Raises `UsageError` where attributes are so
-    alike that one cannot move without the other.
-    """
-    rows, device = [*edited, *kept], directions.device
-    # not every device has float64
-    directions, scorers = directions[rows].cpu().double(), scorers[rows].cpu().double()
-    effects = directions @ scorers.T  # on the score of column j, of going along row i
-    found, info = torch.linalg.inv_ex(effects)
-    etas = found[: len(edited)] @ directions
-    lengths = etas.norm(dim=1) / directions[: len(edited)].norm(dim=1)
-    if int(info) or not bool((lengths < _LONGEST).all()):
-        msg = "the attributes to edit and to keep are too alike to be told apart; keep fewer with --keep"
-        raise UsageError(msg)
-    plain: Tensor = etas.float().to(device)
-    return plain
+# ---------------------------------------------------------------- learned attributes
 
 
 def core_attributes(attributes: Sequence[Attribute]) -> list[int]:
-    """Which are what people ask for first: gender, age, smile and glasses, as far as there are."""
+    """Indices of gender, age, smile and glasses, those that people ask for first, if present."""
     names = [attribute.name for attribute in attributes]
     return [match[0] for word in _CORE if (match := exact_match(word, names))]
 
 
-def kept_by_default(attributes: Sequence[Attribute], edited: Sequence[int]) -> list[int]:
-    """Which attributes an edit holds still: gender, age, smile and glasses, as far as there are.
-
-    Where an edited one was learned by the paper's plain means, none are.
-    """
-    if any(attributes[i].method == "mean" for i in edited):
-        return []
-    return [i for i in core_attributes(attributes) if i not in edited]
-
-
 def correlations(scorers: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Spreads (A,) of the scores over training faces, in α, and their correlations (A, A)."""
+    """Standard deviations (A,) of the scores over training faces, in α, and correlations (A, A)."""
     joint = scorers @ covariance @ scorers.T
     spreads = joint.diag().sqrt()
-    return spreads, joint / (spreads[:, None] * spreads).clamp_min(_TINY)
+    return spreads, joint / (spreads[:, None] * spreads).clamp_min(_EPSILON)

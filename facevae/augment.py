@@ -1,8 +1,8 @@
-"""Faces changed a little in place and light, and by how much: more of each for a prior to learn of.
+"""Small random changes of faces in geometry and colour, as training data for a prior.
 
-As in Karras et al. 2020 (Training Generative Adversarial Networks with Limited Data) they are
-changed; as in Karras et al. 2022, section 5, what learns of them is told how, so that it can be
-asked for faces that are as they were.
+The changes follow Karras et al. 2020 (Training Generative Adversarial Networks with Limited Data).
+As in Karras et al. 2022, section 5, the model is conditioned on them, so that it can then be asked
+for unchanged faces.
 """
 
 import math
@@ -11,38 +11,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-NUM_CHANGES = 7
-NUM_CHANGED = 4  # times that each training face is changed for a flow, in another way each
-# what one of each change is: of the side, moved right and down; in the logarithm of the size;
-# turned; brighter; in the logarithms of contrast and of saturation
+NUM_CHANGES = 7  # right, down, zoom, turn, brightness, contrast, saturation
+NUM_CHANGED = 4  # changed versions of each training face for a flow
+# Size of a change of 1: a share of the side for each of right and down, the logarithm of the size,
+# an angle; then a brightness, and the logarithms of contrast and saturation.
 _SHIFT, _ZOOM, _TURN = 0.0225, 0.05, math.radians(4)
 _BRIGHTNESS, _CONTRAST, _SATURATION = 0.07, 0.15, 0.3
-_MOST = 2.5  # of each change
-_SHARE = 0.6  # of faces that are moved, and of those whose light is changed
+_MAX_CHANGE = 2.5
+_SHARE = 0.6  # of faces that are changed in geometry, and independently in colour
 
 
-def draw_changes(count: int, draw: torch.Generator) -> Tensor:
-    """Changes (count, NUM_CHANGES), standard normal but for those that are left out, which are 0."""
-    chosen = torch.rand(count, 2, generator=draw) < _SHARE
-    chosen[:, 0] |= ~chosen.any(1)  # no face is left as it is
+def draw_changes(count: int, rng: torch.Generator) -> Tensor:
+    """Random changes (count, NUM_CHANGES): clamped standard normal, or 0 where they are left out.
+
+    Every row changes the geometry, the colour, or both.
+    """
+    chosen = torch.rand(count, 2, generator=rng) < _SHARE
+    chosen[:, 0] |= ~chosen.any(1)
     counts = torch.tensor([4, NUM_CHANGES - 4])
-    normal = torch.randn(count, NUM_CHANGES, generator=draw).clamp(-_MOST, _MOST)
+    normal = torch.randn(count, NUM_CHANGES, generator=rng).clamp(-_MAX_CHANGE, _MAX_CHANGE)
     return normal * chosen.repeat_interleave(counts, dim=1)
 
 
 def change(images: Tensor, changes: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1], each changed by its row of changes (B, NUM_CHANGES).
 
-    What comes in from beyond the edges is mirrored.
+    Pixels from beyond the edges are mirrored.
     """
-    moved = torch.where(_each(changes[:, :4].any(1)), _move(images, changes[:, :4]), images)
-    brightness, contrast, saturation = (_each(c) for c in changes[:, 4:].unbind(1))
+    is_moved = _per_image(changes[:, :4].any(1))
+    moved = torch.where(is_moved, _move(images, changes[:, :4]), images)
+    brightness, contrast, saturation = (_per_image(c) for c in changes[:, 4:].unbind(1))
     factors = (_CONTRAST * contrast).exp(), (_SATURATION * saturation).exp()
-    return relit(moved, _BRIGHTNESS * brightness, *factors).clamp(0, 1)
+    return adjust_colours(moved, _BRIGHTNESS * brightness, *factors).clamp(0, 1)
 
 
-def relit(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Images (B, 3, H, W), colours and then light times factors, and brightness added, (B, 1, 1, 1)."""
+def adjust_colours(
+    images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
+) -> Tensor:
+    """Scale the saturation, then the contrast of images (B, 3, H, W), and add a brightness.
+
+    The contrast is that about each image's mean. The three amounts are (B, 1, 1, 1).
+    """
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * saturation
     level = images.mean((1, 2, 3), keepdim=True)
@@ -52,15 +61,16 @@ def relit(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tens
 def _move(images: Tensor, changes: Tensor) -> Tensor:
     """Move, zoom and turn images (B, 3, H, W) by changes (B, 4)."""
     across, down, zoom, turn = changes.unbind(1)
-    # where each place comes from, the image being from -1 to 1
+    # the affine map from each output place to its source, in coordinates from -1 to 1
     cosine, sine = (f(_TURN * turn) / (_ZOOM * zoom).exp() for f in (torch.cos, torch.sin))
     rows = [[cosine, -sine, -2 * _SHIFT * across], [sine, cosine, -2 * _SHIFT * down]]
-    origin = torch.stack([torch.stack(row, 1) for row in rows], 1)
-    grid = functional.affine_grid(origin, list(images.shape), align_corners=False)
-    # MPS has no such sampling in all of torch's releases
-    where = torch.device("cpu") if images.device.type == "mps" else images.device
+    source = torch.stack([torch.stack(row, 1) for row in rows], 1)
+    grid = functional.affine_grid(source, list(images.shape), align_corners=False)
+    # not all releases of torch have this sampling on MPS
+    device = torch.device("cpu") if images.device.type == "mps" else images.device
     moved = functional.grid_sample(
-        *(images.to(where), grid.to(where)),
+        images.to(device),
+        grid.to(device),
         mode="bicubic",
         padding_mode="reflection",
         align_corners=False,
@@ -68,6 +78,6 @@ def _move(images: Tensor, changes: Tensor) -> Tensor:
     return moved.to(images.device)
 
 
-def _each(values: Tensor) -> Tensor:
-    """Values (B,) as they go with images: (B, 1, 1, 1)."""
+def _per_image(values: Tensor) -> Tensor:
+    """Values (B,) in a shape that broadcasts with images: (B, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)

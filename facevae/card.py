@@ -1,4 +1,4 @@
-"""A model's page on the Hub in words and figures, from what its file says of itself."""
+"""A model's card on the Hub: Markdown generated from the model file's own metadata."""
 
 import re
 import shlex
@@ -8,19 +8,19 @@ from typing import Any
 
 from facevae.attributes import core_attributes
 from facevae.bundle import Bundle
-from facevae.errors import UsageError
-from facevae.files import digest
+from facevae.errors import Argument, UsageError
+from facevae.files import dictionary, digest
 from facevae.model import num_parameters
 
 CARD, LICENSE = "README.md", "LICENSE"
 LIBRARY = "facevae"
-# the pictures that the card shows
+# pictures that the card shows
 SAMPLES, MORPH, ATTRIBUTES = (f"pictures/{name}.png" for name in ("samples", "morph", "attributes"))
 NUM_SAMPLES, NUM_MORPHED = 32, 8
 ALPHAS = tuple(i / 2 for i in range(-3, 4))
 _MARK = re.compile(r"\n<!-- by facevae push, ([0-9a-f]{16}); .* -->\s*\Z")
 
-# what a figure of the provenance is called and how it is written; others keep their names
+# figure in the provenance → its name on the card and its format; other figures keep their names
 _FIGURES = {
     "psnr": ("PSNR", "{:.2f} dB"),
     "mse": ("mean squared error, pixels in [0, 1]", "{:.5f}"),
@@ -35,36 +35,36 @@ _FIGURES = {
 
 @dataclass(frozen=True)
 class Licence:
-    """On what terms a model is published: an identifier of the Hub's list, or terms in words."""
+    """The terms a model is published on: an identifier of the Hub's list, or terms in words."""
 
     identifier: str
     terms: str = ""
 
     @property
     def is_in_words(self) -> bool:
-        """Whether the terms are no published licence, so that they go along with the model."""
+        """Whether the terms are not a published licence, so that their text is published too."""
         return self.identifier == "other"
 
 
 def licence_of(bundle: Bundle, identifier: str | None = None) -> Licence:
-    """The licence asked for, else the terms that the model carries, else an unknown one.
+    """The licence `identifier`, else the terms that the model carries, else an unknown licence.
 
-    Raises `UsageError` for what cannot be an identifier.
+    Raises `UsageError` for an invalid identifier.
     """
     terms = str(bundle.provenance.get("terms") or "").strip()
     if identifier is None:
         return Licence("other" if terms else "unknown", terms)
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", identifier):
-        msg = f"--license {identifier}: must be an identifier of the Hub's, as mit or cc-by-nc-4.0"
-        raise UsageError(msg)
+        reason = ": must be an identifier of the Hub's, as mit or cc-by-nc-4.0"
+        raise UsageError(Argument("license", identifier), reason)
     if identifier == "other" and not terms:
-        msg = "--license other: the model carries no terms (`facevae train --terms`) that it could mean"
-        raise UsageError(msg)
+        reason = ": the model carries no terms (`facevae train --terms`) that it could mean"
+        raise UsageError(Argument("license", identifier), reason)
     return Licence(identifier, terms)
 
 
 def is_unchanged(card: str) -> bool:
-    """Whether that is a card which `write_card` wrote and nobody has changed since."""
+    """Whether a card was written by `write_card` and not changed since."""
     match = _MARK.search(card.replace("\r\n", "\n"))
     return match is not None and match[1] == _fingerprint(match.string[: match.start()])
 
@@ -74,7 +74,7 @@ def _fingerprint(text: str) -> str:
 
 
 def shown_attributes(bundle: Bundle, count: int = 4) -> list[int]:
-    """Those that people ask for first, then those that the model tells apart best on held-out faces."""
+    """Indices of the attributes to show: the common ones, then those with the best held-out accuracy."""
     core = core_attributes(bundle.attributes)
     accuracies = [a.accuracy or 0.0 for a in bundle.attributes]
     others = sorted(set(range(len(accuracies))) - set(core), key=lambda i: (-accuracies[i], i))
@@ -84,9 +84,9 @@ def shown_attributes(bundle: Bundle, count: int = 4) -> list[int]:
 def write_card(
     bundle: Bundle, repository: str, licence: Licence, seeds: Sequence[int] = (0, 1)
 ) -> str:
-    """The card as Markdown with the Hub's metadata, from what the model's file says of itself.
+    """The card as Markdown, headed by the Hub's metadata.
 
-    `seeds` are those of its morph, and the first that of its edits.
+    `seeds` are the two of the morph; the first is also that of the edits.
     """
     parts = [
         _header(repository, licence),
@@ -187,7 +187,9 @@ def _training(provenance: Mapping[str, Any]) -> str:
         "faces trained on": _number(provenance.get("num_train")),
         "faces held out": _number(provenance.get("num_held_out")),
         "epochs": _number(provenance.get("epochs")),
-        "epochs of the decoder's finish": _number(_mapping(provenance.get("finish")).get("epochs")),
+        "epochs of the decoder's finish": _number(
+            dictionary(provenance.get("finish")).get("epochs")
+        ),
         "preset": provenance.get("preset"),
         "began with": provenance.get("init"),
         "device": provenance.get("device"),
@@ -268,13 +270,9 @@ def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 
 def _plain(value: object) -> str:
-    """Any value as one line of text in which Markdown and HTML mean nothing."""
+    """A value as one line of text, with Markdown and HTML escaped."""
     line = " ".join(str(value).split())
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", line)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _items(value: object) -> list[object]:

@@ -1,28 +1,31 @@
-"""What a model and a run are made of: frozen values, checked when made, and the presets."""
+"""Settings of models and trainings: immutable, checked when created; and the presets."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-from facevae.errors import UsageError
+from facevae.errors import Argument, UsageError
 
 PriorKind = Literal["flow", "gaussian", "normal"]
 StageName = Literal["vae", "prior", "finish"]
-STAGES: tuple[StageName, ...] = get_args(StageName)  # in their order
-_TIME: dict[StageName, float] = {"vae": 0.55, "prior": 0.15, "finish": 0.3}  # shares of --max-time
+STAGES: tuple[StageName, ...] = get_args(StageName)  # in the order of a training
+# of `max_seconds`
+_TIME_SHARES: dict[StageName, float] = {"vae": 0.55, "prior": 0.15, "finish": 0.3}
 SIZES = (32, 64, 128, 256)
 MAX_LATENT_DIM = 8192
-_GUIDED_UNTIL = 0.4  # of a flow's way: guided to its end, samples are further from faces
+# time in a new flow at which guidance ends: guided to the end, samples are less like faces
+_GUIDED_UNTIL = 0.4
 MAX_GUIDANCE = 10.0
 MAX_SEED = 2**63 - 1
-# that samples are made with, and all else, which is to be true to its faces
+# texture of samples, and of everything else, which should be true to given faces
 WHOLE_TEXTURE, TRUE_TEXTURE = 1.0, 0.0
 
 
-def _require(holds: object, message: str) -> None:
+def _require(holds: object, *message: Argument | str) -> None:
+    """Raise `UsageError` with this message unless the condition holds."""
     if not holds:
-        raise UsageError(message)
+        raise UsageError(*message)
 
 
 def _is_count(value: object, low: int, high: int) -> bool:
@@ -35,10 +38,10 @@ def _is_real(value: object) -> bool:
 
 @dataclass(frozen=True)
 class _Record:
-    """A frozen value that goes to and from JSON by its own field names."""
+    """An immutable dataclass that can be converted to and from JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of JSON values."""
+        """A dictionary of JSON values, by field name."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -53,9 +56,9 @@ class _Record:
 
 @dataclass(frozen=True)
 class ModelConfig(_Record):
-    """The network. `size` is in pixels; `filters` are the encoder's channels, outermost first.
+    """The network. `size` is in pixels; `filters` are the encoder's channels, from the image inwards.
 
-    `residual_blocks` counts those at each level; 0 is the paper's plain network.
+    `residual_blocks` is the number of them at each level; 0 is the paper's plain network.
     """
 
     size: int = 128
@@ -65,14 +68,16 @@ class ModelConfig(_Record):
     residual_blocks: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no network can be built from."""
+        """Check the values. Raises `UsageError`."""
         _require(
             isinstance(self.size, int) and self.size in SIZES,
-            f"--size {self.size}: must be 32, 64, 128 or 256",
+            Argument("size", self.size),
+            ": must be 32, 64, 128 or 256",
         )
         _require(
             _is_count(self.latent_dim, 1, MAX_LATENT_DIM),
-            f"--latent-dim {self.latent_dim}: must be 1 to {MAX_LATENT_DIM}",
+            Argument("latent_dim", self.latent_dim),
+            f": must be 1 to {MAX_LATENT_DIM}",
         )
         _require(
             isinstance(self.filters, tuple)
@@ -82,7 +87,8 @@ class ModelConfig(_Record):
         )
         _require(
             _is_real(self.dropout) and 0 <= self.dropout < 1,
-            f"--dropout {self.dropout}: must be at least 0 and less than 1",
+            Argument("dropout", self.dropout),
+            ": must be at least 0 and less than 1",
         )
         _require(
             _is_count(self.residual_blocks, 0, 16),
@@ -90,22 +96,22 @@ class ModelConfig(_Record):
         )
         _require(
             not (self.residual_blocks and self.dropout),
-            f"--dropout {self.dropout}: residual networks have none",
+            Argument("dropout", self.dropout),
+            ": residual networks have none",
         )
 
     @property
     def num_pixels(self) -> int:
-        """Numbers in one image: 3 · size · size."""
+        """Number of values in an image: 3 · size · size."""
         return 3 * self.size * self.size
 
 
 @dataclass(frozen=True)
 class PriorConfig(_Record):
-    """What the latents are distributed like: `width` and `blocks` are a flow's, else 0.
+    """The prior over the latents. `width` and `blocks` are the size of a flow's network, else 0.
 
-    A flow is `residual` where its network gives only what sets latents off from one Gaussian, and
-    `guidance` is how far its samples go from that Gaussian to what was learned: 1 is as far. Only
-    before the time `guided_until` is it another than 1.
+    The network of a `residual` flow learns the difference from one Gaussian. `guidance` scales what
+    the flow learned beyond that Gaussian, 1 being unchanged, before the time `guided_until`.
     """
 
     kind: PriorKind = "normal"
@@ -116,7 +122,7 @@ class PriorConfig(_Record):
     guided_until: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what no prior can be built from."""
+        """Check the values. Raises `UsageError`."""
         _require(
             self.kind in get_args(PriorKind),
             f"prior {self.kind}: must be one of {get_args(PriorKind)}",
@@ -145,13 +151,13 @@ class TrainConfig(_Record):
     """The training. `r_loss_factor` None is the calibrated likelihood (`--r-loss-factor auto`).
 
     `kl_weight` 0 is a plain autoencoder: no KL divergence, and the latent is the mean.
-    `ema_images` is the half-life of the averaged weights in images, 0 for none; `warm_up_images`
-    are those over which the learning rate rises, and `cool_down` is the share of the training at
-    its end over which it falls to zero. `prior_epochs` counts passes over the latents when a flow
-    is fitted, `finish_epochs` passes over the faces when the decoder is finished, and
-    `finish_weight` says how much discriminators count then; with `perceptual`, LPIPS counts
-    too. `max_seconds` are for all `stages`
-    together, in place of epochs.
+    `ema_images` is the half-life of the averaged weights in images, 0 for no average.
+    `warm_up_images` is the number of images over which the learning rate rises; `cool_down` is the
+    share of the training, at its end, over which it falls to zero. `prior_epochs` is the number of
+    passes over the latents in the fit of a flow, and `finish_epochs` that of passes over the faces
+    in the finish of the decoder. `finish_weight` is the weight of the discriminators in the finish;
+    `perceptual` adds LPIPS to its loss. `max_seconds` is the time of all `stages` together, and
+    takes the place of epochs.
     """
 
     stages: tuple[StageName, ...] = ("vae", "prior")
@@ -174,27 +180,30 @@ class TrainConfig(_Record):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no training can be made of."""
-        for option, value, low in (
-            ("--epochs", self.epochs, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--prior-epochs", self.prior_epochs, 1),
-            ("--finish-epochs", self.finish_epochs, 1),
-            ("--ema-images", self.ema_images, 0),
-            ("--warm-up-images", self.warm_up_images, 0),
-            ("--seed", self.seed, 0),
+        """Check the values. Raises `UsageError`."""
+        for name, value, low in (
+            ("epochs", self.epochs, 1),
+            ("batch_size", self.batch_size, 1),
+            ("prior_epochs", self.prior_epochs, 1),
+            ("finish_epochs", self.finish_epochs, 1),
+            ("ema_images", self.ema_images, 0),
+            ("warm_up_images", self.warm_up_images, 0),
+            ("seed", self.seed, 0),
         ):
             _require(
                 _is_count(value, low, MAX_SEED),
-                f"{option} {value}: must be a whole number from {low}, below 2^63",
+                Argument(name, value),
+                f": must be a whole number from {low}, below 2^63",
             )
         _require(
             _is_real(self.learning_rate) and self.learning_rate > 0,
-            f"--learning-rate {self.learning_rate}: must be more than 0",
+            Argument("learning_rate", self.learning_rate),
+            ": must be more than 0",
         )
         _require(
             self.r_loss_factor is None or (_is_real(self.r_loss_factor) and self.r_loss_factor > 0),
-            f"--r-loss-factor {self.r_loss_factor}: must be more than 0, or auto",
+            Argument("r_loss_factor", self.r_loss_factor),
+            ": must be more than 0, or auto",
         )
         _require(
             _is_real(self.kl_weight) and self.kl_weight >= 0,
@@ -202,7 +211,8 @@ class TrainConfig(_Record):
         )
         _require(
             self.prior in get_args(PriorKind),
-            f"--prior {self.prior}: must be one of {', '.join(get_args(PriorKind))}",
+            Argument("prior", self.prior),
+            f": must be one of {', '.join(get_args(PriorKind))}",
         )
         PriorConfig("flow", self.prior_width, self.prior_blocks)
         self._check_stages()
@@ -211,11 +221,13 @@ class TrainConfig(_Record):
         is_chosen = isinstance(self.stages, tuple) and len(self.stages) > 0
         _require(
             is_chosen and self.stages == tuple(s for s in STAGES if s in self.stages),
-            f"--stages {self.stages}: must be some of {', '.join(STAGES)}, in that order",
+            Argument("stages", self.stages),
+            f": must be some of {', '.join(STAGES)}, in that order",
         )
         _require(
             self.max_seconds is None or (_is_real(self.max_seconds) and self.max_seconds > 0),
-            f"--max-time {self.max_seconds}: max_seconds must be more than 0",
+            Argument("max_seconds", self.max_seconds),
+            ": must be more than 0",
         )
         _require(
             _is_real(self.cool_down) and 0 <= self.cool_down <= 1,
@@ -223,25 +235,29 @@ class TrainConfig(_Record):
         )
         _require(
             _is_real(self.finish_weight) and self.finish_weight >= 0,
-            f"--finish-weight {self.finish_weight}: must be 0 or more",
+            Argument("finish_weight", self.finish_weight),
+            ": must be 0 or more",
         )
         _require(
-            isinstance(self.perceptual, bool), f"--perceptual {self.perceptual}: must be yes or no"
+            isinstance(self.perceptual, bool),
+            Argument("perceptual", self.perceptual),
+            ": must be yes or no",
         )
 
     def seconds_for(self, stage: StageName) -> float | None:
-        """The part of `max_seconds` that a stage has; None where epochs count.
+        """The part of `max_seconds` for a stage; None without `max_seconds`.
 
-        Of the stages that are chosen, and that take steps, each has its usual share.
+        The time is divided in fixed proportions among the chosen stages that take steps.
         """
         if self.max_seconds is None:
             return None
         timed = [s for s in self.stages if s != "prior" or self.prior == "flow"]
-        return self.max_seconds * _TIME[stage] / sum(_TIME[s] for s in {*timed, stage})
+        total = sum(_TIME_SHARES[s] for s in {*timed, stage})
+        return self.max_seconds * _TIME_SHARES[stage] / total
 
     @property
     def prior_config(self) -> PriorConfig:
-        """The prior that this training ends with."""
+        """The prior that this training fits, before its guidance is chosen."""
         if self.prior != "flow":
             return PriorConfig(self.prior)
         return PriorConfig(
@@ -255,7 +271,7 @@ class TrainConfig(_Record):
 
 @dataclass(frozen=True)
 class Preset:
-    """A network and a training that belong together, and a line on what they are for."""
+    """A network and a training for it, with a one-line summary of their use."""
 
     model: ModelConfig
     train: TrainConfig
@@ -305,8 +321,7 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name. Raises `UsageError`."""
+    """The preset with this name. Raises `UsageError`."""
     if name not in PRESETS:
-        msg = f"--preset {name}: must be one of {', '.join(PRESETS)}"
-        raise UsageError(msg)
+        raise UsageError(Argument("preset", name), f": must be one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""What users see: results on stdout, talk and progress on stderr. The only module that uses rich."""
+"""User output: results on stdout, messages and progress on stderr. The only module to use rich."""
 
 import atexit
 import json
@@ -23,54 +23,59 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-_SECONDS_A_LINE = 30.0
-_BETWEEN = " · "  # the parts of a note, which may stand on lines of their own
-_BAR_WIDTH, _BESIDE_BAR = 40, 45  # columns: of a bar, and of what stands beside it
-_GAP = 2  # columns between those of a table
+_SECONDS_PER_LINE = 30.0  # between two lines of progress where there is no terminal
+_SEPARATOR = " · "  # of the parts of a note, where it may be broken into lines
+_BAR_WIDTH, _BESIDE_BAR = 40, 45  # in characters: of a bar, and of the text beside it
+_GAP = 2  # characters between two columns of a table
 
 
 def is_heard() -> bool:
-    """Whether this process may talk: of several that `torchrun` started, the first one."""
+    """Whether this process writes messages: of those that `torchrun` started, only the first."""
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """`1 face`, `2 faces`: so many of something, whose plural is `many` or ends in s."""
+    """A count with its noun: `1 face`, `2 faces`; the plural is `many`, or `one` with an s."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 class Console:
-    """Talks to the user; `quiet` leaves only warnings, errors and results, `as_json` one object."""
+    """Writes to the user.
 
-    # there is one terminal, so there is one set of bars, which any console can take down
+    With `quiet` only warnings, errors and results are written. With `as_json` the result is one
+    JSON object.
+    """
+
+    # there is one terminal, hence one set of bars, which any console can remove
     _progress: ClassVar[Progress | None] = None
     _tasks: ClassVar[dict[str, TaskID]] = {}
-    is_quiet: ClassVar[bool] = False  # as the last one was
+    is_quiet: ClassVar[bool] = False  # the setting of the newest console
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet or not is_heard(), as_json
         Console.is_quiet = quiet
         self._rich = RichConsole(stderr=True, highlight=False)
         self._last_line = 0.0
-        self._begun: dict[str, tuple[float, int]] = {}  # when a task was first told, and how far
+        # the time and count at the first progress of each task
+        self._begun: dict[str, tuple[float, int]] = {}
 
     def say(self, text: str) -> None:
-        """A line for people, on stderr."""
+        """Write a line on stderr, unless `quiet`."""
         if not self.quiet:
             self._rich.print(Text(text), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """A line that `quiet` does not silence, on stderr."""
+        """Write a warning on stderr, even if `quiet`."""
         if is_heard():
             self._rich.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
     def error(self, text: str) -> None:
-        """The one line that a failed command ends with, on stderr."""
+        """Write the one line that a failed command ends with, on stderr."""
         self.close()
         self._rich.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
 
     def result(self, lines: Sequence[object], values: Mapping[str, Any]) -> None:
-        """The command's result on stdout: `lines`, or `values` as one JSON object."""
+        """Write the command's result on stdout: `lines`, or `values` as one JSON object."""
         self.close()
         if self.as_json:
             sys.stdout.write(json.dumps(values, indent=2) + "\n")
@@ -79,16 +84,16 @@ class Console:
         sys.stdout.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """A table on stdout; columns of numbers stand to the right, and what is None is a dash.
+        """Write a table on stdout; columns of numbers are right-aligned, and None is a dash.
 
-        Cells are broken between words. Where even so there is too little room, every row becomes
-        a paragraph of its own. Where there is no terminal, no line is broken.
+        Cells that are too wide are broken between words. If there is still too little room, each
+        row becomes a paragraph. If stdout is no terminal, no line is broken.
         """
         self.close()
         cells = [[_cell(value) for value in row] for row in rows]
-        columns_of = [[name, *(row[i] for row in cells)] for i, name in enumerate(columns)]
-        natural = [max(map(_width, texts)) for texts in columns_of]
-        least = [natural[0], *(max(map(_longest_word, texts)) for texts in columns_of[1:])]
+        texts_by_column = [[name, *(row[i] for row in cells)] for i, name in enumerate(columns)]
+        natural = [max(map(_width, texts)) for texts in texts_by_column]
+        least = [natural[0], *(max(map(_longest_word, texts)) for texts in texts_by_column[1:])]
         console = RichConsole(highlight=False)
         if not (console.is_terminal or "COLUMNS" in os.environ):
             console.width = max(console.width, sum(natural) + _GAP * len(natural))
@@ -114,9 +119,9 @@ class Console:
         console.print(table)
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
-        """A bar with `note` below it on a terminal; elsewhere a line now and then.
+        """Show progress: on a terminal a bar with `note` below it, elsewhere a line now and then.
 
-        Where a line has no room for all of `note`, it is broken at " · ".
+        A note that is too long for the terminal's width is broken at " · ".
         """
         if self.quiet:
             return
@@ -132,18 +137,18 @@ class Console:
                 console=self._rich,
             )
             Console._progress.start()
-            atexit.register(self.close)  # whatever happens, the terminal gets its cursor back
+            atexit.register(self.close)  # so that the terminal always gets its cursor back
         bars = Console._progress
         if task not in self._tasks:
             for earlier in self._tasks.values():
-                bars.update(earlier, visible=False)  # one bar at a time, so that it has room
+                bars.update(earlier, visible=False)  # one bar at a time
             self._tasks[task] = bars.add_task(task, total=total, completed=done, note=note)
         bars.update(self._tasks[task], completed=done, total=total, note=note)
 
     def _line(self, task: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         begun, first = self._begun.setdefault(task, (now, done))
-        if now - self._last_line <= _SECONDS_A_LINE and done != total:
+        if now - self._last_line <= _SECONDS_PER_LINE and done != total:
             return
         self._last_line = now
         left = ""
@@ -153,7 +158,7 @@ class Console:
 
     @classmethod
     def close(cls) -> None:
-        """Take down the bars, so that what follows stands below them."""
+        """Remove the bars, so that later output appears below them."""
         if cls._progress is not None:
             cls._progress.stop()
             cls._progress = None
@@ -161,31 +166,31 @@ class Console:
 
 
 class _Bars(Progress):
-    """The bars, each with its note below, in as many lines as the terminal's width asks for."""
+    """Progress bars, each with its note below, broken into lines that fit the terminal."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
             if task.visible and task.fields["note"]:
-                lines = packed(task.fields["note"].split(_BETWEEN), self.console.width)
+                lines = packed(task.fields["note"].split(_SEPARATOR), self.console.width)
                 yield Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
 
 
 def packed(parts: Sequence[str], width: int) -> list[str]:
-    """The parts in lines of up to `width` columns, none of them broken."""
+    """Join the parts into lines of up to `width` characters; no part is broken."""
     lines: list[str] = []
     for part in parts:
-        if lines and len(lines[-1]) + len(_BETWEEN) + len(part) <= width:
-            lines[-1] += _BETWEEN + part
+        if lines and len(lines[-1]) + len(_SEPARATOR) + len(part) <= width:
+            lines[-1] += _SEPARATOR + part
         else:
             lines.append(part)
     return lines
 
 
 def fitted(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
-    """Widths of a table's columns, between `least` and `natural`; None if there is too little room.
+    """Widths of a table's columns, each between `least` and `natural`; None if `room` is too small.
 
-    Columns that need the least more are widened first, so that few cells are broken.
+    Columns that need the fewest extra characters are widened first, so that few cells are broken.
     """
     spare = room - sum(least)
     if spare < 0:
@@ -198,7 +203,7 @@ def fitted(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]
 
 
 def duration(seconds: float) -> str:
-    """`1 h 02 min`, `3 min 05 s` or `12 s`."""
+    """A time span as `1 h 02 min`, `3 min 05 s` or `12 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -217,7 +222,7 @@ def _width(text: str) -> int:
 
 
 def _longest_word(text: str) -> int:
-    # a word is never broken, nor is it parted from its line's indentation
+    # a word is never broken, nor separated from the indentation of its line
     return max(
         (
             cell_len(line) - cell_len(line.lstrip()) + max(map(cell_len, line.split()), default=0)
@@ -228,7 +233,7 @@ def _longest_word(text: str) -> int:
 
 
 def _paragraph(columns: Sequence[str], cells: Sequence[str]) -> str:
-    """A row of a table as lines: the first cell, then the others below it, by their columns."""
+    """A row of a table as lines: the first cell, then the others with their columns' names."""
     lines = [cells[0]]
     for column, cell in zip(columns[1:], cells[1:], strict=True):
         text = cell.replace("\n", "\n    " if column else "\n  ")

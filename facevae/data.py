@@ -1,4 +1,4 @@
-"""Pictures of faces → a cache of pixels, mapped into memory."""
+"""Load a data set of faces from a cache of converted pixels, mapped into memory."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,18 +14,23 @@ from facevae.errors import DataError
 from facevae.files import cache_folder, digest, locked, read_json, size_bytes
 from facevae.hub_files import HubFile, Unreachable
 from facevae.images import Pixels
-from facevae.pictures import Source, find_data, leads_nowhere, place_of
+from facevae.pictures import Source, find_data, is_broken_link, no_pictures, place_of
 from facevae.tables import File
 
 Rows = npt.NDArray[np.int64]
 
 HELD_OUT_ONE_IN = 12
-_LAYOUT = 2  # of a cache folder; a change of how pixels are made or stored makes another key
+_LAYOUT = 2  # version of the cache format: part of the key, so raise it when the pixels change
 
 
 @dataclass(frozen=True)
 class Faces:
-    """Converted faces: `pixels` (N, size, size, 3) is mapped from the cache, not loaded."""
+    """A converted data set, split into training and held-out faces.
+
+    `pixels` (N, size, size, 3) is mapped from the cache, not loaded. `stems` has a name for each of
+    its rows. `train` and `held_out` are row numbers. `skipped` has a line for each picture that
+    could not be read. `fingerprint` identifies the names and pixels of the readable faces.
+    """
 
     pixels: Pixels
     stems: list[str]
@@ -36,17 +41,17 @@ class Faces:
 
     @property
     def size(self) -> int:
-        """Side of the faces in pixels."""
+        """The side of a face in pixels."""
         return int(self.pixels.shape[1])
 
 
 def is_held_out(stem: str) -> bool:
-    """Whether a face of this name never trains anything: one in twelve, wherever it is stored."""
+    """Whether a face is held out of all training: one in twelve, chosen by its name alone."""
     return int(digest(stem)[:15], 16) % HELD_OUT_ONE_IN == 0
 
 
 def faces_cache(cache: Path | None = None) -> Path:
-    """The folder that holds converted data sets."""
+    """The folder in the cache that holds converted data sets."""
     return (cache or cache_folder()) / "faces"
 
 
@@ -57,12 +62,12 @@ def load_faces(
     cache: Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Faces:
-    """The faces in `sources` at `size` pixels, converted now or before.
+    """Load the faces in `sources` at `size` pixels, converting them unless the cache has them.
 
-    Each picture's largest centred square is scaled to `size`. What cannot be read is left out and
-    listed in `skipped`. An interrupted conversion goes on where it stopped. What was converted
-    from the Hub before will do where the Hub cannot be reached. Raises `DataError` when there is
-    nothing to train on.
+    Each picture's largest centred square is scaled to `size`. Pictures that cannot be read are
+    left out and listed in `skipped`. An interrupted conversion resumes where it stopped. If the Hub
+    cannot be reached, the last conversion of the same sources is used. Raises `DataError` if there
+    is nothing to train on.
     """
     try:
         files = find_data(sources)
@@ -71,26 +76,24 @@ def load_faces(
             return _load(earlier)
         raise
     if not files:
-        named = ", ".join(map(str, sources))
-        msg = f"{named}: no pictures in there; name a folder of PNG, JPEG or WebP files, .tar shards or Parquet"
-        raise DataError(msg)
+        raise DataError(no_pictures(sources))
     folder, is_done = converted(files, size, cache)
     if not is_done:
         with locked(folder, "this cache", "--cache-dir"):
-            if not converted(files, size, cache)[1]:  # by another, meanwhile
+            if not converted(files, size, cache)[1]:  # unless another process just did
                 convert_pictures(files, sources, size, folder, progress)
     return _load(folder)
 
 
 def _load(folder: Path) -> Faces:
     index = read_json(folder / INDEX)
-    # copy-on-write: nobody writes to it, but torch warns of memory that nobody may write to
+    # copy-on-write, since torch warns about read-only memory; nothing is ever written to it
     pixels = np.load(folder / "pixels.npy", mmap_mode="c")
     return _split(pixels, index)
 
 
 def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Faces | None:
-    """The faces of that fingerprint at `size` pixels, if they are still in the cache."""
+    """Load the faces with this fingerprint at `size` pixels; None if they are not in the cache."""
     for entry in list_cache(cache):
         if not (entry.complete and entry.size == size):
             continue
@@ -101,14 +104,17 @@ def cached_faces(fingerprint: str, size: int, cache: Path | None = None) -> Face
 
 
 def _converted_before(sources: Sequence[Source], size: int, cache: Path | None) -> Path | None:
-    """The last conversion of the same sources, whatever they held then."""
+    """The folder of the last complete conversion of the same sources, or None.
+
+    The contents of the sources may have changed since.
+    """
     places = [place_of(source) for source in sources]
     entries = [e for e in list_cache(cache) if e.complete and (e.sources, e.size) == (places, size)]
     return entries[-1].folder if entries else None
 
 
 def converted(files: Sequence[File], size: int, cache: Path | None = None) -> tuple[Path, bool]:
-    """Where these files at this size are kept, converted, and whether they are there yet."""
+    """The cache folder for these files at this size, and whether their conversion is complete."""
     folder = faces_cache(cache) / _cache_key(files, size)
     return folder, (folder / INDEX).exists()
 
@@ -117,10 +123,10 @@ def _cache_key(files: Sequence[File], size: int) -> str:
     parts = [f"{_LAYOUT} {size}"]
     for file in files:
         if isinstance(file, HubFile):
-            # in whichever commit: it is the same file
+            # without the commit: the same file may be in several
             parts.append(f"{file.repository}/{file.path}\0{file.size}\0{file.mark}")
         else:
-            status = file.lstat() if leads_nowhere(file) else file.stat()
+            status = file.lstat() if is_broken_link(file) else file.stat()
             parts.append(f"{place_of(file)}\0{status.st_size}\0{status.st_mtime_ns}")
     return digest(*parts)[:20]
 
@@ -128,22 +134,22 @@ def _cache_key(files: Sequence[File], size: int) -> str:
 def _split(pixels: Pixels, index: dict[str, Any]) -> Faces:
     stems: list[str] = index["stems"]
     kept = np.setdiff1d(np.arange(len(stems)), index["skipped_rows"])
-    held = np.array([is_held_out(stems[row]) for row in kept])
+    is_held = np.array([is_held_out(stems[row]) for row in kept])
     if len(kept) == 1:
-        msg = "only one face can be read; at least two are needed, one of them held out"
+        msg = "only one face can be read; add more pictures: one face is held out of training"
         raise DataError(msg)
-    if not held.any() or held.all():
-        # too few faces for chance: the one whose name hashes lowest is held out
+    if not is_held.any() or is_held.all():
+        # too few faces for a random split: hold out the one whose name has the lowest hash
         lowest = min(range(len(kept)), key=lambda i: digest(stems[kept[i]]))
-        held = np.arange(len(kept)) == lowest
+        is_held = np.arange(len(kept)) == lowest
     return Faces(
-        pixels, stems, kept[~held], kept[held], index["skipped"], str(index["fingerprint"])
+        pixels, stems, kept[~is_held], kept[is_held], index["skipped"], str(index["fingerprint"])
     )
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One converted data set in the cache; of one that is not complete no faces count yet."""
+    """One data set in the cache; `num_faces` is 0 until its conversion is complete."""
 
     key: str
     folder: Path
@@ -156,15 +162,15 @@ class CacheEntry:
 
 
 def list_cache(cache: Path | None = None) -> list[CacheEntry]:
-    """The converted data sets in the cache, the oldest first."""
+    """The data sets in the cache, complete or not, the oldest first."""
     entries = []
     root = faces_cache(cache)
     for folder in root.iterdir() if root.is_dir() else ():
         if not folder.is_dir():
             continue
         is_complete = (folder / INDEX).exists()
-        known = folder / (INDEX if is_complete else ABOUT)
-        index = read_json(known) if known.exists() else {}
+        file = folder / (INDEX if is_complete else ABOUT)
+        index = read_json(file) if file.exists() else {}
         entries.append(
             CacheEntry(
                 folder.name,

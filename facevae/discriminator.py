@@ -1,4 +1,4 @@
-"""What tells faces from what a decoder makes, and what it is shown of both."""
+"""The discriminator of pixels, and the augmentation of what it sees."""
 
 import math
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facevae import parallel
-from facevae.augment import relit
+from facevae.augment import adjust_colours
 
 _SMALLEST = 4  # side in pixels of the last features
-_PATCH_LEVEL = 3  # of the features, those that see patches of 28 pixels
-# times a pixel's difference from its neighbourhood, which is about 0.02 in faces, and the same of
-# the image at half the size
+_PATCH_LEVEL = 3  # the level of features whose places see patches of 28 pixels
+# Gains of a pixel's difference from its neighbourhood, which is about 0.02 in faces, and of the
+# same in the image at half the size.
 _DETAIL, _COARSER_DETAIL = 32.0, 16.0
 
 
 class Discriminator(nn.Module):
     """images (B, 3, size, size) in [0, 1] → logits (B, 1 + P), and features of each level.
 
-    The first logit is of the whole image, the others are of patches, which tell texture sooner
-    (Isola et al. 2017, section 3.2.2). Detail is given apart and amplified, as by the levels of a
-    Laplacian pyramid (Denton et al. 2015), two of them: by pixels alone it takes thousands of steps
-    until what is faint beside light and shade counts. Convolutions of stride 2 as in DCGAN (Radford
-    et al. 2016), `width` channels at first and at most 8 × as many, without norms: what keeps it
-    in check is R1.
+    The first logit is of the whole image, the others are of patches, which learn texture sooner
+    (Isola et al. 2017, section 3.2.2). Two levels of detail, as in a Laplacian pyramid (Denton et
+    al. 2015), are amplified and given as extra channels: from pixels alone it takes thousands of
+    steps until detail that is faint beside light and shade has an effect. Convolutions have stride
+    2 as in DCGAN (Radford et al. 2016), `width` channels at first and at most 8 × as many. There
+    are no norms: R1 regularises the network.
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
         self.of_whole = nn.Linear(widths[-1] * _SMALLEST**2, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits and features."""
+        """Logits (B, 1 + P), higher for faces, and features."""
         coarser = functional.interpolate(detail(functional.avg_pool2d(images, 2)), scale_factor=2.0)
         parts = [2 * images - 1, _DETAIL * detail(images), _COARSER_DETAIL * coarser]
         hidden = torch.cat(parts, 1)
@@ -56,10 +56,10 @@ class Discriminator(nn.Module):
 
 
 def detail(images: Tensor) -> Tensor:
-    """What sets each pixel off from the 3 × 3 about it: images (B, 3, H, W) → (B, 3, H, W).
+    """Difference of each pixel from the mean of the 3 × 3 about it: (B, 3, H, W) → (B, 3, H, W).
 
-    Sums of shifted images take a third of the time of `avg_pool2d` or less, and are not
-    rounded to bfloat16 as a convolution's are.
+    Sums of shifted images take at most a third of the time of `avg_pool2d`, and are not rounded to
+    bfloat16 as a convolution's are.
     """
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
     columns = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
@@ -67,26 +67,27 @@ def detail(images: Tensor) -> Tensor:
 
 
 def checkerboard_energy(images: Tensor) -> Tensor:
-    """Of a pattern that is the same in every second pixel: images (B, 3, H, W) → (B,).
+    """Energy of a pattern that repeats every second pixel: images (B, 3, H, W) → (B,).
 
-    Where four pixels are made at once, their biases make texture that costs nothing and no photo
-    has (Odena et al. 2016), and a discriminator is slow to tell it from texture. It is the mean
-    square of what the detail of each of the four is, over squares of up to 16 pixels.
+    Where four pixels are made at once, their biases make texture that costs nothing and that no
+    photo has (Odena et al. 2016), and a discriminator is slow to tell it from real texture. The
+    energy is the mean square of the detail of each of the four pixels, averaged over squares of up
+    to 16 pixels.
     """
-    of_four = functional.pixel_unshuffle(detail(images), 2)
-    return functional.avg_pool2d(of_four, min(8, of_four.shape[-1])).square().mean((1, 2, 3))
+    phases = functional.pixel_unshuffle(detail(images), 2)
+    return functional.avg_pool2d(phases, min(8, phases.shape[-1])).square().mean((1, 2, 3))
 
 
-def of_images(values: Tensor) -> Tensor:
-    """Of the whole image and of its patches (B, 1 + P), each kind counting half: (B,)."""
-    return (values[:, 0] + values[:, 1:].mean(1)) / 2
+def mean_logit(logits: Tensor) -> Tensor:
+    """Mean of the whole image's value and the mean of its patches': (B, 1 + P) → (B,)."""
+    return (logits[:, 0] + logits[:, 1:].mean(1)) / 2
 
 
-def steepness(logits: Tensor) -> Tensor:
-    """Of logits (B, 1 + P), what R1 keeps from being steep: (B,).
+def penalty_logit(logits: Tensor) -> Tensor:
+    """The combination of logits whose gradient R1 penalises: (B, 1 + P) → (B,).
 
-    Patches overlap little, so that the sum over them divided by the root of their number is as
-    steep as one of them, and the whole and they together as one of the two.
+    Patches overlap little, so that the sum over them divided by the root of their number has a
+    gradient as large as that of one of them. The same goes for the whole image and the patches.
     """
     whole, patches = logits[:, 0], logits[:, 1:]
     return (whole + patches.sum(1) / math.sqrt(patches.shape[1])) / math.sqrt(2)
@@ -94,40 +95,49 @@ def steepness(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Light changes of colour and place, alike for all that goes through it in a step.
+    """Light changes of colour and place, the same at every call.
 
-    Zhao et al. 2020: what the discriminator sees is augmented, real or made, so that it does not
-    learn its few faces by heart. `levels` (3, B, 1, 1, 1) are what is added to each image's
-    brightness, and to 1 as factors of its contrast and saturation; `moves` (2,) are how far all are
-    moved down and to the right, from 0 to twice `_reach`, which is half way. Tensors alone say what
-    is done, so that it can be recorded.
+    Zhao et al. 2020: the discriminator sees real and made images augmented, so that it does not
+    memorise its few faces. `colours` (3, B, 1, 1, 1) are added to each image's brightness, and to 1
+    as factors of its contrast and saturation. `shifts` (2,) move all images vertically and
+    horizontally; they range from 0 to twice `_max_shift`, and the middle is no shift. Tensors hold
+    everything, so that it can be recorded.
     """
 
-    levels: Tensor
-    moves: Tensor
+    colours: Tensor
+    shifts: Tensor
 
     @classmethod
-    def drawn(cls, count: int, size: int, draw: torch.Generator) -> Self:
-        """For a batch of `count` images of `size`, of which each process has its share.
+    def sample(cls, count: int, size: int, rng: torch.Generator) -> Self:
+        """Draw one for a batch of `count` images of side `size`, as this process's share.
 
-        Brightness changes by up to ±.1, contrast and saturation by up to a quarter, an image each;
-        all are moved by up to a sixteenth.
+        Brightness changes by up to ±0.1, contrast and saturation by up to a quarter, independently
+        for each image; all images are shifted by up to a sixteenth of the side.
         """
-        uniform = 2 * torch.rand(3, count, 1, 1, 1, generator=draw) - 1
-        most = torch.tensor([0.1, 0.25, 0.25]).view(3, 1, 1, 1, 1)
-        moves = torch.randint(2 * _reach(size) + 1, (2,), generator=draw)
-        return cls(uniform[:, parallel.share(count)] * most, moves)
+        uniform = 2 * torch.rand(3, count, 1, 1, 1, generator=rng) - 1
+        bounds = torch.tensor([0.1, 0.25, 0.25]).view(3, 1, 1, 1, 1)
+        shifts = torch.randint(2 * _max_shift(size) + 1, (2,), generator=rng)
+        return cls(uniform[:, parallel.share(count)] * bounds, shifts)
+
+    @classmethod
+    def sample_stacked(
+        cls, num: int, count: int, size: int, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Stacked `colours` (num, 3, B, 1, 1, 1) and `shifts` (num, 2) of `num` augmentations."""
+        augmentations = [cls.sample(count, size, rng) for _ in range(num)]
+        colours = torch.stack([augmentation.colours for augmentation in augmentations])
+        return colours, torch.stack([augmentation.shifts for augmentation in augmentations])
 
     def __call__(self, images: Tensor) -> Tensor:
         """images (B, 3, size, size) → (B, 3, size, size), with gradients."""
-        brightness, contrast, saturation = self.levels
-        images = relit(images, brightness, 1 + contrast, 1 + saturation)
+        brightness, contrast, saturation = self.colours
+        images = adjust_colours(images, brightness, 1 + contrast, 1 + saturation)
         size = images.shape[-1]
-        padded = functional.pad(images, (_reach(size),) * 4)
-        rows, columns = torch.arange(size, device=images.device) + self.moves[:, None]
+        padded = functional.pad(images, (_max_shift(size),) * 4)
+        rows, columns = torch.arange(size, device=images.device) + self.shifts[:, None]
         return padded.index_select(2, rows).index_select(3, columns)
 
 
-def _reach(size: int) -> int:
-    """By how many pixels images of `size` are moved at most."""
+def _max_shift(size: int) -> int:
+    """Pixels by which images of side `size` are shifted at most."""
     return size // 16

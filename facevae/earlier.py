@@ -1,93 +1,105 @@
-"""What a run makes of the model that its folder holds already: enough, to go on from, or neither."""
+"""How a run treats an existing model: as all that was requested, or as a start."""
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from facevae.bundle import Bundle, save
+from facevae.bundle import Bundle, Provenance, save
 from facevae.config import PriorConfig, StageName
 from facevae.prior import NormalPrior
 from facevae.run_folders import RunFolder
 from facevae.runs import Run
 
+_OF_NETWORK = ("preset", "images_seen", "epochs", "labels", "train")  # keys of a provenance
 
-def is_enough(run: Run, earlier: Bundle) -> bool:
-    """Whether the complete model is all that was asked for; no labels means those it has."""
-    known = earlier.provenance
-    labels = run.labels.fingerprint if run.labels else known.get("labels")
-    same = {"weight": run.train.finish_weight, "perceptual": run.train.perceptual}
-    finish = known.get("finish") or {}
-    is_finished = "finish" not in run.train.stages or (
-        same.items() <= finish.items()
-        and _is_long_enough(run, known, "finish", finish.get("epochs", 0), run.train.finish_epochs)
+
+def is_complete(model: Bundle) -> bool:
+    """Whether the run of the model has come to its end."""
+    return bool(model.provenance.get("complete"))
+
+
+def is_satisfied(run: Run, model: Bundle) -> bool:
+    """Whether a complete model is all that the run asks for. A run without labels accepts any."""
+    provenance, train = model.provenance, run.train
+    labels = run.labels.fingerprint if run.labels else provenance.get("labels")
+    settings = {"weight": train.finish_weight, "perceptual": train.perceptual}
+    finish = provenance.get("finish") or {}
+    is_finished = "finish" not in train.stages or (
+        settings.items() <= finish.items()
+        and _is_long_enough(run, provenance, "finish", finish.get("epochs", 0), train.finish_epochs)
     )
-    return is_finished and is_fitted(run, earlier) and known.get("labels") == labels
+    return is_finished and is_fitted(run, model) and provenance.get("labels") == labels
 
 
-def restate(run: Run, earlier: Bundle, path: Path) -> str:
-    """Write a complete model anew where it is asked for with other terms, or at half precision.
+def update_terms(run: Run, model: Bundle, path: Path) -> str:
+    """Save a complete model again if the run asks for other terms, or for half precision.
 
-    Returns what was done, empty where nothing was.
+    Returns a message, which is empty if nothing was done.
     """
-    known = earlier.provenance.get("terms") or ""
-    terms, half = run.terms or known, run.half or earlier.half
-    if (terms, half) == (known, earlier.half):
+    old_terms = model.provenance.get("terms") or ""
+    terms, half = run.terms or old_terms, run.half or model.half
+    if (terms, half) == (old_terms, model.half):
         return ""
-    earlier.provenance["terms"] = terms
-    save(earlier, path, half=half)
+    model.provenance["terms"] = terms
+    save(model, path, half=half)
     return "its model is written anew, as asked for"
 
 
-def begun_with(run: Run) -> Bundle | None:
-    """The model that the run was given, as one of its own, where it goes on from that network.
+def initial_model(run: Run) -> Bundle | None:
+    """A copy of the initial model with this run's provenance; None if the network is trained.
 
-    Its prior is N(0, I) where the run is to fit one, and it is not finished, texture or not.
+    Its prior is N(0, I) if the run fits one. It counts as not finished, even if it has a texture.
     """
     if run.init is None or "vae" in run.train.stages:
         return None
     bundle = copy.deepcopy(run.init)
     if "prior" in run.train.stages:
         bundle.prior, bundle.prior_config = NormalPrior(), PriorConfig()
-    told = {"images_seen": 0, "epochs": 0, **run.provenance(), **_of_network(run.init.provenance)}
-    bundle.provenance = told
+    bundle.provenance = {
+        "images_seen": 0,
+        "epochs": 0,
+        **run.provenance(),
+        **_network_provenance(run.init.provenance),
+    }
     return bundle
 
 
-def _of_network(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What stays true of a model's network, whatever is done to its prior and in its finish."""
-    names = ("preset", "images_seen", "epochs", "labels", "train")
-    return {name: provenance[name] for name in names if name in provenance}
+def _network_provenance(provenance: Provenance) -> Provenance:
+    """The part of a model's provenance that stays true if only its prior and finish change."""
+    return cast("Provenance", {k: v for k, v in provenance.items() if k in _OF_NETWORK})
 
 
-def begins_anew(run: Run, folder: RunFolder, earlier: Bundle) -> bool:
-    """Whether a longer training of the network has no state to go on from."""
-    known = earlier.provenance
+def must_restart(run: Run, folder: RunFolder, model: Bundle) -> bool:
+    """Whether the network is to be trained longer, but there is no state to resume from."""
+    epochs = model.provenance.get("epochs", 0)
     is_longer = "vae" in run.train.stages and not _is_long_enough(
-        run, known, "vae", known.get("epochs", 0), run.train.epochs
+        run, model.provenance, "vae", epochs, run.train.epochs
     )
     return is_longer and not folder.has_state("network")
 
 
-def forgets(run: Run, earlier: Bundle) -> bool:
-    """Whether the run changes the latents that attributes were learned of, and learns no new ones."""
-    is_changed = "vae" in run.train.stages and not is_fitted(run, earlier)
-    return bool(earlier.attributes) and is_changed and not run.labels
+def loses_attributes(run: Run, model: Bundle) -> bool:
+    """Whether the run changes the latents behind the model's attributes, and learns no new ones."""
+    is_changed = "vae" in run.train.stages and not is_fitted(run, model)
+    return bool(model.attributes) and is_changed and not run.labels
 
 
-def is_fitted(run: Run, earlier: Bundle) -> bool:
-    """Whether that is all that the stages before the finish were asked for."""
-    known, train = earlier.provenance, run.train
-    has_prior = earlier.prior_config.kind == train.prior
-    if train.prior == "flow":  # whose epochs are a setting of the run, which does not change
-        has_prior = has_prior and _is_long_enough(run, known, "prior", 0, 0)
-    is_trained = _is_long_enough(run, known, "vae", known.get("epochs", 0), train.epochs)
+def is_fitted(run: Run, model: Bundle) -> bool:
+    """Whether the model is all that the run asks of the stages before the finish."""
+    provenance, train = model.provenance, run.train
+    has_prior = model.prior_config.kind == train.prior
+    if train.prior == "flow":  # a run cannot change the epochs of its flow, but their time
+        has_prior = has_prior and _is_long_enough(run, provenance, "prior", 0, 0)
+    is_trained = _is_long_enough(run, provenance, "vae", provenance.get("epochs", 0), train.epochs)
     return (is_trained or "vae" not in train.stages) and (has_prior or "prior" not in train.stages)
 
 
-def _is_long_enough(run: Run, known: Any, stage: StageName, epochs: int, asked: int) -> bool:
-    """Whether a stage has had the time that the run asks for, or, where that counts, the epochs."""
-    seconds = run.train.seconds_for(stage)
-    if seconds is None:
-        return epochs >= asked
-    had = known.get("stage_seconds") or {}
-    return bool((had.get(stage) or 0) >= seconds)
+def _is_long_enough(
+    run: Run, provenance: Provenance, stage: StageName, epochs: float, wanted_epochs: int
+) -> bool:
+    """Whether a stage took the time that the run asks for, or, without a time, the epochs."""
+    wanted_seconds = run.train.seconds_for(stage)
+    if wanted_seconds is None:
+        return epochs >= wanted_epochs
+    seconds = (provenance.get("stage_seconds") or {}).get(stage) or 0
+    return seconds >= wanted_seconds

@@ -1,4 +1,4 @@
-"""Latent arithmetic with attributes: what moves, what is held still, and what came of it."""
+"""Latent arithmetic with attributes: which scores to move, which to hold still, and the outcome."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from facevae.attribute_names import match_attribute
-from facevae.attributes import edit_directions, kept_by_default
+from facevae.attributes import Attribute, core_attributes, regularised
 from facevae.bundle import Bundle
-from facevae.errors import UsageError
+from facevae.errors import Argument, UsageError
 from facevae.latents import combine, posteriors
+
+_MAX_STRETCH = 4.0  # a longer η, in lengths of the plain direction, cannot hold the others still
+_CHUNK = 64  # pictures encoded at a time
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Attributes of a model to move, and those that this holds still.
+    """Attributes of a model to move, and others to hold still.
 
-    `edited` and `kept` are their names. Their scores, in this order, are read by `scorers`
-    (E + K, D), and `etas` (E, D) each move one of the edited by 1 and no other. α = 1 of what was
-    asked for moves the score by `signs` (E,): of age, Young by -1.
+    `edited` and `kept` are their names. `scorers` (E + K, D) measure their scores, in this order.
+    Each of `etas` (E, D) moves the score of one edited attribute by 1 and no other. Asking for
+    α = 1 moves a score by `signs` (E,), so asking for age moves Young by -1.
     """
 
     edited: list[str]
@@ -31,44 +34,48 @@ class Edit:
     signs: Tensor
 
     def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
-        """w = w_new + Σ α · η: latents (N, D), alphas (N, E).
+        """Edited latents, w = w_new + Σ α · η, of latents (N, D) and alphas (N, E).
 
         Panguluri & Kamarajugadda 2020, section 3.
         """
         return latents + (alphas.to(self.signs) * self.signs) @ self.etas
 
     def scores(self, latents: Tensor) -> Tensor:
-        """How much of each attribute there is in latents (N, D), in α, from an arbitrary 0: (N, E + K)."""
+        """Scores (N, E + K) of latents (N, D), in α. Their zero points are arbitrary."""
         return latents @ self.scorers.T
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an edit did to pictures, as the model sees them itself.
+    """Effect of an edit on pictures, as measured by the model's own encoder.
 
-    `moved` (N, E + K) is how far each score went, in α. `distance` (N,) is how far the latents
-    went, over the distance between two faces taken at random.
+    `moved` (N, E + K) is the change of each score, in α. `distance` (N,) is the change of the
+    latents, as a multiple of the distance between two random faces.
     """
 
     moved: Tensor
     distance: Tensor
 
 
-def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None = None) -> Edit:
-    """An edit of the attributes `wanted`, under any of their names, holding `keep` still.
+# ---------------------------------------------------------------- planning
 
-    By default gender, age, smile and glasses are kept, as far as the model knows them and can tell
-    them from what is edited; of `["none"]` nothing is, of `["all"]` all the others that can be. Raises `UsageError`.
+
+def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None = None) -> Edit:
+    """Edit that moves the attributes `wanted`, under any of their names, and holds `keep` still.
+
+    By default gender, age, smile and glasses are kept, as far as the model knows them and can
+    separate them from what is edited. `["none"]` keeps nothing; `["all"]` keeps every other
+    attribute that can be separated. Raises `UsageError`.
     """
     names = [attribute.name for attribute in bundle.attributes]
     matches = [match_attribute(name, names) for name in wanted]
     edited = [index for index, _ in matches]
     if len(set(edited)) < len(edited):
         twice = next(name for i, name in enumerate(wanted) if edited[i] in edited[:i])
-        msg = f"--attr {twice}: is named twice; give each attribute once, with its own --alpha"
-        raise UsageError(msg)
+        reason = ": is named twice; give each attribute once"
+        raise UsageError(Argument("attribute", twice), reason)
     kept = _kept(bundle, edited, keep)
-    assert bundle.directions is not None  # noqa: S101 - with attributes it has both
+    assert bundle.directions is not None  # noqa: S101 - set together with attributes
     assert bundle.scorers is not None  # noqa: S101
     return Edit(
         [names[i] for i in edited],
@@ -80,6 +87,7 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
 
 
 def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list[int]:
+    """Indices of the attributes to hold still, as `plan_edit` describes them."""
     names = [attribute.name for attribute in bundle.attributes]
     if keep is None:
         return _separable(bundle, edited, kept_by_default(bundle.attributes, edited))
@@ -90,61 +98,94 @@ def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list
         first = kept_by_default(bundle.attributes, edited)
         rest = [i for i in range(len(names)) if i not in (*first, *edited)]
         return _separable(bundle, edited, [*first, *rest])
-    kept = dict.fromkeys(match_attribute(name, names, "--keep")[0] for name in keep)
+    kept = dict.fromkeys(match_attribute(name, names, "keep")[0] for name in keep)
     if both := [names[i] for i in kept if i in edited]:
-        msg = f"--keep {both[0]}: is to be edited too; name it once"
-        raise UsageError(msg)
+        raise UsageError(Argument("keep", both[0]), ": is to be edited too; name it once")
     return list(kept)
 
 
-def _separable(bundle: Bundle, edited: list[int], wanted: list[int]) -> list[int]:
-    """Those of `wanted`, the first before the rest, that can be held still together.
+def kept_by_default(attributes: Sequence[Attribute], edited: Sequence[int]) -> list[int]:
+    """Indices of the attributes that an edit holds still: gender, age, smile and glasses.
 
-    Lipstick cannot be put on with the gender held: the scores of the two are too alike.
+    Empty if an edited attribute was learned by the paper's plain means.
     """
-    assert bundle.directions is not None  # noqa: S101 - with attributes it has both
+    if any(attributes[i].method == "mean" for i in edited):
+        return []
+    return [i for i in core_attributes(attributes) if i not in edited]
+
+
+def _separable(bundle: Bundle, edited: list[int], candidates: list[int]) -> list[int]:
+    """The candidates that can be held still together, chosen greedily in their order.
+
+    For example, gender cannot be held still while lipstick is edited: the scores are too alike.
+    """
+    assert bundle.directions is not None  # noqa: S101 - set together with attributes
     assert bundle.scorers is not None  # noqa: S101
     kept: list[int] = []
-    for one in wanted:
+    for candidate in candidates:
         with suppress(UsageError):
-            edit_directions(bundle.directions, bundle.scorers, edited, [*kept, one])
-            kept.append(one)
+            edit_directions(bundle.directions, bundle.scorers, edited, [*kept, candidate])
+            kept.append(candidate)
     return kept
 
 
-def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
-    """What became of the face in `before` (3, S, S), edited to images (N, 3, S, S), in [0, 1].
+def edit_directions(
+    directions: Tensor, scorers: Tensor, edited: Sequence[int], kept: Sequence[int] = ()
+) -> Tensor:
+    """η (E, D): each moves the score of one edited attribute by 1 and those of the others by 0.
 
-    They are compared as they come out of the encoder.
+    `directions` and `scorers` are (A, D). The others are the remaining edited attributes and
+    `kept`. With one attribute edited and none kept, η is the plain direction. Raises `UsageError`
+    if attributes are so alike that one cannot move without another.
+    """
+    rows, device = [*edited, *kept], directions.device
+    # not every device has float64
+    directions, scorers = directions[rows].cpu().double(), scorers[rows].cpu().double()
+    effects = directions @ scorers.T  # of a step along direction i on score j
+    inverse, info = torch.linalg.inv_ex(effects)
+    etas = inverse[: len(edited)] @ directions
+    stretch = etas.norm(dim=1) / directions[: len(edited)].norm(dim=1)
+    if int(info) or not bool((stretch < _MAX_STRETCH).all()):
+        reason = "the attributes to edit and to keep are too alike to separate; keep fewer with "
+        raise UsageError(reason, Argument("keep"))
+    result: Tensor = etas.float().to(device)
+    return result
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
+    """Change from the face `before` (3, S, S) to its edits `images` (N, 3, S, S), all in [0, 1].
+
+    Both are encoded again, so the outcome is about the pictures and not the latents behind them.
     """
     pictures = torch.cat([before[None].cpu(), images.cpu()])
-    both, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in pictures.split(64)))
-    start, seen = both[:1], both[1:]
-    return Outcome(edit.scores(seen) - edit.scores(start), relative_distance(bundle, seen - start))
+    latents, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in pictures.split(_CHUNK)))
+    start, ends = latents[:1], latents[1:]
+    return Outcome(edit.scores(ends) - edit.scores(start), relative_distance(bundle, ends - start))
 
 
 def sum_of_faces(bundle: Bundle, latent: Tensor, plus: list[Tensor], minus: list[Tensor]) -> Tensor:
-    """`combine` of latents (D,), no farther from the average face than the farthest of them.
+    """`combine` of latents (D,), pulled in to be as near the average face as the farthest of them.
 
-    A plain sum of three faces lies about √3 times as far as each, where no faces are.
+    A plain sum of three faces lies about √3 times as far out as each of them, where no faces are.
     """
     centre = bundle.latent_mean
-    summed = combine(latent, plus, minus, centre)
-    all_of_them = torch.stack([summed, latent, *plus, *minus])
-    far, *known = relative_distance(bundle, all_of_them - centre).tolist()
-    return summed if far <= max(known) else centre + (summed - centre) * (max(known) / far)
+    combined = combine(latent, plus, minus, centre)
+    stacked = torch.stack([combined, latent, *plus, *minus])
+    distance, *known = relative_distance(bundle, stacked - centre).tolist()
+    limit = max(known)
+    return combined if distance <= limit else centre + (combined - centre) * (limit / distance)
 
 
 def relative_distance(bundle: Bundle, steps: Tensor) -> Tensor:
-    """Lengths (N,) of steps (N, D) in latent space; 1 is between two faces taken at random.
+    """Lengths (N,) of steps (N, D) in latent space; 1 is the distance between two random faces.
 
-    Mahalanobis lengths over √(2D), the root mean square of such distances.
+    Mahalanobis lengths divided by √(2D), the root mean square of such distances.
     """
-    # not every device has float64
-    covariance, steps = bundle.latent_covariance.cpu().double(), steps.cpu().double()
-    spread = covariance.diag()
-    least = (1e-6 * spread.mean()).clamp_min(1e-12)  # of a spread: faces may all be alike
-    covariance = covariance + torch.diag(1e-3 * spread + least)
+    covariance = regularised(bundle.latent_covariance, loading=1e-3)
+    steps = steps.cpu().double()
     squares = (steps * torch.linalg.solve(covariance, steps.T).T).sum(1)
     distances: Tensor = squares.clamp_min(0).sqrt() / math.sqrt(2 * steps.shape[1])
     return distances.float()

@@ -1,4 +1,4 @@
-"""A run's records as TensorBoard event files. Needs the extra `tensorboard` (tensorboardX)."""
+"""TensorBoard event files of a run. Needs the extra `tensorboard` (tensorboardX)."""
 
 import os
 import time
@@ -12,71 +12,72 @@ from facevae.files import inside
 from facevae.images import picture_size
 
 _PREFIX = "events"
-_PLACES = ("event", "step", "images", "latents", "seconds", "epoch")  # what says when, not how good
+# keys of a record that say when it was made, rather than what was measured
+_POSITION_KEYS = ("event", "step", "images", "latents", "seconds", "epoch")
 
 
 def require_tensorboard() -> None:
-    """Raise `UsageError` where event files cannot be written."""
+    """Raise `UsageError` if tensorboardX is not installed."""
     try:
-        import tensorboardX  # noqa: F401 - an extra, asked for only when used
+        import tensorboardX  # noqa: F401 - an extra
     except ImportError as error:
         msg = "--tensorboard needs the extra 'tensorboard': pip install 'facevae[tensorboard]'"
         raise UsageError(msg) from error
 
 
 class Events:
-    """Event files in a folder, which say what the records in `metrics.jsonl` say.
+    """Writer of event files with the same content as the records in `metrics.jsonl`.
 
-    Scalars, histograms and pictures stand at the number of images seen, those of the prior at that
-    of latents. Records are written as
-    they come, without threads; since a run that goes on may step back, `begin` writes all that
-    there are anew, so that no point is there twice.
+    The x-axis is the number of images seen, or of latents seen for records of the prior. Records
+    are written immediately, without threads. A resumed run may repeat steps, so `begin` rewrites
+    all existing records, and no point appears twice.
     """
 
     def __init__(self, folder: Path, pictures: Path) -> None:
-        """`pictures` is where those are that records name."""
+        """`pictures` is the folder of the pictures that records name."""
         self._folder, self._pictures = folder, pictures
         self._writer: Any = None
         self._origin = 0.0
 
-    def begin(self, about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
-        """Replace what the folder holds by these records; `about`, the run's settings, is a text."""
+    def begin(self, settings: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the event files in the folder by these records, and the run's settings as a text.
+
+        Raises `FacevaeError` if the folder cannot be written.
+        """
         require_tensorboard()
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self.close()
-        known = list(records)
-        # times on the wall such that the hours a run has rested are not among those it has run
-        self._origin = time.time() - (known[-1]["seconds"] if known else 0.0)
+        existing = list(records)
+        # wall times leave out the time between the sessions of a run
+        self._origin = time.time() - (existing[-1]["seconds"] if existing else 0.0)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for earlier in self._folder.glob(f"{_PREFIX}.out.tfevents.*"):
-                _retire(earlier)
+            for path in self._folder.glob(f"{_PREFIX}.out.tfevents.*"):
+                _retire(path)
             self._writer = EventsWriter(str(self._folder / _PREFIX))
         except OSError as error:
-            msg = (
-                f"{self._folder}: cannot be written ({error.strerror}); go on without --tensorboard"
-            )
+            msg = f"{self._folder}: cannot be written ({error.strerror}); run without --tensorboard"
             raise FacevaeError(msg) from error
-        # a TensorBoard that is open forgets what it has read of the files before
+        # makes an open TensorBoard discard what it has read from the earlier files
         start = Event(
             wall_time=self._origin, step=0, session_log=SessionLog(status=SessionLog.START)
         )
         self._writer.write_event(start)
-        self._write(summary.text("config", _markdown(about)), 0, 0.0)
-        for record in known:
+        self._write(summary.text("config", _markdown(settings)), 0, 0.0)
+        for record in existing:
             self._add(record)
         self._writer.flush()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Write one more record, at once."""
+        """Write one more record and flush it."""
         self._add(record)
         self._writer.flush()
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -86,44 +87,48 @@ class Events:
 
         groups = {"steps": "train", "prior": "prior", "finish": "finish"}
         group = groups.get(record["event"], "held_out")
-        where = record.get("latents", record["images"]), record["seconds"]
+        position = record.get("latents", record["images"]), record["seconds"]
         for name, value in record.items():
-            if name not in _PLACES and isinstance(value, int | float):
-                self._write(summary.scalar(f"{group}/{name}", value), *where)
-        for name, counted in record.get("histograms", {}).items():
-            self._write(_histogram(f"latents/{name}", counted), *where)
+            if name not in _POSITION_KEYS and isinstance(value, int | float):
+                self._write(summary.scalar(f"{group}/{name}", value), *position)
+        for name, values in record.get("histograms", {}).items():
+            self._write(_histogram(f"latents/{name}", values), *position)
         for name in ("reconstructions", "samples"):
             path = inside(self._pictures, record.get(name))
-            # a picture that was removed or damaged is only one picture less
+            # leave out a picture that was removed or damaged
             with suppress(OSError, ImageError):
-                self._write(_picture(f"pictures/{name}", path), *where)
+                self._write(_picture(f"pictures/{name}", path), *position)
 
-    def _write(self, summary: Any, images: int, seconds: float) -> None:
+    def _write(self, summary: Any, step: int, seconds: float) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        when = self._origin + seconds
-        self._writer.write_event(Event(wall_time=when, step=images, summary=summary))
+        wall_time = self._origin + seconds
+        self._writer.write_event(Event(wall_time=wall_time, step=step, summary=summary))
 
 
-def _retire(earlier: Path) -> None:
-    """Empty an event file; a TensorBoard that is reading it would not get over its removal."""
-    if earlier.stat().st_size:
-        os.truncate(earlier, 0)
+def _retire(path: Path) -> None:
+    """Empty an event file, or remove one that is empty already.
+
+    A TensorBoard that is reading the file cannot handle its removal.
+    """
+    if path.stat().st_size:
+        os.truncate(path, 0)
     else:
-        earlier.unlink()
+        path.unlink()
 
 
-def _histogram(tag: str, counted: Mapping[str, Any]) -> Any:
+def _histogram(tag: str, histogram: Mapping[str, Any]) -> Any:
+    """A summary of what `metrics.histogram` returned."""
     from tensorboardX import summary
 
-    counts, low, high = counted["counts"], counted["low"], counted["high"]
+    counts, low, high = histogram["counts"], histogram["low"], histogram["high"]
     limits = [low + (high - low) * (i + 1) / len(counts) for i in range(len(counts))]
-    sums = counted["sum"], counted["sum_squares"]
+    sums = histogram["sum"], histogram["sum_squares"]
     return summary.histogram_raw(tag, low, high, sum(counts), *sums, limits, counts)
 
 
 def _picture(tag: str, path: Path) -> Any:
-    """The file's own bytes: nothing is decoded."""
+    """A summary with the bytes of a picture file, which is not decoded."""
     from tensorboardX.proto.summary_pb2 import Summary
 
     width, height = picture_size(path)
@@ -134,15 +139,15 @@ def _picture(tag: str, path: Path) -> Any:
 
 
 def _markdown(values: Mapping[str, Any]) -> str:
-    """A table of dotted names and their values."""
-    rows = [f"| {name} | {value} |" for name, value in _flat(values)]
+    """A Markdown table of settings, with dotted names for nested ones."""
+    rows = [f"| {name} | {value} |" for name, value in _flattened(values)]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flattened(value, f"{prefix}{key}.")
         else:
             text = str(value).replace("\n", " ").replace("|", "\\|")
             yield f"{prefix}{key}", text

@@ -1,4 +1,4 @@
-"""A model as ONNX files, each checked against torch before it is there."""
+"""Export of a model as ONNX files, each compared with torch before it is written."""
 
 import dataclasses
 import json
@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from facevae.bundle import Bundle
 from facevae.config import WHOLE_TEXTURE
 from facevae.conversion import Progress
-from facevae.errors import ModelError, UsageError
+from facevae.errors import Argument, ModelError, UsageError
 from facevae.files import replacing, write_json
 from facevae.model import VAE
 from facevae.runtime import full_precision, generator
 
-OPSET = 18  # of 2022: the lowest that the exporter writes without converting
-_IR_VERSION = 8  # of the same release of ONNX, 1.13
-_TOLERANCE = 1e-3  # of the largest output; sums in another order differ by some 1e-6
+OPSET = 18  # released in 2022; the lowest that the exporter writes without conversion
+_IR_VERSION = 8  # that of ONNX 1.13, the release with this opset
+_TOLERANCE = 1e-3  # relative to the largest output; summing in another order changes about 1e-6
 _SHEET = "model.json"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file, and how far its outputs are from torch's at most."""
+    """An exported file, and the largest difference of its outputs from torch's."""
 
     path: Path
     max_difference: float
@@ -38,13 +38,13 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Part:
-    """A network to export: a batch of its `example` inputs, and what goes in and out by name."""
+    """A network to export: a function that makes a batch of inputs, and the names of input and outputs."""
 
     name: str
     network: nn.Module
-    example: Callable[[int], Tensor]
-    given: str
-    results: tuple[str, ...]
+    make_batch: Callable[[int], Tensor]
+    input_name: str
+    output_names: tuple[str, ...]
 
 
 def export_onnx(
@@ -56,9 +56,11 @@ def export_onnx(
 ) -> list[Exported]:
     """Write `encoder.onnx`, `decoder.onnx`, `prior.onnx` and `model.json` into `folder`.
 
-    Images (N, 3, size, size) in [0, 1] → mean, logvar (N, D); latents (N, D) → images; standard
-    normal noise (N, D) → latents, a flow's steps unrolled. The decoder draws so much `texture`, from 0
-    to 1. `name` says which model it is. Raises `UsageError` without the extra `onnx`, `ModelError` where a file's outputs are not torch's.
+    The encoder maps images (N, 3, size, size) in [0, 1] to mean and logvar (N, D); the decoder maps
+    latents (N, D) to images, with this much `texture`, from 0 to 1; the prior maps standard normal
+    noise (N, D) to latents, with the steps of a flow unrolled. `name` is the model's name in the
+    metadata. Raises `UsageError` without the extra `onnx`, and `ModelError` if the outputs of a file
+    differ from torch's.
     """
     require_onnx()
     bundle.to(torch.device("cpu"))
@@ -74,18 +76,18 @@ def export_onnx(
 
 
 def require_onnx() -> None:
-    """Raise `UsageError` where the extra `onnx` is missing."""
+    """Raise `UsageError` if the extra `onnx` is not installed."""
     try:
-        import onnx  # noqa: F401 - an extra, asked for only when used
+        import onnx  # noqa: F401 - an extra, imported only when used
         import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401 - what torch's exporter needs
+        import onnxscript  # noqa: F401 - used by torch's exporter
     except ImportError as error:
-        msg = "--onnx needs the extra 'onnx': pip install 'facevae[onnx]'"
-        raise UsageError(msg) from error
+        reason = " needs the extra 'onnx': pip install 'facevae[onnx]'"
+        raise UsageError(Argument("onnx"), reason) from error
 
 
 class _Posterior(nn.Module):
-    """Images to mean and log-variance, which `VAE.forward` does not stop at."""
+    """Images → mean and log-variance, without the decoding of `VAE.forward`."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class _Posterior(nn.Module):
 
 
 class _Pictures(nn.Module):
-    """Latents to images with so much texture."""
+    """Latents → images with a fixed amount of texture."""
 
     def __init__(self, vae: VAE, texture: float) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ def _about(bundle: Bundle, name: str) -> dict[str, Any]:
 
 
 def _numbers(bundle: Bundle) -> dict[str, Any]:
-    """What arithmetic on latents needs beside the networks."""
+    """The numbers that arithmetic on latents needs in addition to the networks."""
     rows = zip(
         *(t.tolist() for t in (bundle.directions, bundle.scorers) if t is not None), strict=True
     )
@@ -152,18 +154,18 @@ def _numbers(bundle: Bundle) -> dict[str, Any]:
 def _export(part: _Part, path: Path, texts: dict[str, str]) -> Exported:
     import onnx
 
-    with full_precision(), _silent():
+    with full_precision(), _silenced():
         program = torch.onnx.export(
             part.network.eval(),
-            (part.example(2),),
-            input_names=[part.given],
-            output_names=list(part.results),
+            (part.make_batch(2),),
+            input_names=[part.input_name],
+            output_names=list(part.output_names),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # noqa: S101 - the other exporter's answer
+    assert program is not None  # noqa: S101 - None only from the other exporter
     proto = program.model_proto
     _strip(proto)
     proto.ir_version = _IR_VERSION
@@ -180,7 +182,7 @@ def _export(part: _Part, path: Path, texts: dict[str, str]) -> Exported:
 
 
 def _strip(proto: Any) -> None:
-    """Take out what the exporter notes for itself, such as the paths of source files here."""
+    """Remove the exporter's own notes, such as paths of local source files."""
     del proto.graph.metadata_props[:]
     graph = proto.graph
     for values in (graph.node, graph.initializer, graph.input, graph.output, graph.value_info):
@@ -189,7 +191,10 @@ def _strip(proto: Any) -> None:
 
 
 def _check(part: _Part, path: Path, written: Path) -> float:
-    """The largest difference from torch, on batches of other sizes than the exporter saw."""
+    """Largest difference from torch, on batch sizes that the exporter did not see.
+
+    Raises `ModelError` if it exceeds the tolerance.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -199,12 +204,12 @@ def _check(part: _Part, path: Path, written: Path) -> float:
     )
     differences = []
     for count in (1, 3):
-        example = part.example(count)
+        example = part.make_batch(count)
         with full_precision():
             expected = part.network(example)
-        found = session.run(list(part.results), {part.given: example.numpy()})
+        found = session.run(list(part.output_names), {part.input_name: example.numpy()})
         outputs = expected if isinstance(expected, tuple) else (expected,)
-        for name, a, b in zip(part.results, found, outputs, strict=True):
+        for name, a, b in zip(part.output_names, found, outputs, strict=True):
             difference = float((torch.from_numpy(a) - b).abs().max())
             differences.append(difference)
             if not difference <= _TOLERANCE * max(1.0, float(b.abs().max())):
@@ -214,8 +219,8 @@ def _check(part: _Part, path: Path, written: Path) -> float:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the exporter's warnings, which are about packages and torch itself, from the user."""
+def _silenced() -> Iterator[None]:
+    """Suppress the exporter's warnings, which are about packages and torch itself."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

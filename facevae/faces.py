@@ -1,14 +1,13 @@
-"""Find the faces in a picture and bring one into the framing that a model was trained on."""
+"""Find the faces in a picture, and cut one out in the framing that a model was trained on."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from facevae.detection import ONET_SIZE, ONet, YuNet
-from facevae.errors import ImageError
+from facevae.errors import Argument, ImageError, NoFaceError
+from facevae.files import packaged_weights
 from facevae.framing import (
     ALIGNED,
     CORNERS,
@@ -35,15 +35,33 @@ from facevae.framing import (
 from facevae.images import Pixels, load_square, open_picture
 from facevae.pictures import Opener
 
-OR_AS_IT_IS = ", or take the picture as it is with --no-align"
-_LONGEST, _SHORTEST = 640, 160  # sides in pixels at which faces are looked for
+_BATCH = 64  # photos taken from an iterable at a time
+# pictures are scaled for YuNet so that their longer side is between these, in pixels
+_MAX_SIDE, _MIN_SIDE = 640, 160
 _MIN_SCORE, _MAX_OVERLAP = 0.6, 0.3
-_UPRIGHT = 0.91  # a score that no face gets that lies on its side or upside down
+_UPRIGHT = 0.91  # no face on its side or upside down has a score this high
+_TURNS = {
+    1: Image.Transpose.ROTATE_90,
+    2: Image.Transpose.ROTATE_180,
+    3: Image.Transpose.ROTATE_270,
+}
+
+# O-Net's error is about one of its 48 pixels. The mean over windows of several sizes (relative to
+# the box) and shifts (in 1/120 of the box), each with its mirror image, has a smaller error.
+_BOX, _MARGIN = 120, 24
+_ONE_WINDOW = ((1.0, 0, 0),)
+_WINDOWS = tuple(
+    (scale, x, y) for scale in (0.9, 1.1) for x, y in ((0, 7), (0, -7), (7, 0), (-7, 0))
+)
+_MIRRORED_ORDER = [1, 0, 2, 4, 3]  # left and right points change places
+_resize = partial(nn.functional.interpolate, mode="bilinear", antialias=True)
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face in a picture, in its pixels: `box` is left, top, right, bottom, `score` at most 1."""
+    """A detected face: `box` is left, top, right, bottom in pixels, `score` is at most 1."""
 
     box: tuple[float, float, float, float]
     points: Points
@@ -51,7 +69,7 @@ class Face:
 
     @property
     def area(self) -> float:
-        """Of its box, in pixels."""
+        """The area of the box in pixels."""
         left, top, right, bottom = self.box
         return (right - left) * (bottom - top)
 
@@ -59,11 +77,11 @@ class Face:
 def place(
     picture: Image.Image, framing: Framing | None, number: int = 1, name: str = "the picture"
 ) -> Placed:
-    """Face `number` of an RGB photo, the largest being 1, and where the framing puts its square.
+    """Find face `number` (1 is the largest) of an RGB photo, and its square in the framing.
 
-    Without a framing, and where the photo is framed so already, that is the largest centred
-    square. A photo that lies on its side is turned upright. Raises `ImageError` for one without
-    that face.
+    The square is the largest centred one if there is no framing, or if the photo has that framing
+    already. With a framing, a photo on its side is turned upright. Raises `ImageError` if the photo
+    does not have that face.
     """
     if framing is None:
         return Placed(picture, largest_square(picture))
@@ -84,17 +102,17 @@ def load_face(
     name: str | None = None,
     least_side: int = 0,
 ) -> Pixels:
-    """Face `number` of a photo, brought into the framing: (size, size, 3).
+    """Cut face `number` out of a photo, in the framing: (size, size, 3).
 
-    Raises `ImageError`, as `place` does, for a photo that cannot be read too, and for one in which
-    the square of that face has fewer than `least_side` pixels a side.
+    Raises `ImageError` as `place` does, if the photo cannot be read, or if the side of the face's
+    square is shorter than `least_side` pixels.
     """
     if framing is None:
         return load_square(source, size, name)
     placed = place_photo(source, framing, number, name)
     side = abs(placed.square[1] - placed.square[0])
     if side < least_side:
-        msg = f"{name or source}: its face is too small, {side:.0f} pixels a side of at least {least_side}"
+        msg = f"{name or source}: its face has {side:.0f} pixels a side; at least {least_side} are needed"
         raise ImageError(msg)
     return placed.cut(size)
 
@@ -102,7 +120,7 @@ def load_face(
 def place_photo(
     source: Path | BinaryIO, framing: Framing | None, number: int = 1, name: str | None = None
 ) -> Placed:
-    """What `place` finds in a photo. Raises `ImageError`, for one that cannot be read too."""
+    """Read a photo and `place` its face. Raises `ImageError`, also if it cannot be read."""
     return place(open_picture(source, name), framing, number, name or str(source))
 
 
@@ -113,54 +131,59 @@ def load_faces_of(
     number: int = 1,
     least_side: int = 0,
 ) -> Iterator[Pixels | ImageError]:
-    """What `load_face` gives of each photo, or why there is none, in order, on every core.
+    """Yield the face or the error of each (name, opener), as `load_keyed_faces` does."""
+    keyed = ((None, name, opener) for name, opener in photos)
+    for _, face in load_keyed_faces(keyed, size, framing, number, least_side):
+        yield face
 
-    A photo is its name, for people, and what opens it.
+
+def load_keyed_faces(
+    photos: Iterable[tuple[_Key, str, Opener]],
+    size: int,
+    framing: Framing | None,
+    number: int = 1,
+    least_side: int = 0,
+) -> Iterator[tuple[_Key, Pixels | ImageError]]:
+    """Yield the key of each photo with what `load_face` returns or raises for it, in order.
+
+    A photo is a key, its name for messages, and its opener. Uses every core. Photos are taken from
+    the iterable in batches.
     """
 
-    def load(photo: tuple[str, Opener]) -> Pixels | ImageError:
-        name, opener = photo
+    def load(photo: tuple[_Key, str, Opener]) -> tuple[_Key, Pixels | ImageError]:
+        key, name, opener = photo
         try:
             with opener() as file:
-                return load_face(file, size, framing, number, name, least_side)
+                return key, load_face(file, size, framing, number, name, least_side)
         except ImageError as error:
-            return error
+            return key, error
         except OSError as error:
-            return ImageError(f"{name}: {error.strerror or error}")
+            return key, ImageError(f"{name}: {error.strerror or error}")
 
-    threads = torch.get_num_threads()
-    # a photo a core, not a core a network; what is done with them meanwhile may have every core
-    one_each = partial(torch.set_num_threads, 1)
-    with ThreadPoolExecutor(os.cpu_count(), initializer=one_each) as pool:
+    num_threads = torch.get_num_threads()
+    # one torch thread in each worker; the caller keeps all of its own
+    one_thread = partial(torch.set_num_threads, 1)
+    with ThreadPoolExecutor(os.cpu_count(), initializer=one_thread) as pool:
         try:
-            rest = iter(photos)
-            while part := list(islice(rest, _UNDER_WAY)):
-                yield from pool.map(load, part)
+            remaining = iter(photos)
+            while batch := list(islice(remaining, _BATCH)):
+                yield from pool.map(load, batch)
         finally:
-            torch.set_num_threads(threads)  # of threads that are yet to start
-
-
-_UNDER_WAY = 64  # photos at a time
+            torch.set_num_threads(num_threads)  # the value that threads started later will get
 
 
 def right_way_up(picture: Image.Image) -> tuple[Image.Image, int, list[Face]]:
-    """The picture the way up that its faces are, in how many quarter turns, and its faces.
+    """Turn a picture so that its faces are upright.
 
-    Only where no face is sure to stand upright are the other ways tried.
+    Returns the picture, its number of anticlockwise quarter turns, and its faces. The other
+    orientations are tried only if no face is certainly upright.
     """
-    found = [(picture, 0, find_faces(picture))]
-    if _best_score(found[0][2]) < _UPRIGHT:
+    candidates = [(picture, 0, find_faces(picture))]
+    if _best_score(candidates[0][2]) < _UPRIGHT:
         for turns in (1, 2, 3):
             turned = picture.transpose(_TURNS[turns])
-            found.append((turned, turns, find_faces(turned)))
-    return max(found, key=lambda way: _best_score(way[2]))
-
-
-_TURNS = {
-    1: Image.Transpose.ROTATE_90,
-    2: Image.Transpose.ROTATE_180,
-    3: Image.Transpose.ROTATE_270,
-}
+            candidates.append((turned, turns, find_faces(turned)))
+    return max(candidates, key=lambda candidate: _best_score(candidate[2]))
 
 
 def _best_score(faces: list[Face]) -> float:
@@ -168,9 +191,9 @@ def _best_score(faces: list[Face]) -> float:
 
 
 def find_faces(picture: Image.Image) -> list[Face]:
-    """The faces in an RGB picture, the largest first."""
+    """Detect the faces in an RGB picture, the largest first."""
     yunet, _ = _networks()
-    scale = min(_LONGEST / max(picture.size), max(1.0, _SHORTEST / max(picture.size)))
+    scale = min(_MAX_SIDE / max(picture.size), max(1.0, _MIN_SIDE / max(picture.size)))
     width, height = (max(1, round(side * scale)) for side in picture.size)
     small = picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     colours = torch.from_numpy(np.array(small)[..., ::-1].copy()).permute(2, 0, 1).float()
@@ -188,23 +211,23 @@ def find_faces(picture: Image.Image) -> list[Face]:
 
 
 def choose_face(faces: Sequence[Face], name: str, number: int = 1) -> Face:
-    """Face `number`, 1 being the largest. Raises `ImageError` where there are not so many."""
+    """Face `number` of faces sorted by size, the largest first. Raises `ImageError` without one."""
     if not faces:
-        msg = f"{name}: no face found; crop closer{OR_AS_IT_IS}"
-        raise ImageError(msg)
+        msg = f"{name}: no face found; crop closer"
+        raise NoFaceError(msg)
     if number > len(faces):
         found = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
-        msg = f"{name}: has {found}, so there is no --face {number}"
-        raise ImageError(msg)
+        reason = f"{name}: has {found}, so there is no "
+        raise ImageError(reason, Argument("face", number))
     return faces[number - 1]
 
 
 def measure_framing(
     pictures: Pixels, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Framing | None:
-    """How pictures (N, H, H, 3) of one face each are framed; None if they are not framed alike.
+    """Estimate the framing of pictures (N, H, H, 3) of one face each; None if it varies too much.
 
-    `progress` is told how many have been looked at, and of how many.
+    `progress` is called with the number of the picture and N.
     """
     found = []
     for number, pixels in enumerate(pictures, start=1):
@@ -215,9 +238,9 @@ def measure_framing(
     if len(found) < max(2, len(pictures) / 2):
         return None
     points = np.stack(found)
-    middle = np.median(points, axis=0)
-    spreads = np.sqrt(np.square(points - middle).sum(2).mean(0)).clip(1e-3)
-    by_points = Framing(tuple((float(x), float(y)) for x, y in middle), tuple(map(float, spreads)))
+    median = np.median(points, axis=0)
+    spreads = np.sqrt(np.square(points - median).sum(2).mean(0)).clip(1e-3)
+    by_points = Framing(tuple((float(x), float(y)) for x, y in median), tuple(map(float, spreads)))
     by_extent = replace(
         by_points, extent=float(np.mean([extent_of(to_complex(p)) for p in points]))
     )
@@ -234,7 +257,7 @@ def measure_framing(
 
 @cache
 def _networks() -> tuple[YuNet, ONet]:
-    weights = load_file(Path(str(resources.files("facevae") / "weights" / "faces.safetensors")))
+    weights = load_file(packaged_weights("faces.safetensors"))
     networks: dict[str, Any] = {"yunet": YuNet(), "onet": ONet()}
     for name, network in networks.items():
         part = {k.removeprefix(f"{name}."): t for k, t in weights.items() if k.startswith(name)}
@@ -244,7 +267,7 @@ def _networks() -> tuple[YuNet, ONet]:
 
 
 def _without_overlaps(scores: torch.Tensor, boxes: torch.Tensor) -> list[int]:
-    """Non-maximum suppression: the rows to keep, the best first."""
+    """Non-maximum suppression: the rows to keep, the best score first."""
     kept: list[int] = []
     for i in scores.argsort(descending=True).tolist():
         if scores[i] < _MIN_SCORE:
@@ -262,7 +285,7 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _find_points(picture: Image.Image, box: tuple[float, float, float, float]) -> Points:
-    """The five points in a box, in the picture's pixels; looked for again with the head upright."""
+    """Find the five points in a box, in pixels: first the eyes, then all with the head upright."""
     left, top, right, bottom = box
     centre, side = complex(left + right, top + bottom) / 2, max(right - left, bottom - top)
     left_eye, right_eye = _points_in(picture, centre, complex(side), _ONE_WINDOW)[:2]
@@ -271,44 +294,34 @@ def _find_points(picture: Image.Image, box: tuple[float, float, float, float]) -
     return np.stack([found.real, found.imag], axis=1)
 
 
-# O-Net errs by a pixel of its 48 or so: the mean over windows of several sizes (of the box) and
-# shifts (of the box's 120th part), each looked at in the mirror too, errs less
-_BOX, _MARGIN = 120, 24
-_ONE_WINDOW = ((1.0, 0, 0),)
-_WINDOWS = tuple(
-    (scale, x, y) for scale in (0.9, 1.1) for x, y in ((0, 7), (0, -7), (7, 0), (-7, 0))
-)
-_IN_MIRROR = [1, 0, 2, 4, 3]  # left and right change places
-
-
 def _points_in(
     picture: Image.Image,
     centre: complex,
     across: complex,
     windows: Sequence[tuple[float, int, int]],
 ) -> npt.NDArray[np.complex128]:
-    """The points (5,) of the face about `centre`, the upper side of whose box runs along `across`."""
-    whole = _BOX + 2 * _MARGIN
-    across = across * whole / _BOX
+    """Find the points (5,), as complex numbers, of the face with its box centred on `centre`.
+
+    `across` is the upper side of the box as a vector.
+    """
+    crop_side = _BOX + 2 * _MARGIN
+    across = across * crop_side / _BOX
     corner = centre - across * (1 + 1j) / 2
-    pixels = cut_square(picture, corner + across * CORNERS, whole)
+    pixels = cut_square(picture, corner + across * CORNERS, crop_side)
     image = (torch.from_numpy(pixels).permute(2, 0, 1).float() - 127.5) / 128
-    crops, places = [], []
+    crops, boxes = [], []
     for scale, x, y in windows:
         side = round(_BOX * scale)
-        left, top = (whole - side) // 2 + x, (whole - side) // 2 + y
+        left, top = (crop_side - side) // 2 + x, (crop_side - side) // 2 + y
         crop = image[None, :, top : top + side, left : left + side]
-        crops.append(_RESIZE(crop, (ONET_SIZE, ONET_SIZE)))
-        places.append((complex(left, top), side))
+        crops.append(_resize(crop, (ONET_SIZE, ONET_SIZE)))
+        boxes.append((complex(left, top), side))
     batch = torch.cat(crops)
     with torch.no_grad():
         found = _networks()[1](torch.cat([batch, batch.flip(3)]))[2].double()
     plain, mirrored = found.chunk(2)
-    mirrored = mirrored[:, _IN_MIRROR] * torch.tensor([-1, 1]) + torch.tensor([1, 0])
+    mirrored = mirrored[:, _MIRRORED_ORDER] * torch.tensor([-1, 1]) + torch.tensor([1, 0])
     within = ((plain + mirrored) / 2).numpy() @ (1, 1j)
-    points = np.mean([p * side + start for p, (start, side) in zip(within, places, strict=True)], 0)
-    located: npt.NDArray[np.complex128] = corner + across * points / whole
+    points = np.mean([p * side + start for p, (start, side) in zip(within, boxes, strict=True)], 0)
+    located: npt.NDArray[np.complex128] = corner + across * points / crop_side
     return located
-
-
-_RESIZE = partial(nn.functional.interpolate, mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""Figures of reconstructions: what a training reports of held-out faces, and `eval` of any."""
+"""Figures of reconstructions, as reported by training for held-out faces and by `eval`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from facevae.model import Coder
 from facevae.runtime import full_precision
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""Something of each reconstruction and its original: (B,) from two (B, 3, H, W) in [0, 1]."""
+"""A score (B,) of each reconstruction and its original, both (B, 3, H, W) in [0, 1]."""
 
 SCORES: Mapping[str, Score] = {
     "psnr": metrics.psnr,
     "mse": losses.mean_squared_error,
-    "sharpness": lambda made, _: metrics.sharpness(made),
-    "sharpness_real": lambda _, real: metrics.sharpness(real),
+    "sharpness": lambda reconstructions, _: metrics.sharpness(reconstructions),
+    "sharpness_real": lambda _, originals: metrics.sharpness(originals),
 }
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Faces that went through a model: `scores`, each (N,), by name, and posteriors (N, D)."""
+    """Results of encoding and decoding N faces: `scores` (N,) by name, and posteriors (N, D)."""
 
     scores: dict[str, Tensor]
     mean: Tensor
@@ -36,30 +36,30 @@ class Reconstructions:
 
     @property
     def sharpness(self) -> float:
-        """Of the reconstructions over that of the faces themselves."""
+        """Mean sharpness of the reconstructions over that of the originals."""
         return self.average("sharpness") / max(self.average("sharpness_real"), 1e-12)
 
     @property
     def kl_nats(self) -> float:
-        """KL divergence of a face from N(0, I)."""
+        """Mean KL divergence of a face's posterior from N(0, I), in nats."""
         return float(metrics.kl_nats(self.mean, self.logvar).mean())
 
     @property
     def active_units(self) -> int:
-        """Dimensions in use; of a single face nothing tells that one is not."""
+        """Number of latent dimensions in use; for a single face, which has no variance, all."""
         return metrics.active_units(self.mean) if len(self.mean) > 1 else self.mean.shape[1]
 
 
 def reconstruct(
     coder: Coder, batches: Iterable[Tensor], scores: Mapping[str, Score] = SCORES
 ) -> Reconstructions:
-    """Decode images from their posterior means, and score each; one batch is held at a time."""
-    found, posteriors = RowBuffer(), RowBuffer()
+    """Decode images from their posterior means and score each, one batch at a time."""
+    score_rows, posteriors = RowBuffer(), RowBuffer()
     with full_precision():
         for images in batches:
             mean, logvar = coder.encode(images)
-            made = coder.decode(mean)
-            found.add(torch.stack([score(made, images) for score in scores.values()]).cpu())
+            decoded = coder.decode(mean)
+            score_rows.add(torch.stack([score(decoded, images) for score in scores.values()]).cpu())
             posteriors.add(torch.stack([mean, logvar]))
-        joined = dict(zip(scores, found.rows, strict=True))
-        return Reconstructions(joined, *posteriors.rows)
+        by_name = dict(zip(scores, score_rows.rows, strict=True))
+        return Reconstructions(by_name, *posteriors.rows)

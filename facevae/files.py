@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that never replace another by accident."""
+"""Write files atomically, lock folders, choose unused names, and locate the cache."""
 
 import errno
 import hashlib
@@ -8,23 +8,24 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from facevae.errors import FacevaeError, UsageError
 
-_RUST_ERROR = re.compile(r"\(os error (\d+)\)$")  # which safetensors ends with
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)$")  # the end of a message from safetensors
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes `path`'s place atomically.
+    """Yield a temporary path beside `path`, which replaces `path` atomically on success.
 
-    The temporary name keeps the suffix, so that writers that choose a format by it still do.
-    Missing parent folders are made. On failure `path` is as it was and nothing is left behind;
-    where the system refuses to write, such as on a full disk, that is a `FacevaeError`.
+    The temporary name has the same suffix, for writers that choose a format by it. Missing parent
+    folders are created. On failure `path` is unchanged and the temporary file is removed. Raises
+    `FacevaeError` if the system refuses to write, such as on a full disk.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _errno_of_writing(error: Exception, file: Path) -> int | None:
-    """The system's number for why `file` could not be written; None for any other failure."""
+    """The errno of a failure to write `file`; None for any other failure."""
     if isinstance(error, OSError):
         return error.errno if error.filename in (None, str(file)) else None
     number = _RUST_ERROR.search(str(error))
@@ -58,7 +59,7 @@ def _errno_of_writing(error: Exception, file: Path) -> int | None:
 
 
 def unwritable(path: Path, number: int | None, option: str = "-o") -> FacevaeError:
-    """The failure to write `path`, by the system's number for it; `option` names another place."""
+    """The error for a failure to write `path`; `option` is the one that names another place."""
     advice = f"name another place with {option}"
     if number in (errno.ENOSPC, errno.EDQUOT):
         advice = "free some space and run the command again"
@@ -67,22 +68,23 @@ def unwritable(path: Path, number: int | None, option: str = "-o") -> FacevaeErr
 
 
 def check_place(path: Path, option: str = "-o") -> None:
-    """Raise now what writing a file, or into a folder, would raise after the work, where it is known.
+    """Raise `FacevaeError` before any work is done if `path`, a file or folder, cannot be written.
 
-    Folders that are not there would be made; `option` names another place.
+    Missing folders are no error, since they will be created. `option` is the one that names another
+    place. Failures that only show when writing, such as a full disk, are not found.
     """
     folders = (path, *path.parents) if path.is_dir() else path.parents
-    there = next((folder for folder in folders if os.path.lexists(folder)), Path())
-    if not there.is_dir():
+    existing = next((folder for folder in folders if os.path.lexists(folder)), Path())
+    if not existing.is_dir():
         raise unwritable(path, errno.ENOTDIR, option)
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise unwritable(path, errno.EACCES, option)
 
 
 def clear_half_written(folder: Path) -> None:
-    """Remove what processes that were killed within `replacing` left in `folder`."""
-    for left in folder.glob(".*-????????.*"):
-        left.unlink(missing_ok=True)
+    """Remove the temporary files of processes that were killed within `replacing`."""
+    for leftover in folder.glob(".*-????????.*"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,7 +94,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add `text` as UTF-8 to the end of a file, made if need be, and have it reach the disk."""
+    """Append `text` as UTF-8 to a file, created if missing, and flush it to the disk."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
@@ -108,7 +110,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged one is a `FacevaeError` that names it."""
+    """Read a JSON file. Raises `FacevaeError` if it cannot be read or is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -116,10 +118,16 @@ def read_json(path: Path) -> Any:
         raise FacevaeError(msg) from error
 
 
-def expanded(name: Path | str) -> Path:
-    """The path, `~` and `~user` being home folders; where there is no such user, a file's name.
+def dictionary(value: object) -> Mapping[str, Any]:
+    """`value` if it is a JSON object, else an empty one: a file's metadata may hold anything."""
+    return value if isinstance(value, dict) else {}
 
-    Raises `UsageError` where there is no such file either.
+
+def expanded(name: Path | str) -> Path:
+    """The path with `~` and `~user` expanded to home folders.
+
+    If there is no such user, it is the name of a file. Raises `UsageError` if there is no such
+    file either.
     """
     try:
         return Path(name).expanduser()
@@ -127,23 +135,23 @@ def expanded(name: Path | str) -> Path:
         first = Path(name).parts[0]
         if os.path.lexists(first):
             return Path(name)
-        msg = f"{name}: no user is called '{first[1:]}'; write ./{name} for a name that begins so"
+        msg = f"{name}: no user is called '{first[1:]}'; write ./{name} if that is a file or folder"
         raise UsageError(msg) from error
 
 
 def inside(folder: Path, named: object) -> Path:
-    """The file of a folder that somebody else's words name: by its last part, lest they lead out."""
+    """The file in `folder` that an untrusted path names: only the last part of the path counts."""
     return folder / Path(str(named)).name
 
 
 def unused(path: Path) -> Path:
-    """`path`, or the first of `name-1`, `name-2`, … beside it that does not exist yet."""
+    """`path`, or the first of `name-1`, `name-2`, … beside it that does not exist."""
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(1))
     return next(p for p in itertools.chain([path], numbered) if not os.path.lexists(p))
 
 
 def distinct_names(paths: list[str]) -> list[str]:
-    """A file stem for each path; equal stems from different places are told apart by a number.
+    """A file stem for each path; repeated stems get a number.
 
     >>> distinct_names(["a/face.png", "b/face.jpg", "c/other.png"])
     ['face', 'face-2', 'other']
@@ -153,7 +161,7 @@ def distinct_names(paths: list[str]) -> list[str]:
     for path in paths:
         stem = Path(path).stem or "face"
         candidates = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
-        # compared without case, since some file systems hold a.png and A.png to be one file
+        # compared without case, since on some file systems a.png and A.png are the same file
         name = next(c for c in candidates if c.casefold() not in taken)
         taken.add(name.casefold())
         names.append(name)
@@ -161,7 +169,7 @@ def distinct_names(paths: list[str]) -> list[str]:
 
 
 def digest(*parts: bytes | str) -> str:
-    """SHA-256 of the parts as 64 hex digits; the parts' boundaries count."""
+    """SHA-256 of the parts as 64 hex digits; it depends on where one part ends."""
     state = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
@@ -171,10 +179,10 @@ def digest(*parts: bytes | str) -> str:
 
 @contextmanager
 def locked(folder: Path, what: str, option: str = "-o") -> Iterator[None]:
-    """Hold `folder` for this process alone; the system frees it when the process ends, however.
+    """Lock `folder` for this process; the system releases the lock when the process ends.
 
-    Raises `FacevaeError` at once when another process holds it, or it cannot be written into;
-    `option` then names another place.
+    Raises `FacevaeError` at once if another process has the lock, or if the folder cannot be
+    written; messages call it `what`, and name `option` as the way to choose another place.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +195,7 @@ def locked(folder: Path, what: str, option: str = "-o") -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 raise
-            msg = f"{folder}: {what} is in use by another facevae; wait for it or stop it"
+            msg = f"{folder}: {what} is in use by another facevae process; wait for it or stop it"
             raise FacevaeError(msg) from error
         yield
 
@@ -211,8 +219,14 @@ def _umask() -> int:
     return mask
 
 
+def packaged_weights(name: str) -> Path:
+    """The path of a file among the weights in the package."""
+    # an installed package is a folder: torch itself does not run from a zip
+    return Path(str(resources.files("facevae") / "weights" / name))
+
+
 def cache_folder() -> Path:
-    """Where facevae keeps what it can make again: `FACEVAE_CACHE`, or the platform's own place."""
+    """The cache folder: `FACEVAE_CACHE` if set, or else the platform's usual place."""
     if chosen := os.environ.get("FACEVAE_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -225,7 +239,7 @@ def cache_folder() -> Path:
 
 
 def size_bytes(folder: Path) -> int:
-    """The sum of the sizes of the files in `folder` and below."""
+    """The total size of the files in `folder` and its subfolders."""
     total = 0
     for file in folder.rglob("*"):
         with suppress(OSError):

@@ -1,45 +1,49 @@
-"""How model files of earlier formats differ from those of today."""
+"""Differences between the current model file format and earlier ones."""
 
 from facevae.texture import TEXTURED, Texture
 
-FORMAT = 10  # raised when a reader of the old format could not read the new one
-# what a format that is still read does not say, since all of its models were so
-_GUIDED: dict[str, object] = {"guided_until": 1.0}
+FORMAT = 10  # increase when a reader of the old format could not read the new one
+_UNGUIDED: dict[str, object] = {"guided_until": 1.0}
+# by format version that can be read: metadata that its files do not hold, with the values that
+# were the only ones at the time
 UNSAID: dict[int, dict[str, dict[str, object]]] = {
-    2: {"config": {"residual_blocks": 0}, "prior": {"residual": False, "guidance": 1.0, **_GUIDED}},
-    3: {"prior": {"guidance": 1.0, **_GUIDED}},
-    **{known: {"prior": _GUIDED} for known in (4, 5, 6)},
-    **{known: {} for known in (7, 8, 9, FORMAT)},
+    2: {
+        "config": {"residual_blocks": 0},
+        "prior": {"residual": False, "guidance": 1.0, **_UNGUIDED},
+    },
+    3: {"prior": {"guidance": 1.0, **_UNGUIDED}},
+    **{version: {"prior": _UNGUIDED} for version in (4, 5, 6)},
+    **{version: {} for version in (7, 8, 9, FORMAT)},
 }
-# begins the names of a texture's blocks; there was none at a level, then one without a number
-_BLOCKS, _WITH_BLOCKS, _WITH_NUMBERED_BLOCKS = f"vae.{TEXTURED}blocks.", 6, 8
-_MENDS, _WITH_MENDS = f"vae.{TEXTURED}mends.", 9  # and of what mends coarser levels
-_WITH_TRIANGLES = 10
+# the first version with a residual block at each level of a texture, with numbered blocks, with
+# blocks that correct coarser levels, and with matrices stored as triangles
+_WITH_BLOCKS, _WITH_NUMBERED_BLOCKS, _WITH_MENDS, _WITH_TRIANGLES = 6, 8, 9, 10
+_BLOCKS, _MENDS = f"vae.{TEXTURED}blocks.", f"vae.{TEXTURED}mends."  # prefixes of tensor names
 
 
-def stored_name(known: int, name: str) -> str | None:
-    """Of a tensor, in a file of the format `known`; None where that has none."""
-    if name.startswith(_MENDS) and known < _WITH_MENDS:
+def stored_name(version: int, name: str) -> str | None:
+    """Name of a tensor in a file of this format version; None if such files do not hold it."""
+    if name.startswith(_MENDS) and version < _WITH_MENDS:
         return None
-    if known >= _WITH_NUMBERED_BLOCKS or not name.startswith(_BLOCKS):
+    if version >= _WITH_NUMBERED_BLOCKS or not name.startswith(_BLOCKS):
         return name
     level, number, rest = name.removeprefix(_BLOCKS).split(".", 2)
-    return f"{_BLOCKS}{level}.{rest}" if int(number) < _num_blocks(known) else None
+    return f"{_BLOCKS}{level}.{rest}" if int(number) < _num_blocks(version) else None
 
 
-def has_triangles(known: int) -> bool:
-    """Whether a file of the format `known` holds the lower triangles of matrices that say no more."""
-    return known >= _WITH_TRIANGLES
+def has_triangles(version: int) -> bool:
+    """Whether symmetric and triangular matrices are stored as their lower triangles."""
+    return version >= _WITH_TRIANGLES
 
 
-def init_missing_blocks(known: int, texture: Texture) -> None:
-    """Put new blocks, which add nothing, where a file of the format `known` has none."""
-    if known < _WITH_NUMBERED_BLOCKS:
-        texture.begin_blocks(_num_blocks(known))
-    if known < _WITH_MENDS:
+def init_missing_blocks(version: int, texture: Texture) -> None:
+    """Initialise the blocks that a file of this format version lacks; they change nothing."""
+    if version < _WITH_NUMBERED_BLOCKS:
+        texture.begin_blocks(_num_blocks(version))
+    if version < _WITH_MENDS:
         texture.begin_mends()
 
 
-def _num_blocks(known: int) -> int:
-    """Of a texture's level, in files of the formats before blocks were numbered."""
-    return 0 if known < _WITH_BLOCKS else 1
+def _num_blocks(version: int) -> int:
+    """Blocks at each level of a texture, in the versions before blocks were numbered."""
+    return 0 if version < _WITH_BLOCKS else 1

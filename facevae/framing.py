@@ -1,6 +1,6 @@
-"""How a face is framed: where its five points lie in a square, and that square in a photo.
+"""Framings: where a face's five points lie in a square, and where that square lies in a photo.
 
-Places are complex numbers, x + iy with y down, so that turning and scaling is multiplying.
+Positions are complex numbers x + iy, with y pointing down: to multiply is to rotate and scale.
 """
 
 import math
@@ -16,26 +16,28 @@ from facevae.images import Pixels, centred_square
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # as seen in the picture
 Points = npt.NDArray[np.float64]
-"""Where the five `POINTS` are: (5, 2), x to the right and y down."""
+"""Positions of the five `POINTS`: (5, 2), x to the right and y down."""
 
 Square = npt.NDArray[np.complex128]
 """The four corners of a square, clockwise from the upper left."""
 
 CORNERS = np.array([0, 1, 1 + 1j, 1j])
-ALIGNED = 0.1  # mean error of the corners, of the side, that needs no correction
-_SOFT_EDGE = 0.12  # of a pasted square's side
-_PROFILE = 0.165  # of a face's extent; of FFHQ's faces one in 30 has its nose farther aside
-# changes of more than so many levels, about as far as so many pixels, take the photo's detail along
-_DETAIL_GONE, _DETAIL_REACH = 25, 2
+ALIGNED = 0.1  # mean error of the corners, as a share of the side, that needs no correction
+_SOFT_EDGE = 0.12  # width of a pasted square's blended edge, as a share of its side
+# offset of the nose, as a share of the face's extent, beyond which the face is a profile: 1 in 30
+# faces of FFHQ
+_PROFILE_OFFSET = 0.165
+# changes of more levels than this, smoothed over so many pixels, remove the photo's detail
+_DETAIL_THRESHOLD, _DETAIL_RADIUS = 25, 2
 _BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Where the five points lie in a square of side 1, and how far they spread about there.
+    """Typical positions of the five points in a square of side 1, and the spread about each.
 
-    Where faces were scaled by the rule of FFHQ's authors, `extent` is what `extent_of` is of the
-    square's side; None where they were scaled by their points.
+    If faces were scaled by the rule of FFHQ's authors, `extent` is their `extent_of` as a share of
+    the square's side. It is None if they were scaled by their points.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -43,7 +45,7 @@ class Framing:
     extent: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Each point's name with [x, y, spread], and the extent."""
+        """Map each point's name to [x, y, spread], and "extent" to the extent."""
         rows = zip(POINTS, self.points, self.spreads, strict=True)
         points = {name: [*point, spread] for name, point, spread in rows}
         return {**points, "extent": self.extent}
@@ -58,18 +60,18 @@ class Framing:
         if any(len(row) != 3 or not all(map(math.isfinite, row)) or row[2] <= 0 for row in rows):  # noqa: PLR2004 - x, y, spread
             msg = "a framing's points need x, y and a spread above 0"
             raise ValueError(msg)
-        if any(not -1 < v < 2 for row in rows for v in row):  # noqa: PLR2004 - a side about the square
+        if any(not -1 < v < 2 for row in rows for v in row):  # noqa: PLR2004 - within one side of the square
             msg = "a framing's points must lie in or about a square of side 1"
             raise ValueError(msg)
         extent = None if values["extent"] is None else float(values["extent"])
-        if extent is not None and not 0.01 < extent < 100:  # noqa: PLR2004 - of the square's side
+        if extent is not None and not 0.01 < extent < 100:  # noqa: PLR2004 - shares of the square's side
             msg = "a framing's extent must be from 0.01 to 100"
             raise ValueError(msg)
         points, spreads = tuple((x, y) for x, y, _ in rows), tuple(spread for *_, spread in rows)
         return cls(points, spreads, extent)
 
 
-# measured with `measure_framing` on photographs that were framed as FFHQ's authors published
+# measured with `measure_framing` on photographs framed as FFHQ's authors published
 FFHQ = Framing(
     ((0.375, 0.469), (0.628, 0.469), (0.500, 0.617), (0.383, 0.733), (0.618, 0.733)),
     (0.012, 0.012, 0.046, 0.027, 0.028),
@@ -79,10 +81,10 @@ FFHQ = Framing(
 
 @dataclass(frozen=True)
 class Placed:
-    """A face in its photo: the upright picture, and the corners of the square to take, clockwise.
+    """A face located in its photo: the upright picture, and the corners of the face's square.
 
-    `turns` quarter turns, anticlockwise, made the photo upright. `is_profile` is whether the face
-    is known to look far to a side.
+    `turns` is the number of anticlockwise quarter turns that made the photo upright. `is_profile`
+    is whether the face is known to look far to a side.
     """
 
     picture: Image.Image
@@ -91,22 +93,23 @@ class Placed:
     is_profile: bool = False
 
     def cut(self, size: int) -> Pixels:
-        """The square's pixels (size, size, 3); what lies outside the photo is mirrored in."""
+        """The square's pixels (size, size, 3); outside the photo, its mirror image continues it."""
         if np.array_equal(self.square, largest_square(self.picture)):
             return centred_square(self.picture, size)
         return cut_square(self.picture, self.square, size)
 
     @property
     def photo(self) -> Pixels:
-        """The whole photo (H, W, 3), the way round it was."""
+        """The whole photo (H, W, 3) in its original orientation."""
         return np.rot90(np.array(self.picture), -self.turns).copy()
 
     def paste(self, pixels: Pixels, instead_of: Pixels | None = None) -> Pixels:
-        """The whole photo (H, W, 3), the way round it was, with `pixels` (S, S, 3) in the square.
+        """The whole photo (H, W, 3) in its original orientation, with `pixels` (S, S, 3) pasted.
 
-        The edges are blended. With `instead_of` (S, S, 3), the photo is changed by how `pixels`
-        differ from that, and keeps the detail that neither has, but where they differ much: there
-        it belongs to what was, as a frame does to glasses that are taken off.
+        The edges are blended. With `instead_of` (S, S, 3), the photo changes by the difference
+        between `pixels` and `instead_of`, and keeps its detail that neither of them has. Where the
+        difference is large, that detail is removed too: it belongs to what the edit removed, such
+        as the frame of a pair of glasses.
         """
         left, top, right, bottom = _bounds(self.square)
         left, top = max(left, 0), max(top, 0)
@@ -131,69 +134,73 @@ class Placed:
         return np.rot90(photo, -self.turns).copy()
 
     def again(self, photo: Pixels, size: int) -> Pixels:
-        """What `cut` gives of another photo (H, W, 3) of the same extent, as `paste` makes one."""
+        """Cut the same square out of another photo (H, W, 3) of this size, as from `paste`."""
         upright = Image.fromarray(np.rot90(photo, self.turns))
         return replace(self, picture=upright).cut(size)
 
 
 def square_of(points: Points, framing: Framing) -> Square:
-    """The corners, clockwise from the upper left, of the square in which `points` are framed so.
+    """The corners, clockwise from the upper left, of the square in which `points` have the framing.
 
-    The similarity with the least squared error, each point weighted by the inverse of the
-    variance about its place (Umeyama 1991, without reflection), or scaled by its extent.
+    This is the similarity transform with the least squared error, where each point has the inverse
+    of its variance as weight (Umeyama 1991, without reflection). If the framing has an extent, that
+    determines the scale instead.
     """
-    here, there = to_complex(points), to_complex(np.array(framing.points))
+    target, source = to_complex(points), to_complex(np.array(framing.points))
     weights = 1 / np.square(framing.spreads)
     weights /= weights.sum()
-    mean_here, mean_there = weights @ here, weights @ there
-    a, b = there - mean_there, here - mean_here
-    turn = (weights * a.conj()) @ b / (weights @ np.square(np.abs(a)))
+    mean_target, mean_source = weights @ target, weights @ source
+    a, b = source - mean_source, target - mean_target
+    factor = (weights * a.conj()) @ b / (weights @ np.square(np.abs(a)))
     if framing.extent is not None:
-        turn *= extent_of(here) / framing.extent / max(float(abs(turn)), 1e-12)
-    corners: npt.NDArray[np.complex128] = mean_here + turn * (CORNERS - mean_there)
+        factor *= extent_of(target) / framing.extent / max(float(abs(factor)), 1e-12)
+    corners: npt.NDArray[np.complex128] = mean_target + factor * (CORNERS - mean_source)
     return corners
 
 
 def framed_alike(a: Framing, b: Framing) -> bool:
-    """Whether faces in one framing pass for faces in the other, uncorrected."""
+    """Whether faces in one framing need no correction for the other."""
     error = np.abs(square_of(np.array(a.points), b) - CORNERS).mean()
     return bool(error < ALIGNED)
 
 
 def to_complex(points: Points) -> npt.NDArray[np.complex128]:
-    """Points (N, 2) → places (N,)."""
-    places: npt.NDArray[np.complex128] = points @ np.array((1, 1j))
-    return places
+    """Points (N, 2) → complex positions (N,)."""
+    positions: npt.NDArray[np.complex128] = points @ np.array((1, 1j))
+    return positions
 
 
 def extent_of(points: npt.NDArray[np.complex128]) -> float:
-    """By what FFHQ's authors scaled a face, of its five points (Karras, Laine & Aila 2019)."""
+    """The length by which FFHQ's authors scaled a face (Karras, Laine & Aila 2019)."""
     left_eye, right_eye, _, left_mouth, right_mouth = points.tolist()
     eyes_to_mouth = (left_mouth + right_mouth - left_eye - right_eye) / 2
     return float(max(2.0 * abs(right_eye - left_eye), 1.8 * abs(eyes_to_mouth)))
 
 
 def is_profile(points: Points) -> bool:
-    """Whether a face of these points looks far to a side: its nose lies beside its middle."""
-    places = to_complex(points)
-    left_eye, right_eye, nose, left_mouth, right_mouth = places.tolist()
+    """Whether the face looks far to a side: its nose is far from the middle of eyes and mouth."""
+    positions = to_complex(points)
+    left_eye, right_eye, nose, left_mouth, right_mouth = positions.tolist()
     up = (left_eye + right_eye - left_mouth - right_mouth) / 2
     middle = (left_eye + right_eye + left_mouth + right_mouth) / 4
-    aside = ((nose - middle) * up.conjugate() / max(abs(up), 1e-9)).imag
-    return bool(abs(aside) > _PROFILE * extent_of(places))
+    offset = ((nose - middle) * up.conjugate() / max(abs(up), 1e-9)).imag
+    return bool(abs(offset) > _PROFILE_OFFSET * extent_of(positions))
 
 
 def largest_square(picture: Image.Image) -> Square:
-    """The largest centred square of a picture, by its corners."""
+    """The corners of a picture's largest centred square."""
     side = min(picture.size)
     corner = complex((picture.width - side) // 2, (picture.height - side) // 2)
     return corner + side * CORNERS
 
 
 def cut_square(picture: Image.Image, square: Square, size: int) -> Pixels:
-    """The square's pixels (size, size, 3), smoothed where it shrinks; mirrored beyond the edges."""
+    """Resample a square of a picture to (size, size, 3).
+
+    Pixels are averaged if it shrinks. Beyond its edges the picture is mirrored.
+    """
     across = square[1] - square[0]
-    # cut at a whole multiple of the size, then average
+    # cut at an integer multiple of the size, then average
     factor = max(1, math.ceil(abs(across) / size))
     left, top, right, bottom = _bounds(square)
     inside = picture.crop(
@@ -216,16 +223,16 @@ def cut_square(picture: Image.Image, square: Square, size: int) -> Pixels:
 
 
 def _bounds(square: Square) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the whole pixels that hold the square."""
+    """Left, top, right and bottom of the square's bounding box, rounded outwards to pixels."""
     xs, ys = square.real, square.imag
     return math.floor(xs.min()), math.floor(ys.min()), math.ceil(xs.max()), math.ceil(ys.max())
 
 
 def _warped(pixels: Pixels, square: Square, shape: tuple[int, int]) -> Pixels:
-    """Pixels (S, S, …) brought into the square of a picture of `shape` (width, height), 0 about it."""
+    """Resample pixels (S, S, …) into the square of a picture of `shape` (width, height), else 0."""
     across = square[1] - square[0]
     picture = Image.fromarray(pixels)
-    if abs(across) < len(pixels):  # smooth it first, since the warp below takes single pixels
+    if abs(across) < len(pixels):  # shrink smoothly first, since the transform does not average
         side = max(1, round(abs(across)))
         picture = picture.resize((side, side), Image.Resampling.LANCZOS)
     step = picture.width / across
@@ -235,12 +242,12 @@ def _warped(pixels: Pixels, square: Square, shape: tuple[int, int]) -> Pixels:
 
 
 def _kept_detail(pixels: Pixels, instead_of: Pixels) -> npt.NDArray[np.uint8]:
-    """How much of a photo's detail stays in each place, (S, S): 255 is all of it."""
+    """How much of the photo's detail is kept at each pixel, (S, S): 255 is all of it."""
     change = np.sqrt(np.square(pixels.astype(np.float32) - instead_of).mean(2))
-    around = ImageFilter.GaussianBlur(_DETAIL_REACH)
-    smooth = np.array(Image.fromarray(change.round().astype(np.uint8)).filter(around), np.float32)
+    blur = ImageFilter.GaussianBlur(_DETAIL_RADIUS)
+    smooth = np.array(Image.fromarray(change.round().astype(np.uint8)).filter(blur), np.float32)
     kept: npt.NDArray[np.uint8] = (
-        (255 / (1 + (smooth / _DETAIL_GONE) ** 4)).round().astype(np.uint8)
+        (255 / (1 + (smooth / _DETAIL_THRESHOLD) ** 4)).round().astype(np.uint8)
     )
     return kept
 
@@ -254,7 +261,7 @@ def _grey(pixels: Pixels) -> Pixels:
 
 
 def _soft_mask(size: int) -> npt.NDArray[np.uint8]:
-    """255 within, falling smoothly to 0 at the edges: (size, size)."""
+    """A mask (size, size): 255 inside, falling smoothly to 0 at the edges."""
     edge = np.minimum(np.arange(size) + 0.5, size - 0.5 - np.arange(size)) / (_SOFT_EDGE * size)
     ramp = edge.clip(0, 1) ** 2 * (3 - 2 * edge.clip(0, 1))
     return (255 * np.outer(ramp, ramp)).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What an evaluation has to show: pictures, histograms, and the figures themselves."""
+"""Pictures and histograms of an evaluation, written as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ from facevae.novelty import Novelty
 
 
 def draw(folder: Path, results: Sequence[Result], novelty: Novelty | None) -> list[Path]:
-    """Write the pictures of the model, the first of `results`, and its baselines beside it.
+    """Write pictures of the model and its baselines into `folder`, and return their paths.
 
-    Returns their paths. Histograms are drawn where there is matplotlib.
+    The model is the first of `results`. Histograms are drawn only if matplotlib is installed.
     """
     model = results[0]
     pictures = {
@@ -38,8 +38,9 @@ def draw(folder: Path, results: Sequence[Result], novelty: Novelty | None) -> li
 
 
 def _strips(results: Sequence[Result]) -> Pixels:
-    """Each way from face to face, once for each candidate, one below the other."""
-    rows = np.stack([r.ways for r in results], axis=1)  # (ways, candidates, steps, size, size, 3)
+    """A grid of interpolations: for each pair of faces, a row for each candidate."""
+    # axes: pairs, candidates, steps, then those of a picture
+    rows = np.stack([r.interpolations for r in results], axis=1)
     return grid(rows.reshape(-1, *rows.shape[3:]), columns=rows.shape[2])
 
 

@@ -1,4 +1,4 @@
-"""What the Hugging Face Hub's client raises and shows, in words of our own."""
+"""Errors and progress of the Hugging Face Hub's client: which there are, and how to present them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hushed(*, progress: bool = True) -> Iterator[None]:
-    """Inside, the client does not talk of its retries, nor without `progress` show its own."""
+    """Silence the client's log of retries inside the block, and its progress bars unless `progress`."""
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -14,8 +14,8 @@ def hushed(*, progress: bool = True) -> Iterator[None]:
         enable_progress_bars,
     )
 
-    hides = not (progress or are_progress_bars_disabled())
-    if hides:
+    hides_bars = not (progress or are_progress_bars_disabled())
+    if hides_bars:
         disable_progress_bars()
     verbosity = get_verbosity()
     set_verbosity_error()
@@ -23,12 +23,12 @@ def hushed(*, progress: bool = True) -> Iterator[None]:
         yield
     finally:
         set_verbosity(verbosity)
-        if hides:
+        if hides_bars:
             enable_progress_bars()
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What the client raises, and the HTTP library below it, another one by its version."""
+    """Exceptions of the client, and of the HTTP library below it, which depends on its version."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     http_error: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -36,9 +36,9 @@ def client_errors() -> tuple[type[Exception], ...]:
 
 
 def refusal(error: BaseException, missing: str) -> str | None:
-    """Why the Hub does not give a repository, and what to do; None for other failures.
+    """Why the Hub refuses access to a repository, and what to do; None for other failures.
 
-    `missing` says that there is none.
+    `missing` is the message for a repository that does not exist.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -46,7 +46,7 @@ def refusal(error: BaseException, missing: str) -> str | None:
         RevisionNotFoundError,
     )
 
-    known = {  # the first that fits
+    known = {  # the first match counts
         GatedRepoError: "is gated; ask for access on its page and log in with `hf auth login`",
         RepositoryNotFoundError: f"{missing} (a private one needs `hf auth login`)",
         RevisionNotFoundError: "the repository has no such revision",

@@ -1,4 +1,4 @@
-"""Parquet files of a data set on the Hugging Face Hub, read where they are."""
+"""Parquet files of a data set on the Hugging Face Hub, read remotely without downloading them."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from typing import Any
 from facevae.errors import DataError
 from facevae.hub_client import client_errors, hushed, refusal
 
-_PART = r"[A-Za-z0-9_][\w.-]*"  # begins with no dot or dash, so that it leads nowhere else
+_PART = r"[A-Za-z0-9_][\w.-]*"  # cannot start with a dot or dash, so that it stays inside the Hub
 _URL = re.compile(
     rf"hf://datasets/(?P<repository>{_PART}/{_PART}?)"
     r"(?:@(?P<revision>refs/(?:convert|pr)/[^/.][^/]*|[^/.][^/]*))?(?:/(?P<below>.*?))?/*",
@@ -23,12 +23,12 @@ _SUFFIX = ".parquet"
 
 
 class Unreachable(DataError):
-    """The Hub did not answer, or stopped answering."""
+    """A request that the Hub did not answer, or only in part."""
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of `size` bytes; `mark` is the Hub's digest of what is in it."""
+    """A file of `size` bytes on the Hub; `mark` is the Hub's digest of its content."""
 
     repository: str
     commit: str
@@ -37,21 +37,21 @@ class HubFile:
     mark: str
 
     def __str__(self) -> str:
-        """Its address."""
+        """The file's URL."""
         return f"hf://datasets/{self.repository}@{self.commit[:12]}/{self.path}"
 
     @property
     def name(self) -> str:
-        """Its name without folders."""
+        """File name without folders."""
         return PurePosixPath(self.path).name
 
     @property
     def suffix(self) -> str:
-        """Of its name, with the dot."""
+        """Suffix of the file name, with the dot."""
         return PurePosixPath(self.path).suffix
 
     def open(self, ahead_bytes: int) -> io.RawIOBase:
-        """Its bytes, of which those asked for are fetched, and `ahead_bytes` more at a time."""
+        """Open the file for reading: only the bytes read are fetched, and `ahead_bytes` beyond them."""
         place = f"datasets/{self.repository}@{self.commit}/{self.path}"
         with _answering(str(self)):
             return _Reader(_hub().open(place, "rb", block_size=ahead_bytes), str(self))
@@ -59,14 +59,14 @@ class HubFile:
 
 @cache
 def _hub() -> Any:
-    """The Hub as a file system, one for all threads, so that folders are listed once."""
+    """The Hub as a file system, shared by all threads so that each folder is listed once."""
     from huggingface_hub import HfFileSystem
 
     return HfFileSystem()
 
 
 class _Reader(io.RawIOBase):
-    """A file on the Hub whose failures are `Unreachable`, however deep below they happen."""
+    """A file on the Hub that turns every read failure, at whatever level, into `Unreachable`."""
 
     def __init__(self, file: Any, name: str) -> None:
         self._file, self._name = file, name
@@ -96,7 +96,7 @@ class _Reader(io.RawIOBase):
 
 
 def is_url(source: object) -> bool:
-    """Whether that names data on the Hub."""
+    """Whether `source` names data on the Hub."""
     return isinstance(source, str) and source.startswith("hf://")
 
 
@@ -106,10 +106,10 @@ def repository_of(url: str) -> str:
 
 
 def find_hub_files(url: str) -> list[HubFile]:
-    """The Parquet files that `hf://datasets/owner/name[@revision][/split or path]` names.
+    """Parquet files that `hf://datasets/owner/name[@revision][/split or path]` names.
 
-    Without a split or path it is the train split, where there is one. Where there is no Parquet
-    in the repository itself, it is the Hub's own conversion. Raises `DataError`.
+    Without a split or path, these are the files of the train split if there is one, else all. If
+    the repository holds no Parquet files, the Hub's own conversion is used. Raises `DataError`.
     """
     repository, revision, below = _parts(url)
     files = _list(url, repository, revision)
@@ -159,10 +159,10 @@ def _list(url: str, repository: str, revision: str | None) -> list[HubFile]:
 
 
 def _below(files: list[HubFile], place: str) -> list[HubFile]:
-    """Files at a path or below it, else those of the split that its last part names."""
-    there = [f for f in files if f.path == place or f.path.startswith(f"{place}/")]
+    """Files at a path or below it, else files of the split named by its last part."""
+    found = [f for f in files if f.path == place or f.path.startswith(f"{place}/")]
     folder, slash, split = place.rpartition("/")
-    return there or _of_split([f for f in files if f.path.startswith(folder + slash)], split)
+    return found or _of_split([f for f in files if f.path.startswith(folder + slash)], split)
 
 
 def _of_split(files: list[HubFile], split: str) -> list[HubFile]:
@@ -172,13 +172,16 @@ def _of_split(files: list[HubFile], split: str) -> list[HubFile]:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")  # noqa: PLR2004 - a line's worth
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")  # noqa: PLR2004 - what fits a line
 
 
 @contextmanager
 def _answering(name: str) -> Iterator[None]:
-    """Whatever the Hub answers amiss, as one line that names what was asked for."""
-    failures: tuple[type[Exception], ...] = (*client_errors(), RuntimeError)  # of a closed client
+    """Turn errors of the Hub inside the block into `DataError`s of one line that starts with `name`."""
+    failures: tuple[type[Exception], ...] = (
+        *client_errors(),
+        RuntimeError,
+    )  # the last by a closed client
     with hushed():
         try:
             yield

@@ -1,8 +1,8 @@
-"""What a network that has seen all kinds of photographs finds in a picture: EfficientNet-Lite0.
+"""Image features of EfficientNet-Lite0, pretrained on ImageNet.
 
-Tan & Le 2019, "EfficientNet", in the variant for small devices (no squeeze-and-excitation, ReLU6),
-trained on ImageNet. Here are its features at four levels, without the classifier; its weights and
-their notice stand in `weights/`.
+Tan & Le 2019, "EfficientNet", in the variant for small devices (no squeeze-and-excitation, ReLU6).
+The network gives features at four levels and has no classifier. Its weights and their notice are in
+`weights/`.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 _FILE = "features.safetensors"
 _STEM = 32
-# channels, blocks, stride and kernel of each stage, all but the first of which widen sixfold inside
+# channels, blocks, stride and kernel size of each stage
 _STAGES = (
     (16, 1, 1, 3),
     (24, 2, 2, 3),
@@ -28,49 +28,49 @@ _STAGES = (
     (192, 4, 2, 5),
     (320, 1, 1, 3),
 )
-_WIDENING = 6
-_LEVELS = (1, 2, 4, 6)  # stages whose features are given, at strides of 4, 8, 16 and 32 pixels
+_EXPANSION = 6  # of the channels inside a block, in all stages but the first
+_LEVELS = (1, 2, 4, 6)  # stages whose features are returned, at strides of 4, 8, 16 and 32 pixels
 CHANNELS = tuple(_STAGES[stage][0] for stage in _LEVELS)
-STRIDE = 32  # sides of images are multiples of
+STRIDE = 32  # the side of an image must be a multiple of it
 
 
 class _Convolution(nn.Conv2d):
-    """With zeros around as TensorFlow has them: of an odd number, the larger half comes last."""
+    """A convolution with TensorFlow's zero padding: an odd number puts one more at the end."""
 
     def forward(self, features: Tensor) -> Tensor:
-        around = self.kernel_size[0] - self.stride[0]
-        before = around // 2
-        padded = functional.pad(features, (before, around - before) * 2)
-        # on CPUs the gradient of one that strides channel by channel takes 4 times as long in bfloat16
+        padding = self.kernel_size[0] - self.stride[0]
+        before = padding // 2
+        padded = functional.pad(features, (before, padding - before) * 2)
+        # on CPUs the gradient of a strided depthwise convolution takes 4 times as long in bfloat16
         is_slow = self.groups > 1 and self.stride[0] > 1 and features.device.type == "cpu"
         with torch.autocast(features.device.type, enabled=False) if is_slow else nullcontext():
             return super().forward(padded.float() if is_slow else padded)
 
 
 class _Block(nn.Module):
-    """features (B, C, H, W) → (B, C', H/stride, W/stride): wide inside, a channel at a time."""
+    """An inverted residual block: features (B, C, H, W) → (B, C', H/stride, W/stride)."""
 
-    def __init__(self, before: int, after: int, widening: int, stride: int, kernel: int) -> None:
+    def __init__(self, before: int, after: int, expansion: int, stride: int, kernel: int) -> None:
         super().__init__()
-        inside = before * widening
+        inside = before * expansion
         layers: list[nn.Module] = []
-        if widening > 1:
+        if expansion > 1:
             layers += [nn.Conv2d(before, inside, 1), nn.ReLU6()]
         layers += [_Convolution(inside, inside, kernel, stride, groups=inside), nn.ReLU6()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(inside, after, 1))
-        self.adds = stride == 1 and before == after
+        self.is_residual = stride == 1 and before == after
 
     def forward(self, features: Tensor) -> Tensor:
-        found: Tensor = self.layers(features)
-        return features + found if self.adds else found
+        out: Tensor = self.layers(features)
+        return features + out if self.is_residual else out
 
 
 class ImageFeatures(nn.Module):
     """images (B, 3, S, S) in [0, 1], S a multiple of 32 → features of four levels.
 
-    Level i is (B, C_i, S / 2^(i + 2), S / 2^(i + 2)), C_i as in `CHANNELS`, each channel less its
-    mean and over its standard deviation in generated faces. Batch norms have become part of the
-    convolutions before them. Weights never learn.
+    Level i is (B, C_i, S / 2^(i + 2), S / 2^(i + 2)), with C_i from `CHANNELS`. Each channel is
+    standardised by its mean and standard deviation in generated faces. Batch norms are folded into
+    the convolutions before them. The weights are frozen.
     """
 
     def __init__(self) -> None:
@@ -81,9 +81,9 @@ class ImageFeatures(nn.Module):
         for (before, after), (_, blocks, stride, kernel) in zip(
             pairwise(widths), _STAGES, strict=True
         ):
-            widening = _WIDENING if self.stages else 1
-            stage = [_Block(before, after, widening, stride, kernel)]
-            stage += [_Block(after, after, widening, 1, kernel) for _ in range(blocks - 1)]
+            expansion = _EXPANSION if self.stages else 1
+            stage = [_Block(before, after, expansion, stride, kernel)]
+            stage += [_Block(after, after, expansion, 1, kernel) for _ in range(blocks - 1)]
             self.stages.append(nn.Sequential(*stage))
         for i, channels in enumerate(CHANNELS):
             self.register_buffer(f"mean{i}", torch.zeros(channels, 1, 1))
@@ -91,14 +91,14 @@ class ImageFeatures(nn.Module):
         self.requires_grad_(requires_grad=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of each level, the finest first."""
+        """Standardised features of each level, the finest first."""
         return [
             (features - self.get_buffer(f"mean{i}")) / self.get_buffer(f"spread{i}")
             for i, features in enumerate(self.raw(images))
         ]
 
     def raw(self, images: Tensor) -> Iterator[Tensor]:
-        """The same, as they leave the network."""
+        """Features of each level before standardisation."""
         hidden = self.stem((images * 255 - 127) / 128)
         for i, stage in enumerate(self.stages):
             hidden = stage(hidden)
@@ -107,7 +107,7 @@ class ImageFeatures(nn.Module):
 
 
 def load_image_features(device: torch.device) -> ImageFeatures:
-    """The published weights, out of the package."""
+    """The network with the published weights, which are part of the package."""
     network = ImageFeatures()
     path = Path(str(resources.files("facevae") / "weights" / _FILE))
     network.load_state_dict(load_file(path))

@@ -1,4 +1,4 @@
-"""Pictures in and out: the only module that knows a pixel is 0…255.
+"""Read, arrange and write pictures: the only module that knows that a pixel is 0…255.
 
 `pixels` are uint8 (…, H, W, 3) in sRGB; `images` are float32 (…, 3, H, W) in [0, 1].
 """
@@ -22,23 +22,22 @@ from facevae.files import replacing
 
 Pixels = npt.NDArray[np.uint8]
 
-_UNREAD = frozenset((".heic", ".heif"))  # a telephone's: found, so that they are named
-# what folders are searched for; a file named outright may be anything Pillow reads
-SUFFIXES = _UNREAD.union(
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"),
-    (".jp2", ".pgm", ".ppm"),
-)
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_SUFFIXES = (".gif", ".webp", ".png")
 VIDEO_SUFFIXES = (".mp4",)
+# phone pictures that Pillow does not read: searched for all the same, so that they are reported
+_UNREADABLE_SUFFIXES = frozenset((".heic", ".heif"))
+_OTHER_SUFFIXES = (".jfif", ".avif", ".jp2", ".pgm", ".ppm")
+# what folders are searched for; a file that is named outright may be of any kind that Pillow reads
+SUFFIXES = _UNREADABLE_SUFFIXES.union(STILL_SUFFIXES, ANIMATION_SUFFIXES, _OTHER_SUFFIXES)
 COLUMNS_OF_PAIRS = 8
 _LONGEST_SIDES = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}
 
-_PROGRAMS = ("EPS", "WMF")  # which other programs would be started to draw
-_LARGE = 1 << 25  # pixels: of pictures with more, which take GB, threads decode one at a time
-_one_at_a_time = threading.Lock()
+_VECTOR_FORMATS = ("EPS", "WMF")  # Pillow would start other programs to draw them
+_LARGE = 1 << 25  # pixels; larger pictures take GB, so threads decode them one at a time
+_large_picture_lock = threading.Lock()
 
-_MATTE = (255, 255, 255)  # transparent parts show white, as on a page
+_MATTE = (255, 255, 255)  # transparent parts become white, as on a page
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -48,7 +47,7 @@ def from_pixels(pixels: Pixels | Tensor) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Pixels:
-    """float (…, 3, H, W) in [0, 1] → uint8 (…, H, W, 3) in 0…255; what lies outside is clipped."""
+    """float (…, 3, H, W) in [0, 1] → uint8 (…, H, W, 3) in 0…255; values outside are clipped."""
     levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.movedim(-3, -1).contiguous().cpu().numpy()
 
@@ -75,30 +74,31 @@ def centred_square(picture: Image.Image, size: int) -> Pixels:
 def open_picture(
     source: Path | BinaryIO, name: str | None = None, *, enough: int | None = None
 ) -> Image.Image:
-    """A picture upright, in RGB, in sRGB; a JPEG may come smaller if its sides reach `enough`.
+    """Read a picture: upright, in RGB and sRGB.
 
     Orientation tags, colour profiles, greyscale, palettes, transparency, CMYK and 16-bit greys
-    are honoured; of an animation the first frame is taken. Raises `ImageError` with `name` (by
-    default the path) for anything unreadable.
+    are honoured; an animation gives its first frame. With `enough`, a JPEG may be decoded at a
+    smaller scale, as long as its sides are no shorter than that. Raises `ImageError` with `name`
+    (by default the path) for anything unreadable.
     """
     with _readable(name or str(source)), Image.open(source) as image:
-        if image.format in _PROGRAMS:
-            msg = f"{name or source}: {image.format} is a program, not pixels; save it as PNG"
+        if image.format in _VECTOR_FORMATS:
+            msg = f"{name or source}: {image.format} is a vector format, not pixels; save it as PNG"
             raise ImageError(msg)
         if enough is not None:
             image.draft("RGB", (enough, enough))
-        with _one_at_a_time if math.prod(image.size) > _LARGE else nullcontext():
+        with _large_picture_lock if math.prod(image.size) > _LARGE else nullcontext():
             return upright(image)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture that is open, upright and in RGB, in sRGB, as `open_picture` gives it."""
+    """Turn an open picture upright and convert it to RGB in sRGB, as `open_picture` does."""
     return _to_srgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into one `ImageError` that names the picture."""
+    """Turn any error of a decoder into an `ImageError` that names the picture."""
     try:
         yield
     except FileNotFoundError as error:
@@ -112,12 +112,12 @@ def _readable(name: str) -> Iterator[None]:
         raise ImageError(msg) from error
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # decoders raise nearly every kind there is on damaged files
+    except Exception as error:  # for damaged files, decoders raise nearly any exception
         reason = f"damaged picture ({error})"
         if isinstance(error, UnidentifiedImageError):
-            is_unread = Path(name).suffix.lower() in _UNREAD
-            more = "; save it as JPEG or PNG" if is_unread else ""
-            reason = f"not a picture that can be read{more}"
+            is_known = Path(name).suffix.lower() in _UNREADABLE_SUFFIXES
+            advice = "; save it as JPEG or PNG" if is_known else ""
+            reason = f"not a picture that can be read{advice}"
         elif isinstance(error, OSError) and error.errno and error.strerror:
             reason = error.strerror
         msg = f"{name}: {reason}"
@@ -125,7 +125,7 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Any mode Pillow knows → RGB as a screen shows it."""
+    """Convert a picture of any mode to RGB in sRGB."""
     if image.mode.startswith(("I", "F")):
         image = _eight_bit_grey(image)
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
@@ -138,19 +138,19 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """RGB or CMYK in the colours of an ICC profile → RGB in sRGB."""
+    """Convert RGB or CMYK in the colours of an ICC profile to RGB in sRGB."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" not in ImageCms.getProfileDescription(source):
             converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
             return converted if converted is not None else image.convert("RGB")
     except (ImageCms.PyCMSError, OSError):
-        pass  # a profile that cannot be used is as good as none
+        pass  # ignore a profile that cannot be used
     return image.convert("RGB")
 
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit or float grey → 8-bit grey, by the least full scale that holds its values."""
+    """Convert 16-bit, 32-bit or float grey to 8 bits, from the smallest full scale that fits."""
     values = np.asarray(image, dtype=np.float64)
     top = np.nanmax(values, initial=0)
     if image.mode.startswith("I;16"):
@@ -162,7 +162,10 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, as the file's beginning says. Raises `FileNotFoundError`."""
+    """Width and height in pixels, read from the file's header.
+
+    Raises `OSError`, such as `FileNotFoundError`, if it cannot be opened, and `ImageError`.
+    """
     with path.open("rb") as file, _readable(str(path)), Image.open(file) as image:
         return image.size
 
@@ -171,7 +174,10 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
-    """Pictures (N, H, W, 3) in rows from the top left, as near a square as N allows."""
+    """Arrange pictures (N, H, W, 3) in rows from the top left, `gap` pixels apart.
+
+    Without `columns` the grid is as nearly square as N allows.
+    """
     count, height, width, _ = pixels.shape
     rows, columns = grid_cells(count, columns)
     shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
@@ -183,13 +189,13 @@ def grid(pixels: Pixels, columns: int | None = None, gap: int = 0) -> Pixels:
 
 
 def grid_cells(count: int, columns: int | None = None) -> tuple[int, int]:
-    """Rows and columns of the `grid` of so many pictures."""
+    """The numbers of rows and columns that `grid` uses for `count` pictures."""
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     return math.ceil(count / columns), columns
 
 
 def paired_grid(*sets: Pixels, columns: int = COLUMNS_OF_PAIRS) -> Pixels:
-    """Sets of as many pictures (N, H, W, 3): each row of the first above its row of the others."""
+    """Arrange sets of N pictures (N, H, W, 3): each row of a set above the same row of the next."""
     columns = min(columns, len(sets[0]))
     rows = [
         grid(np.concatenate([_row(part, start, columns) for part in sets]), columns)
@@ -205,7 +211,7 @@ def _row(pixels: Pixels, start: int, columns: int) -> Pixels:
 
 
 def tiles(sheet: Pixels, side: int) -> Pixels:
-    """The inverse of `grid` without gaps: a sheet (R · side, C · side, 3) → (R · C, side, side, 3)."""
+    """Invert `grid` without gaps: a sheet (R · side, C · side, 3) → (R · C, side, side, 3)."""
     rows, columns = sheet.shape[0] // side, sheet.shape[1] // side
     cut = sheet[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
     return np.ascontiguousarray(cut.swapaxes(1, 2).reshape(rows * columns, side, side, 3))
@@ -215,7 +221,7 @@ def tiles(sheet: Pixels, side: int) -> Pixels:
 
 
 def encode_jpeg(pixels: Pixels) -> bytes:
-    """(H, W, 3) as a JPEG file of high quality, for pages."""
+    """Encode (H, W, 3) as a JPEG file of high quality, for HTML pages."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)
     return file.getvalue()
@@ -229,7 +235,7 @@ def check_suffix(path: Path, suffixes: Sequence[str] = STILL_SUFFIXES) -> None:
 
 
 def check_sides(path: Path, height: int, width: int) -> None:
-    """Raise `UsageError` where the format that the suffix names holds no picture of that size."""
+    """Raise `UsageError` if a picture is too large for the format that the suffix names."""
     limit = _LONGEST_SIDES.get(path.suffix.lower(), math.inf)
     if max(height, width) > limit:
         msg = f"{path}: {width} × {height} px are more than the {limit} this format holds; use .png"
@@ -263,7 +269,7 @@ def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None
     pictures = [Image.fromarray(frame) for frame in frames]
     options: dict[str, Any] = {"quality": 90} if suffix == ".webp" else {}
     if suffix == ".gif":
-        # one palette for all frames, from all of them, so that colours do not flicker
+        # one palette made from all frames, so that colours do not flicker
         palette = Image.fromarray(grid(frames)).quantize(256)
         pictures = [p.quantize(palette=palette) for p in pictures]
         options = {"optimize": False, "disposal": 1}
@@ -272,22 +278,22 @@ def save_animation(path: Path, frames: Pixels, frames_per_second: float) -> None
 
 
 def _write(path: Path, pictures: list[Image.Image], options: dict[str, Any]) -> None:
-    """Write a picture or several in the format that the suffix names, atomically.
+    """Write one picture, or several as an animation, in the format of the suffix, atomically.
 
-    By way of memory, since Pillow itself takes no notice where a full disk cuts a file off.
+    The file is encoded in memory first, since Pillow does not report a full disk.
     """
     encoded = io.BytesIO()
     kind = Image.registered_extensions()[path.suffix.lower()]
-    more = {"append_images": pictures[1:]} if pictures[1:] else {}
-    pictures[0].save(encoded, kind, **more, **options)
+    others = {"append_images": pictures[1:]} if pictures[1:] else {}
+    pictures[0].save(encoded, kind, **others, **options)
     with replacing(path) as temporary:
         temporary.write_bytes(encoded.getbuffer())
 
 
 def require_video() -> None:
-    """Raise `UsageError` where MP4 cannot be written."""
+    """Raise `UsageError` unless MP4 can be written."""
     try:
-        import av  # noqa: F401 - an extra, asked for only when used
+        import av  # noqa: F401 - an optional dependency
     except ImportError as error:
         msg = "MP4 needs the extra 'video': pip install 'facevae[video]', or name a .gif or .webp"
         raise UsageError(msg) from error
@@ -299,7 +305,7 @@ def _encode_video(path: Path, frames: Pixels, frames_per_second: float) -> None:
 
     import av
 
-    height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # 4:2:0 takes even sides
+    height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # 4:2:0 needs even sides
     with av.open(str(path), "w", format="mp4") as container:
         rate = Fraction(frames_per_second).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate)

@@ -1,4 +1,4 @@
-"""A table of what faces have."""
+"""Labels of faces, and how they are joined to faces and merged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Labels:
-    """A table of labels: `values` (N, A), NaN where not known.
+    """Labels of N faces: `values` (N, A), NaN where unknown.
 
-    A yes-or-no attribute has 1 and 0; one whose name is in `continuous` has numbers in a unit of
-    its own, like years or degrees.
+    A yes-or-no attribute has 1 and 0. An attribute whose name is in `continuous` has numbers in a
+    unit of its own, such as years or degrees.
     """
 
     stems: list[str]
@@ -25,28 +25,28 @@ class Labels:
     values: Values
     continuous: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
-    """Columns that are neither, and so are left out."""
+    """Columns of the table that are left out, being neither yes-or-no nor numbers."""
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same labels, wherever they are kept."""
+        """Hash of the stems, names and values; it does not depend on the file or its format."""
         parts = ("\n".join(self.stems), "\n".join(self.names), self.values.tobytes())
         return digest(*parts)[:16]
 
     @property
     def is_continuous(self) -> npt.NDArray[np.bool_]:
-        """Which attributes are numbers rather than yes or no, (A,)."""
+        """Whether each attribute (A,) is a number and not yes-or-no."""
         return np.array([name in self.continuous for name in self.names], bool)
 
     def rows_for(self, stems: Sequence[str]) -> Values:
-        """The labels of faces with these stems, (M, A); NaN where the table has none."""
+        """Labels (M, A) of faces with these stems; NaN where the table has none."""
         row_of = {stem: row for row, stem in enumerate(self.stems)}
         padded = np.vstack([self.values, np.full((1, len(self.names)), np.nan, np.float32)])
         rows: Values = padded[[row_of.get(stem, len(self.stems)) for stem in stems]]
         return rows
 
     def count_among(self, stems: Sequence[str]) -> int:
-        """How many faces with these stems have labels. Raises `DataError` where none has."""
+        """Number of faces with these stems that have labels. Raises `DataError` if none has."""
         known = set(self.stems)
         count = sum(stem in known for stem in stems)
         if not count:
@@ -55,7 +55,7 @@ class Labels:
         return count
 
     def constant_for(self, stems: Sequence[str]) -> list[str]:
-        """The names of attributes in which faces with these stems do not differ, as far as is known."""
+        """Names of attributes whose known labels do not vary over faces with these stems."""
         values = self.rows_for(stems)
         low = np.where(np.isnan(values), np.inf, values).min(0, initial=np.inf)
         high = np.where(np.isnan(values), -np.inf, values).max(0, initial=-np.inf)
@@ -63,7 +63,7 @@ class Labels:
 
 
 def merged(tables: Sequence[Labels]) -> Labels:
-    """All labels of several tables; where two know the same of a face, the later one counts."""
+    """Union of several tables; where two have a label for the same face, the later one wins."""
     stems = list(dict.fromkeys(stem for table in tables for stem in table.stems))
     names = list(dict.fromkeys(name for table in tables for name in table.names))
     values = np.full((len(stems), len(names)), np.nan, np.float32)

@@ -1,7 +1,7 @@
-"""Files of latents, `.npz` or `.safetensors`, and the model they are latents of.
+"""Files of latents, `.npz` or `.safetensors`, with the model that the latents belong to.
 
-A file holds `latents` (N, D), and may hold `names` (N), `model`, and `weights`, a digest of the
-VAE. Of another program's file, `latents` will do. Nothing in one is ever unpickled.
+A file holds `latents` (N, D) and, optionally, `names` (N), `model` (its name) and `weights` (a
+digest of its VAE), so files of other programs can be read too. Nothing is ever unpickled.
 """
 
 import json
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facevae.errors import LatentsError, UsageError
+from facevae.errors import Argument, LatentsError, UsageError
 from facevae.files import digest, expanded, replacing
 
 SUFFIXES = (".npz", ".safetensors")
@@ -29,14 +29,32 @@ _NAMED = re.compile(
     r"(?P<path>.+\.(?:npz|safetensors))(?:#(?P<which>.*))?", re.IGNORECASE | re.DOTALL
 )
 _FLOATS = ("F16", "BF16", "F32", "F64")
-# what names may take: so many times a file's size, or so many bytes, which are never too many
-_MOST_UNPACKED, _NEVER_TOO_MANY = 16, 32 << 20
-_PARTS = 1 << 20  # bytes skipped at a time
+# names may unpack to this many times the file's size, or to this many bytes, if that is more
+_MAX_EXPANSION, _ALWAYS_ALLOWED = 16, 32 << 20
+_SKIPPED_BYTES = 1 << 20  # at a time
+# raised by readers of damaged files
+_NOT_LATENTS = (
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    RecursionError,
+    SyntaxError,
+    NotImplementedError,
+    OverflowError,
+    SafetensorError,
+    zipfile.BadZipFile,
+    zlib.error,
+    # by the header of an array, and by invalid text
+    TokenError,
+    SystemError,
+)
 
 
 @dataclass(frozen=True)
 class LatentsOrigin:
-    """Which model latents are of: its name, and the digest of its VAE."""
+    """The model that latents belong to: its name, and the digest of its VAE."""
 
     model: str
     weights: str
@@ -44,9 +62,9 @@ class LatentsOrigin:
 
 @dataclass(frozen=True)
 class LatentsFile:
-    """A file of latents (`num_faces`, `latent_dim`), of which only rows asked for are read.
+    """A file of latents (`num_faces`, `latent_dim`), from which only requested rows are read.
 
-    `names` is empty where the file has none.
+    `names` is empty if the file has none.
     """
 
     path: Path
@@ -55,11 +73,14 @@ class LatentsFile:
     names: list[str]
 
     def name(self, row: int) -> str:
-        """The face's name, or its row's number."""
+        """The name of the face in a row, or the row's number."""
         return self.names[row] if self.names else str(row)
 
     def row(self, which: str | None) -> int:
-        """The row of the face of that name, else of that number. Raises `LatentsError`."""
+        """Row of the face with that name, else with that number. Raises `LatentsError`.
+
+        None is the only face of a file of one.
+        """
         if which is None:
             if self.num_faces == 1:
                 return 0
@@ -75,7 +96,7 @@ class LatentsFile:
         raise LatentsError(msg)
 
     def read(self, start: int, stop: int, size: int = 64) -> Iterator[Tensor]:
-        """Rows `start` to `stop`, `size` at a time, float32 (≤ size, D). Raises `LatentsError`."""
+        """Yield rows `start` to `stop`, `size` at a time, float32 (≤ size, D). Raises `LatentsError`."""
         with _opened(self.path) as file:
             for values in file.read(start, stop, size):
                 if not values.isfinite().all():
@@ -87,7 +108,7 @@ class LatentsFile:
 
 
 def split_name(name: str) -> tuple[Path, str | None] | None:
-    """`faces.npz#3` → the file and "3"; None for what names no file of latents."""
+    """`faces.npz#3` → the file and "3"; None for a name that is not a latents file's."""
     match = _NAMED.fullmatch(name)
     if match is None or (match["which"] is not None and Path(name).is_file()):
         return None
@@ -95,23 +116,26 @@ def split_name(name: str) -> tuple[Path, str | None] | None:
 
 
 def digest_of(vae: nn.Module) -> str:
-    """A name for a VAE's weights, 16 hex digits: the same for its copy at half precision."""
+    """Digest of a VAE's weights, 16 hex digits, which its copy at half precision shares.
+
+    `runs.weights_digest` tells the two apart.
+    """
     state = vae.state_dict()
     parts = (t.cpu().half() if t.is_floating_point() else t.cpu() for t in state.values())
     return digest(*(part.contiguous().numpy().tobytes() for part in parts))[:16]
 
 
 def check_suffix(path: Path) -> None:
-    """Raise `UsageError` unless latents can be written under that name."""
+    """Raise `UsageError` unless the suffix names a format of latents."""
     if path.suffix.lower() not in SUFFIXES:
-        msg = f"--latents {path}: use a name that ends in {' or '.join(SUFFIXES)}"
-        raise UsageError(msg)
+        reason = f": use a name that ends in {' or '.join(SUFFIXES)}"
+        raise UsageError(Argument("latents", path), reason)
 
 
 def save_latents(path: Path, names: Sequence[str], latents: Tensor, origin: LatentsOrigin) -> None:
-    """Write latents (N, D) with a name each, atomically, as the suffix says."""
+    """Write latents (N, D) and their names atomically, in the format of the suffix."""
     values = latents.detach().cpu().float().contiguous()
-    # a path need not be valid text
+    # the name may be a path, which need not be valid text
     model = origin.model.encode(errors="backslashreplace").decode()
     with replacing(path) as temporary:
         if path.suffix.lower() == ".npz":
@@ -133,9 +157,9 @@ def save_latents(path: Path, names: Sequence[str], latents: Tensor, origin: Late
 
 
 def open_latents(path: Path, latent_dim: int, weights: str) -> LatentsFile:
-    """The latents in a file, which have to be those of a model: its dimension, its digest.
+    """Open a file of latents of the model with this dimension D and this `digest_of` its VAE.
 
-    Raises `LatentsError` for anything that is not a sound file of such latents.
+    Raises `LatentsError` for an invalid file, and for latents of another model.
     """
     with _opened(path) as file:
         if len(file.shape) != 2 or not file.shape[0]:  # noqa: PLR2004 - (N, D)
@@ -145,8 +169,8 @@ def open_latents(path: Path, latent_dim: int, weights: str) -> LatentsFile:
         model = file.text("model")
         if (found := file.text("weights")) and found != weights:
             which = f"'{model}', or one of that name with other weights" if model else "another one"
-            msg = f"{path}: latents of another model ({which}); name theirs with --model"
-            raise LatentsError(msg)
+            reason = f"{path}: latents of another model ({which}); name theirs with "
+            raise LatentsError(reason, Argument("model"))
         if found_dim != latent_dim:
             msg = f"{path}: latents of {found_dim} numbers, but the model's have {latent_dim}"
             raise LatentsError(msg)
@@ -161,7 +185,7 @@ def open_latents(path: Path, latent_dim: int, weights: str) -> LatentsFile:
 
 
 class _Npz:
-    """Arrays in a zip, each read through its own header, so that rows come without the rest."""
+    """Arrays in a zip file. Rows are read through each array's own header, without the rest."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
@@ -204,7 +228,7 @@ class _Npz:
             if dtype.kind != "U" or len(shape) > 1:
                 msg = f"{name} hold {dtype} {shape}, not texts"
                 raise ValueError(msg)
-            if count * dtype.itemsize > max(_MOST_UNPACKED * self._num_bytes, _NEVER_TOO_MANY):
+            if count * dtype.itemsize > max(_MAX_EXPANSION * self._num_bytes, _ALWAYS_ALLOWED):
                 msg = f"{name} unpack to {count * dtype.itemsize:,} bytes, too many for this file"
                 raise ValueError(msg)
             data = _exactly(file, count * dtype.itemsize)
@@ -217,21 +241,21 @@ class _Npz:
             row_bytes = shape[1] * dtype.itemsize
             ahead = start * row_bytes
             while ahead:
-                ahead -= len(_exactly(file, min(ahead, _PARTS)))
+                ahead -= len(_exactly(file, min(ahead, _SKIPPED_BYTES)))
             for first in range(start, stop, size):
                 count = min(size, stop - first)
                 values = np.frombuffer(_exactly(file, count * row_bytes), dtype)
-                with np.errstate(over="ignore"):  # what overflows is refused as not finite
+                with np.errstate(over="ignore"):  # overflow is refused later as not finite
                     yield torch.from_numpy(values.reshape(count, -1).astype(np.float32))
 
 
 class _Safetensors:
-    """A tensor, of which slices are read, and texts in the metadata."""
+    """A tensor, read in slices, and texts in the metadata."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
         self.texts: dict[str, str] = file.metadata() or {}
-        if "latents" not in file.keys():  # noqa: SIM118 - no dictionary
+        if "latents" not in file.keys():  # noqa: SIM118 - not a dict
             is_model = "config" in self.texts
             raise KeyError("a model, not latents" if is_model else "no 'latents' in there")
         part = file.get_slice("latents")
@@ -258,24 +282,20 @@ class _Safetensors:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Npz | _Safetensors]:
-    """The file as what its suffix says; whatever goes wrong is one line that names it."""
+    """Open a file in the format of its suffix. Raises `LatentsError`, also for errors in the block."""
     try:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:
                 yield _Npz(archive)
         else:
-            with path.open("rb"):  # its own errors are clearer
+            with path.open("rb"):  # raises clearer errors than safetensors
                 pass
             with safe_open(path, framework="pt") as file:
                 yield _Safetensors(file)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
         raise LatentsError(msg) from error
-    except (
-        *(KeyError, ValueError, TypeError, EOFError, RuntimeError, RecursionError, SyntaxError),
-        *(NotImplementedError, OverflowError, SafetensorError, zipfile.BadZipFile, zlib.error),
-        *(TokenError, SystemError),  # of an array's header, and of texts that are none
-    ) as error:
+    except _NOT_LATENTS as error:
         reason = str(error.args[0]) if isinstance(error, KeyError) else str(error)
         msg = f"{path}: cannot be read as latents ({reason.strip() or type(error).__name__})"
         raise LatentsError(msg) from error

@@ -1,4 +1,4 @@
-"""What one does with a trained VAE: posteriors, decoding, samples, paths and arithmetic."""
+"""Using a trained VAE: posteriors, decoding, samples, paths between faces, and arithmetic."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ from facevae.model import VAE, Coder
 from facevae.prior import sample_latents
 from facevae.runtime import face_noise, full_precision
 
-_PARALLEL = 1e-4  # sine of an angle below which there is no plane to turn in
+_PARALLEL = 1e-4  # sine of an angle below which two directions span no plane
 
 PathKind = Literal["slerp", "lerp"]
 
@@ -43,7 +43,7 @@ def posteriors(
 
 
 def encode_both_sides(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Posterior means (N, D) of images (B, 3, size, size), and of their mirror images."""
+    """Posterior means (N, D) of batches of images (B, 3, size, size), and of their mirror images."""
     with full_precision():
         found = RowBuffer()
         for images in batches:
@@ -54,9 +54,10 @@ def encode_both_sides(vae: VAE, batches: Iterable[Tensor]) -> tuple[Tensor, Tens
 
 
 def decode(vae: VAE, latents: Tensor, texture: float = TRUE_TEXTURE, chunk: int = 64) -> Tensor:
-    """Images (N, 3, size, size) in [0, 1], on the CPU, of latents (N, D).
+    """Images (N, 3, size, size) in [0, 1], on the CPU, decoded from latents (N, D).
 
-    `texture` from 0 to 1 is how much detail a finished decoder makes up.
+    `texture`, from 0 to 1, is how much detail a finished decoder invents. Latents are decoded
+    `chunk` at a time. Raises `UsageError` if the images are not finite.
     """
     with full_precision():
         device = next(vae.parameters()).device
@@ -64,7 +65,7 @@ def decode(vae: VAE, latents: Tensor, texture: float = TRUE_TEXTURE, chunk: int 
         size = vae.config.size
         images = torch.cat(parts) if parts else torch.empty(0, 3, size, size)
     if not images.isfinite().all():
-        msg = "that leads out of the numbers a model can decode; use a smaller alpha or temperature"
+        msg = "the decoder produced NaN or infinity; use a smaller alpha or temperature"
         raise UsageError(msg)
     return images
 
@@ -72,9 +73,9 @@ def decode(vae: VAE, latents: Tensor, texture: float = TRUE_TEXTURE, chunk: int 
 def latents_of_seeds(
     bundle: Bundle, seeds: list[int], temperature: float = 1.0, guidance: float | None = None
 ) -> Tensor:
-    """The latents (N, D) that these seeds name: row i depends on seed i alone.
+    """Latents (N, D) of seeds: row i depends on seed i alone.
 
-    `guidance` None is the prior's own. Raises `UsageError` where that cannot be guided.
+    `guidance` None is the prior's own. Raises `UsageError` if the prior cannot be guided.
     """
     noise = face_noise(seeds, bundle.config.latent_dim).to(bundle.device)
     with full_precision():
@@ -88,9 +89,9 @@ def encode_pixels(bundle: Bundle, pixels: Pixels) -> Tensor:
 
 
 def check_face(name: str) -> None:
-    """Raise what `read_face` would, as far as it is seen without a model.
+    """Check a face's name without a model.
 
-    That is a bad seed, or a file that is not there.
+    Raises the errors of `read_face` for a bad seed or a missing file.
     """
     if name.startswith("seed:"):
         _seed_of(name)
@@ -102,7 +103,7 @@ def check_face(name: str) -> None:
 
 
 def check_latents(path: Path) -> None:
-    """Raise `LatentsError` where there is no such file."""
+    """Raise `LatentsError` if the file does not exist."""
     if not path.exists():
         msg = f"{path}: no such file"
         raise LatentsError(msg)
@@ -119,12 +120,12 @@ def _seed_of(name: str) -> int:
 def read_face(
     bundle: Bundle, name: str, *, align: bool = True, number: int = 1
 ) -> tuple[Pixels, Tensor]:
-    """The picture (size, size, 3) and latent (D,) of a photo, or of what else names a face.
+    """Picture (size, size, 3) and latent (D,) of the face that `name` names.
 
-    That is `seed:N`, a sample, or `FILE.npz#NAME`, a row of a file of latents, by name or number.
-    With `align`, face `number` of the photo, the largest being 1, is brought into the model's
-    framing. Raises `ImageError` for a photo that cannot be used, `UsageError` for a bad seed, and
-    `LatentsError` for latents that are not there, or another model's.
+    `name` is a photo, `seed:N` for a sample, or `FILE.npz#NAME` for a row of a latents file, by
+    name or number. With `align`, face `number` of the photo (1 is the largest) is brought into the
+    model's framing. Raises `ImageError` for a photo that cannot be used, `UsageError` for a bad
+    seed, and `LatentsError` for latents that are missing or belong to another model.
     """
     if name.startswith("seed:"):
         latents = latents_of_seeds(bundle, [_seed_of(name)])
@@ -140,18 +141,18 @@ def read_face(
 
 
 def latents_file(bundle: Bundle, path: Path) -> LatentsFile:
-    """A file of this model's latents. Raises `LatentsError`, for another's too."""
+    """Open a file of this model's latents. Raises `LatentsError`, also for another model's."""
     return open_latents(path, bundle.config.latent_dim, digest_of(bundle.vae))
 
 
 def interpolate(
     start: Tensor, end: Tensor, times: Tensor, kind: PathKind, centre: Tensor | None = None
 ) -> Tensor:
-    """Latents (T, D) on the way from `start` to `end`, both (D,), at times (T,) from 0 to 1.
+    """Latents (T, D) on the path from `start` to `end`, both (D,), at times (T,) from 0 to 1.
 
-    `lerp` goes straight. `slerp` turns around `centre`, the mean of all latents, and changes its
-    distance from it evenly, so that faces on the way are no closer to the average face than
-    faces are (White 2016, section 3). Times 0 and 1 give the ends exactly.
+    `lerp` is a straight line. `slerp` rotates around `centre`, the mean of all latents (None: the
+    origin), while the distance to it changes linearly. So the faces in between are no closer to the
+    average face than faces are (White 2016, section 3). Times 0 and 1 give the ends exactly.
     """
     t = times[:, None].to(start)
     straight = (1 - t) * start + t * end
@@ -174,9 +175,11 @@ def interpolate(
 def morph(
     bundle: Bundle, faces: Tensor, steps: int, kind: PathKind = "slerp", *, loop: bool = False
 ) -> Tensor:
-    """Latents along the faces (F, D), F > 1: `steps` a leg, both its ends included, joints once.
+    """Latents on a path through faces (F, D), F > 1.
 
-    With `loop` it ends one step short of where it began, on the way back through all faces.
+    Each leg from one face to the next has `steps` latents, both ends included; a face between two
+    legs appears once. With `loop` the path returns through all faces and stops one step before its
+    start.
     """
     if loop:
         faces = torch.cat([faces, faces[:-1].flip(0)])
@@ -190,17 +193,17 @@ def morph(
 
 
 def times_of(count: int, *, loop: bool = False) -> Tensor:
-    """Of each of `count` pictures of a morph (count,), how far along it is, from 0 to 1."""
+    """Position (count,) of each of `count` pictures of a morph along its path, from 0 to 1."""
     if loop:
         return 1 - (1 - 2 * torch.arange(count) / count).abs()
     return torch.linspace(0, 1, count)
 
 
 def combine(latent: Tensor, plus: list[Tensor], minus: list[Tensor], centre: Tensor) -> Tensor:
-    """latent + Σ plus − Σ minus, all (D,), each taken as its difference from `centre`, the mean.
+    """latent + Σ plus − Σ minus, all (D,), where each term is its difference from `centre`.
 
-    With as many faces added as taken away it is plain arithmetic; else the difference keeps the
-    result among faces.
+    `centre` is the mean of all latents. With as many faces added as subtracted this is plain
+    arithmetic; otherwise the differences keep the result among faces.
     """
     for sign, faces in ((1, plus), (-1, minus)):
         for face in faces:

@@ -1,6 +1,7 @@
-"""Attributes of a model from labelled faces: its training set's, or anyone's photos."""
+"""Learn a model's attributes from labelled faces: its training set, or other photos."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from facevae.latents import encode_both_sides
 from facevae.pictures import Source, find_data
 from facevae.tables import SUFFIXES
 
-MIN_MEASURED = 100  # photos, of which fewer all teach and none measures
-_CHUNK = 64
+MIN_MEASURED = 100  # photos; of fewer, none is held out
+_CHUNK = 64  # photos encoded at a time
 
 
 def find_labels(source: Source) -> Labels:
-    """The labels in a list, a CSV, a folder of FFHQ's features, or the tables of a data set.
+    """Labels from a list, a CSV, a folder of FFHQ's features, or the tables of a data set.
 
     Raises `DataError`.
     """
@@ -36,7 +37,7 @@ def find_labels(source: Source) -> Labels:
 
 
 def examples_of_faces(bundle: Bundle, faces: Faces, labels: Labels) -> Examples | None:
-    """The labelled ones of converted faces; those of the held-out split measure."""
+    """Examples of the converted faces that have labels, or None if none has; keeps their split."""
     rows = np.concatenate([faces.train, faces.held_out])
     values = labels.rows_for([faces.stems[row] for row in rows])
     is_labelled = ~np.isnan(values).all(1)
@@ -54,23 +55,23 @@ def examples_of_photos(
     names: Sequence[str],
     is_continuous: Sequence[bool],
 ) -> Examples:
-    """Framed faces (size, size, 3), each with its stem and labels (A,); at least one.
+    """Examples from framed faces (size, size, 3), each with its stem and labels (A,); at least one.
 
-    Of many, one in twelve measures, by a hash of its stem. Where all have all attributes, the
-    model's average face stands for those that have not.
+    Of `MIN_MEASURED` photos or more, one in twelve is held out, by a hash of its stem. If every
+    photo has every attribute, the model's average face is added as the one face without them.
     """
     stems: list[str] = []
     rows: list[Values] = []
 
-    def pictures() -> Iterator[Pixels]:
+    def pixels_only() -> Iterator[Pixels]:
+        """Yield the pixels of each photo, and keep its stem and labels for later."""
         for pixels, stem, row in photos:
             stems.append(stem)
             rows.append(row)
             yield pixels
 
-    plain, mirrored = encode_both_sides(
-        bundle.vae, (part.to(bundle.device) for part in _batches(pictures()))
-    )
+    batches = (batch.to(bundle.device) for batch in _batches(pixels_only()))
+    plain, mirrored = encode_both_sides(bundle.vae, batches)
     values, continuous = np.stack(rows), np.array(is_continuous, bool)
     held_out = np.array([is_held_out(stem) for stem in stems])
     if len(stems) < MIN_MEASURED:
@@ -85,22 +86,17 @@ def examples_of_photos(
 
 
 def _batches(pixels: Iterable[Pixels]) -> Iterator[torch.Tensor]:
-    part: list[Pixels] = []
-    for picture in pixels:
-        part.append(picture)
-        if len(part) == _CHUNK:
-            yield from_pixels(np.stack(part))
-            part = []
-    if part:
-        yield from_pixels(np.stack(part))
+    """Yield batches (B, 3, size, size) of up to `_CHUNK` pictures."""
+    remaining = iter(pixels)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield from_pixels(np.stack(chunk))
 
 
 def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logistic") -> list[str]:
-    """Learn attributes and add them to the model, in the place of those of the same name.
+    """Learn attributes, add them to the model in place, and return their names.
 
-    Names are the same that `match_attribute` could not tell apart.
-
-    Returns the names of those that were learned: none where all examples are alike.
+    They replace attributes with the same plain name (letters and digits). If nothing could be
+    learned, because all examples are alike, the model does not change and the result is empty.
     """
     attributes, directions, scorers = learn(examples, bundle.latent_covariance, method)
     learned = [attribute.name for attribute in attributes]
@@ -108,8 +104,8 @@ def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logisti
         return []
     known = bundle.attributes
     if bundle.directions is not None and bundle.scorers is not None:
-        taken = set(map(plain_name, learned))
-        kept = [i for i, attribute in enumerate(known) if plain_name(attribute.name) not in taken]
+        replaced = set(map(plain_name, learned))
+        kept = [i for i, old in enumerate(known) if plain_name(old.name) not in replaced]
         attributes = [known[i] for i in kept] + attributes
         directions = torch.cat([bundle.directions[kept], directions])
         scorers = torch.cat([bundle.scorers[kept], scorers])

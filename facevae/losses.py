@@ -1,14 +1,38 @@
-"""The terms of the evidence lower bound, as pure functions, in nats an image."""
+"""Loss terms as pure functions. Those of the evidence lower bound are in nats an image."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# An 8-bit image is known to within half a level: the variance of that rounding is the least
-# error variance that a likelihood of its pixels can claim.
+# An 8-bit image is known to half a level: the variance of that rounding is the smallest error
+# variance that a likelihood of its pixels can claim.
 MIN_MSE = 1 / (12 * 255**2)
+
+Mean = Callable[[Tensor], Tensor]
+"""Mean over a batch of one value an image (B,), or of L logits an image (B, L): a scalar."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of the decoder's loss in the adversarial finish.
+
+    The adversarial and projected ones are multiplied by the schedule's discriminator strengths.
+    """
+
+    pixel: float = 8.0  # log of the mean squared error, and what is measured in its units
+    checkerboard: float = 20.0  # relative to a mean squared error, within the pixel term
+    feature_matching: float = 3.0  # reconstructions against faces, in discriminator features
+    adversarial: float = 1.0  # pixel discriminator of reconstructions
+    adversarial_samples: float = 3.0  # pixel discriminator of samples
+    projected: float = 0.1  # pretrained-feature discriminator of reconstructions
+    projected_samples: float = 1.0  # pretrained-feature discriminator of samples
+    perceptual: float = 8.0  # perceptual distance of reconstructions, if there is one
+
+
+DEFAULT_WEIGHTS = LossWeights()
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -26,22 +50,30 @@ def mean_squared_error(reconstructions: Tensor, images: Tensor) -> Tensor:
 
 
 def weighted_reconstruction(mse: Tensor, r_loss_factor: float) -> Tensor:
-    """r_loss_factor × MSE, a scalar: `mse` is a batch's, or that of each of its images (B,).
+    """r_loss_factor × MSE, a scalar: `mse` is that of a batch, or of each of its images (B,).
 
-    The reconstruction term of the paper. It is the negative log-likelihood of a Gaussian whose
-    variance is `dims / (2 × r_loss_factor)`, less a constant.
+    The reconstruction term of the paper. It is the negative log-likelihood of a Gaussian with
+    variance `dims / (2 × r_loss_factor)`, up to a constant.
     """
     return r_loss_factor * mse.mean()
 
 
 def calibrated_reconstruction(mse: Tensor, dims: int) -> Tensor:
-    """dims/2 · log(MSE), less a constant, a scalar: `mse` is a batch's, or (B,) of its images.
+    """dims/2 · log(MSE), a scalar: `mse` is that of a batch, or of each of its images (B,).
 
-    Rybkin, Daniilidis & Levine 2021 (σ-VAE), section 3.2: the Gaussian negative log-likelihood
-    with the variance that is best for this batch. Its gradient is that of
+    Rybkin, Daniilidis & Levine 2021 (σ-VAE), section 3.2: up to a constant, the Gaussian negative
+    log-likelihood with the optimal variance for this batch. Its gradient is that of
     `weighted_reconstruction` with `calibrated_factor`.
     """
     return dims / 2 * mse.mean().clamp_min(MIN_MSE).log()
+
+
+def log_error(mse: Tensor, penalty: Tensor) -> Tensor:
+    """log(MSE) plus a penalty in the units of the MSE, a scalar from scalars.
+
+    The penalty is divided by the MSE, as the logarithm's gradient divides that of an error.
+    """
+    return mse.clamp_min(MIN_MSE).log() + penalty / mse.detach().clamp_min(MIN_MSE)
 
 
 def calibrated_factor(mse: float, dims: int) -> float:
@@ -50,7 +82,7 @@ def calibrated_factor(mse: float, dims: int) -> float:
 
 
 def implied_sigma(r_loss_factor: float, dims: int) -> float:
-    """The standard deviation, in units of [0, 1] pixels, that an r_loss_factor amounts to."""
+    """The Gaussian standard deviation that an r_loss_factor implies, for pixels in [0, 1]."""
     return math.sqrt(dims / (2 * r_loss_factor))
 
 
@@ -63,37 +95,37 @@ def flow_matching(velocity: Tensor, noise: Tensor, latents: Tensor) -> Tensor:
     return (velocity.float() - (latents - noise)).square().mean(1)
 
 
-Mean = Callable[[Tensor], Tensor]
-"""Over a batch, of one value an image (B,), or of so many logits an image (B, L): a scalar."""
-
-
 def discriminator_loss(real: Tensor, made: Tensor, mean: Mean = torch.mean) -> Tensor:
-    """Of logits (B, L) of real images and (M, L) of made ones, higher for real: a scalar.
+    """Logistic loss of a discriminator, a scalar, from logits (B, L) of real and (M, L) of made.
 
-    Goodfellow et al. 2014, equation 1: the logistic loss of telling them apart.
+    Logits are higher for real images. Goodfellow et al. 2014, equation 1.
     """
     softplus = torch.nn.functional.softplus
     return mean(softplus(-real)) + mean(softplus(made))
 
 
 def generator_loss(made: Tensor, mean: Mean = torch.mean) -> Tensor:
-    """The non-saturating loss of logits (M, L) of made images (ibid., section 3): a scalar."""
+    """Non-saturating loss of a generator, a scalar, from logits (M, L) of made images.
+
+    Goodfellow et al. 2014, section 3.
+    """
     return mean(torch.nn.functional.softplus(-made))
 
 
 def hinge(real: Tensor, made: Tensor, mean: Mean = torch.mean) -> Tensor:
-    """Of logits (B, 1, h, w) of real images and of made ones, higher for real: a scalar.
+    """Hinge loss of a discriminator, a scalar, from logits (B, 1, h, w) of real and of made images.
 
-    Lim & Ye 2017, equation 12: a loss of telling them apart that is content beyond a margin of 1.
+    Logits are higher for real images; beyond a margin of 1 they add no loss. Lim & Ye 2017,
+    equation 12.
     """
     relu = torch.nn.functional.relu
     return mean(relu(1 - real).mean((1, 2, 3))) + mean(relu(1 + made).mean((1, 2, 3)))
 
 
 def gradient_penalty(logits: Tensor, images: Tensor, mean: Mean = torch.mean) -> Tensor:
-    """R1: ½ the mean squared norm of the gradient of logits (B,) by real images: a scalar.
+    """R1: half the mean squared norm of the gradient of logits (B,) by real images, a scalar.
 
-    Mescheder et al. 2018, equation 9, without its weight. `images` (B, 3, H, W) need a gradient.
+    Mescheder et al. 2018, equation 9, without its weight. `images` (B, 3, H, W) require a gradient.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * mean(gradient.square().flatten(1).sum(1))
@@ -102,16 +134,17 @@ def gradient_penalty(logits: Tensor, images: Tensor, mean: Mean = torch.mean) ->
 def feature_matching(
     made: Sequence[Tensor], real: Sequence[Tensor], mean: Mean = torch.mean
 ) -> Tensor:
-    """Mean over levels of the distance of features, each level in units of the real ones: a scalar.
+    """Mean over levels of the L1 distance of features relative to the real ones' size, a scalar.
 
-    Wang et al. 2018 (pix2pixHD), equation 4; `made` and `real` have levels (B, C, H, W) alike.
+    Wang et al. 2018 (pix2pixHD), equation 4, here divided by each level's mean absolute real
+    feature. `made` and `real` have levels (B, C, H, W) of equal shapes.
     """
 
-    def size(features: Tensor) -> Tensor:
+    def mean_absolute(features: Tensor) -> Tensor:
         return mean(features.float().abs().flatten(1).mean(1))
 
     distances = [
-        size(a.float() - b.float()) / size(b).clamp_min(1e-6)
+        mean_absolute(a.float() - b.float()) / mean_absolute(b).clamp_min(1e-6)
         for a, b in zip(made, real, strict=True)
     ]
     return torch.stack(distances).mean()

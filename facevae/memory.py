@@ -1,4 +1,4 @@
-"""The machine's memory: how much there is and was taken, and how it is kept."""
+"""The machine's memory: its size, how much was used, and how freed memory is kept."""
 
 import ctypes
 import gc
@@ -10,9 +10,9 @@ import torch
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: large activations are otherwise paged in anew at each step.
+    """Have glibc keep freed memory; otherwise large activations are paged in anew at each step.
 
-    Does nothing where the C library has no `mallopt`.
+    Does nothing if the C library has no `mallopt`.
     """
     if sys.platform != "linux":
         return
@@ -27,17 +27,17 @@ def keep_freed_memory() -> None:
 
 
 class RowBuffer:
-    """Parts (K, B, …) one after another as (K, N, …), in one block, which grows as they come.
+    """Concatenates tensors (K, B, …) into one block (K, N, …), which grows as they are added.
 
-    Many small ones, kept while large activations come and go between them, would leave holes that
-    no activation fits in: half a GB of them for every 10,000 faces.
+    Many small tensors, allocated between large activations, would fragment memory: by half a GB for
+    every 10,000 faces.
     """
 
     def __init__(self) -> None:
         self._block, self._count = torch.empty(0, 0), 0
 
     def add(self, part: torch.Tensor) -> None:
-        """Append it, at least one row."""
+        """Append a tensor (K, B, …) with at least one row."""
         end = self._count + part.shape[1]
         if end > self._block.shape[1]:
             larger = part.new_empty(len(part), 2 * end, *part.shape[2:])
@@ -49,12 +49,12 @@ class RowBuffer:
 
     @property
     def rows(self) -> torch.Tensor:
-        """All of them so far."""
+        """All rows so far, (K, N, …)."""
         return self._block[:, : self._count]
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a CUDA device in bytes, with what PyTorch holds unused; 0 for any other."""
+    """Free memory of a CUDA device in bytes, PyTorch's unused cache included; else 0."""
     if device.type != "cuda":
         return 0
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -84,15 +84,15 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def start_peak(device: torch.device) -> None:
-    """Have `peak_bytes` of a CUDA device count from now on, with nothing held that was freed."""
+    """Reset `peak_bytes` of a CUDA device, after returning freed memory to it."""
     if device.type == "cuda":
-        gc.collect()  # a stage that is done with, say
+        gc.collect()  # frees, say, a stage that has ended
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is torch, on any device, that got no more memory."""
+    """Whether torch raised `error` because memory ran out, on any device."""
     # the CPU, cuBLAS and cuDNN raise plain RuntimeErrors; cuDNN's last one is that no algorithm is
     # left, once each has been refused its workspace
     signs = (
@@ -107,8 +107,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def memory_bytes(device: torch.device) -> dict[str, int]:
-    """Memory in bytes: `process` now (the most so far where that is all one can know), and the
-    most that PyTorch has held on a CUDA device as `gpu`. What is not known is not there.
+    """Memory in bytes: of the process now, as `process`, and PyTorch's peak on a GPU, as `gpu`.
+
+    Where the current use is unknown, `process` is the peak. Unknown entries are left out.
     """
     process = _resident_bytes() or peak_bytes(torch.device("cpu"))
     found = {"process": process} if process else {}
@@ -116,7 +117,7 @@ def memory_bytes(device: torch.device) -> dict[str, int]:
 
 
 def _resident_bytes() -> int:
-    """Of this process, now; 0 where the system does not say it as Linux does."""
+    """Resident memory of this process in bytes; 0 on systems without Linux's /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

@@ -1,9 +1,9 @@
-"""The networks: an image to the posterior of its latent, and a latent to an image.
+"""The encoder, from images to posteriors of their latents, and the decoder, back to images.
 
-Panguluri & Kamarajugadda 2020, section 3: four convolutions, each with batch norm and LeakyReLU,
-dense layers for mean and log-variance; a dense layer and four transposed convolutions. Filters
-and kernel are those of the lineage it builds on (Foster, Generative Deep Learning, chapter 3).
-With `residual_blocks` the convolutions are those of `blocks` instead.
+The networks of Panguluri & Kamarajugadda 2020, section 3: four convolutions, each with batch norm
+and LeakyReLU, and dense layers for mean and log-variance; a dense layer and four transposed
+convolutions. Numbers of filters and the kernel size are those of Foster, Generative Deep Learning,
+chapter 3, on which the paper builds. With `residual_blocks`, the convolutions are those of `blocks`.
 """
 
 from itertools import chain, islice
@@ -18,13 +18,14 @@ from facevae.config import TRUE_TEXTURE, ModelConfig
 from facevae.runtime import generator
 from facevae.texture import TEXTURED, Texture
 
-SLOPE = 0.2  # of LeakyReLU; the paper names none
-_TEXTURED_LEVELS, _MENDED_LEVELS = 2, 2  # the finest, and those before them
+SLOPE = 0.2  # of LeakyReLU; the paper does not say
+# the finest levels, which a texture copies, and the levels before them, which it corrects
+_TEXTURED_LEVELS, _MENDED_LEVELS = 2, 2
 LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp(logvar) finite; the range that diffusers' VAE uses
 
 
 class Coder(Protocol):
-    """What makes latents of images and images of latents: a VAE, or what it is compared with."""
+    """A model with an encoder and a decoder: a VAE, or a baseline."""
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, size, size) in [0, 1] → mean and log-variance, each (B, D)."""
@@ -36,8 +37,8 @@ class Coder(Protocol):
 class ConvTranspose(nn.ConvTranspose2d):
     """features (B, C, H, W) → (B, C', 2 H, 2 W), by a kernel of 3 × 3.
 
-    Its bias is added outside of the convolution: as oneDNN takes that bias's gradient on a CPU, it
-    would be a quarter of a whole step.
+    The bias is added outside the convolution: on a CPU, oneDNN's gradient of the bias would take a
+    quarter of the time of a whole training step.
     """
 
     bias: nn.Parameter
@@ -46,11 +47,11 @@ class ConvTranspose(nn.ConvTranspose2d):
         super().__init__(before, after, kernel_size=3, stride=2, padding=1, output_padding=1)
 
     def forward(self, features: Tensor, _output_size: list[int] | None = None) -> Tensor:
-        """Twice as large features."""
-        widened = nn.functional.conv_transpose2d(
+        """Features of twice the height and width."""
+        upsampled = nn.functional.conv_transpose2d(
             features, self.weight, stride=2, padding=1, output_padding=1
         )
-        return widened + self.bias.to(widened.dtype).view(-1, 1, 1)
+        return upsampled + self.bias.to(upsampled.dtype).view(-1, 1, 1)
 
 
 class Encoder(nn.Module):
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
         self.logvar = nn.Linear(features, config.latent_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, not yet clamped."""
+        """Mean and log-variance; the latter is not clamped."""
         features = self.convolutions(images).flatten(1)
         return self.mean(features), self.logvar(features)
 
@@ -77,10 +78,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1].
 
-    After a finish the layers of its finest levels are there twice: those that hold on to a face's
-    pixels, and `textured` ones, which need not. Since these began as those, there is a way from the
-    ones to the others: `texture`, from 0 to 1, says how far along it the weights are (Wang et al.
-    2018, ESRGAN, section 3.4, interpolate networks so).
+    A finished decoder has two versions of its finest levels: the plain ones, which are true to the
+    pixels of a face, and `textured`, which adds plausible detail. The textured levels started as a
+    copy of the plain ones, so that weights can be interpolated between them: by `texture`, from
+    0 (plain) to 1 (Wang et al. 2018, ESRGAN, section 3.4, interpolate networks in this way).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -100,7 +101,7 @@ class Decoder(nn.Module):
         self.textured: Texture | None = None
 
     def add_texture(self) -> None:
-        """Have the layers of the finest levels twice, if they are not yet: all images stay the same."""
+        """Add textured levels, if there are none. They start as copies, so all images stay the same."""
         if self.textured is None:
             coarse, fine = self._levels()
             mended = self._widths[: len(coarse)][-_MENDED_LEVELS:]
@@ -108,7 +109,7 @@ class Decoder(nn.Module):
             self.textured = texture.to(self.dense.weight.device)
 
     def forward(self, latents: Tensor, texture: float = 0.0) -> Tensor:
-        """Images, through a sigmoid."""
+        """Images, the output of a sigmoid."""
         features: Tensor = self.dense(latents).unflatten(1, self.shape)
         images: Tensor
         if self.textured is None or not texture:
@@ -118,25 +119,25 @@ class Decoder(nn.Module):
         if texture == 1:
             images = self.textured(features, coarse)
         else:
-            between = self.textured.part_of(texture, fine)
-            images = functional_call(self.textured, between, (features, coarse))
+            weights = self.textured.part_of(texture, fine)
+            images = functional_call(self.textured, weights, (features, coarse))
         return images
 
     def coarse_and_fine(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters before the finest levels, and those of these, plain and textured.
+        """Parameters of the levels before the finest ones, and of the finest ones.
 
-        What mends the levels before for the texture goes with the latter.
+        The latter include the texture, with its corrections of coarser levels.
         """
         coarse, fine = self._levels()
-        first = [self.dense, *chain.from_iterable(coarse)]
-        then = [*chain.from_iterable(fine), *([self.textured] if self.textured else [])]
-        before, after = (
-            [p for module in modules for p in module.parameters()] for modules in (first, then)
+        before = [self.dense, *chain.from_iterable(coarse)]
+        after = [*chain.from_iterable(fine), *([self.textured] if self.textured else [])]
+        coarse_parameters, fine_parameters = (
+            [p for module in modules for p in module.parameters()] for modules in (before, after)
         )
-        return before, after
+        return coarse_parameters, fine_parameters
 
     def _levels(self) -> tuple[list[list[nn.Module]], list[list[nn.Module]]]:
-        """The layers of each level before the finest ones, and of each of these."""
+        """Layers of each level before the finest ones, and of each of the finest ones."""
         layers = iter(self.convolutions)
         levels = [list(islice(layers, count)) for count in self._num_layers]
         return levels[:-_TEXTURED_LEVELS], levels[-_TEXTURED_LEVELS:]
@@ -159,14 +160,14 @@ class VAE(nn.Module):
     def decode(self, latents: Tensor, texture: float = TRUE_TEXTURE) -> Tensor:
         """latents (B, latent_dim) → images (B, 3, size, size) in [0, 1].
 
-        `texture` from 0 to 1 is how much detail a finished decoder makes up, beside what it knows of a
-        face; the others make up none.
+        `texture`, from 0 to 1, is how much invented detail a finished decoder adds; it has no effect
+        on other decoders.
         """
         images: Tensor = self.decoder(latents, texture)
         return images
 
     def plain_state(self) -> dict[str, Tensor]:
-        """All weights but those of the texture: those that every VAE of this configuration has."""
+        """All weights except the texture's: those that every VAE of this configuration has."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(TEXTURED)}
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,15 +177,17 @@ class VAE(nn.Module):
 
 
 def remove_variance(vae: VAE) -> None:
-    """Make it a plain autoencoder, in place: its posteriors are their means, and stay so.
+    """Make a VAE a plain autoencoder, in place: its posteriors have almost no variance.
 
-    The log-variance is put below its floor, where no gradient reaches it.
+    They keep it so in training: the log-variance is below the range to which it is clamped, where
+    it has no gradient.
     """
     nn.init.zeros_(vae.encoder.logvar.weight)
     nn.init.constant_(vae.encoder.logvar.bias, LOGVAR_RANGE[0] - 1)
 
 
 def _plain_encoder(config: ModelConfig) -> list[nn.Module]:
+    """The paper's convolutions: images (B, 3, H, W) to features, half as large at each level."""
     layers: list[nn.Module] = []
     for before, after in zip((3, *config.filters), config.filters, strict=False):
         layers += [
@@ -196,32 +199,33 @@ def _plain_encoder(config: ModelConfig) -> list[nn.Module]:
 
 
 def _plain_decoder(config: ModelConfig) -> list[list[nn.Module]]:
-    inward = config.filters[::-1]
+    """The paper's transposed convolutions, by level; the last one is followed by a sigmoid."""
+    widths = config.filters[::-1]
     levels: list[list[nn.Module]] = [
         [ConvTranspose(before, after), nn.BatchNorm2d(after), _activation(config.dropout)]
-        for before, after in zip(inward, (*inward[1:], 3), strict=True)
+        for before, after in zip(widths, (*widths[1:], 3), strict=True)
     ]
-    del levels[-1][1:]  # its batch norm and activation give way to a sigmoid
+    del levels[-1][1:]  # a sigmoid takes the place of batch norm and activation
     return levels
 
 
 def _activation(dropout: float) -> nn.Module:
-    """LeakyReLU, with dropout after it in the same place, so that weights fit with or without."""
+    """LeakyReLU and dropout, as one layer, so that names of weights do not depend on dropout."""
     activation = nn.LeakyReLU(SLOPE)
     return nn.Sequential(activation, nn.Dropout(dropout)) if dropout else activation
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """z = mean + σ · ε: (B, D) from three (B, D)."""
+    """Samples z = mean + σ · ε (B, D) of posteriors, for noise ε (B, D)."""
     return mean + (0.5 * logvar).exp() * noise
 
 
 def draw_posteriors(mean: Tensor, logvar: Tensor, *key: int) -> Tensor:
-    """A sample of each posterior, (N, D) from two (N, D), that depends on `key` beside them alone."""
+    """A sample (N, D) of each posterior, with noise that `key` determines."""
     noise = torch.randn(mean.shape, generator=generator(*key)).to(mean)
     return sample_posterior(mean, logvar, noise)
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Trainable numbers in `module`."""
+    """Number of trainable parameters of `module`."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Fitting encoder and decoder: what is recorded and measured on the way, and what comes of it."""
+"""The fit of encoder and decoder: measurements and records during it, and the fitted network."""
 
 from typing import Any
 
@@ -23,9 +23,10 @@ from facevae.steps import Fitting, Work, check_finite, fit, last_figures, skippe
 
 
 def fit_network(work: Work, framing: Framing | None) -> tuple[VAE, int]:
-    """Fit encoder and decoder, with held-out figures and pictures where epochs end.
+    """Fit encoder and decoder.
 
-    Returns the weights to be used, and how many images they have seen.
+    Held-out figures and pictures are recorded at the ends of epochs. Returns the network with the
+    weights to use, and the number of images it was trained on.
     """
     fitting = _NetworkFitting(work, framing)
     fit(work, fitting)
@@ -34,7 +35,7 @@ def fit_network(work: Work, framing: Framing | None) -> tuple[VAE, int]:
 
 
 def network_stage(run: Run, warn: Warn = lambda _: None) -> NetworkStage:
-    """Its steps, from the run's first weights on."""
+    """The training steps of the network, from its initial weights on."""
     batches = Batches(run.faces, run.train.batch_size, run.train.seed, run.device)
     return NetworkStage(_new_vae(run), batches, run.train, warn)
 
@@ -50,7 +51,7 @@ def _new_vae(run: Run) -> VAE:
 
 
 class _NetworkFitting(Fitting):
-    """What fitting a network has of its own; see `steps.Fitting`."""
+    """The fit of a network, as the training loop sees it."""
 
     name, stage_name, event = "network", "vae", "steps"
     task = "Training"
@@ -64,15 +65,15 @@ class _NetworkFitting(Fitting):
         self.size = self.stage.batches.size
 
     def figures(self, means: dict[str, float], index: int) -> dict[str, float]:  # noqa: ARG002
-        """The terms, and what they amount to."""
+        """The loss terms, and the figures that they imply."""
         return means | implied(self._work.run, means["mse"], means["kl_nats"])
 
     def ends_epoch(self, index: int) -> bool:
-        """Whether a pass over the faces ends."""
+        """Whether a pass over the training faces ends with step `index`."""
         return self.stage.batches.ends_epoch(index)
 
     def measure(self, index: int) -> dict[str, Any]:
-        """Figures and pictures of what would be saved, which it is meanwhile."""
+        """Held-out figures and pictures of a model, which is saved for use in the meantime."""
         run, folder, batches = self._work.run, self._work.folder, self.stage.batches
         averaged = snapshot(run, self.stage)
         is_last = index + 1 == self.stage.budget.num_steps
@@ -89,7 +90,7 @@ class _NetworkFitting(Fitting):
         return {"epoch": epoch, **figures, **pictures, "histograms": histograms}
 
     def note(self, records: list[dict[str, Any]]) -> str:
-        """The last figures in a few words."""
+        """The last figures, for the progress line."""
         last, measured = last_figures(records, self.event), last_figures(records, "epoch")
         if not last:
             return ""

@@ -1,8 +1,9 @@
-"""Whether a model copies: how far its samples are from the nearest training face.
+"""Detection of memorised faces, by the distance of samples to the nearest training face.
 
-The distance is Euclidean between latents, whitened by the Gaussian of the training faces' aggregate
-posterior. Samples are compared with draws of held-out faces' posteriors, which is what a prior
-is fitted to: one that has learned faces by heart comes nearer than they do.
+The distance is Euclidean between latents, whitened by a Gaussian fitted to the training faces'
+aggregate posterior. The reference is the distance of draws from the posteriors of held-out faces:
+a prior is fitted to such draws, and one that has memorised training faces gives samples that are
+nearer to them.
 """
 
 from collections.abc import Iterator
@@ -20,19 +21,19 @@ from facevae.images import Pixels
 from facevae.latents import posteriors
 from facevae.model import Coder, draw_posteriors
 from facevae.prior import GaussianPrior
-from facevae.runtime import full_precision
+from facevae.runtime import Stream, full_precision
 
 _NUM_SHOWN = 16
 _CHUNK = 32
-_POSTERIOR = 7  # what a generator's numbers are for
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """Distances to the nearest training face, mirrored or not, in deviations of their latents.
+    """Distances to the nearest training face, mirrored or not, in standard deviations.
 
-    `samples` (M,) and `held_out` (N,); `neighbours` (≤ 16, size, size, 3) are the training faces
-    nearest to the first samples.
+    They are those of `samples` (M,) and of `held_out` faces (N,). `neighbours` (≤ 16, size, size,
+    3) are the training faces nearest to the first samples, mirrored where the mirror image is
+    nearest.
     """
 
     samples: Tensor
@@ -40,7 +41,7 @@ class Novelty:
     neighbours: Pixels
 
     def figures(self) -> dict[str, float | int]:
-        """Medians, their ratio, and the counts."""
+        """Medians of both distances, their ratio (samples over held-out), and the counts."""
         samples, held_out = float(self.samples.median()), float(self.held_out.median())
         return {
             "samples": samples,
@@ -59,31 +60,31 @@ def measure_novelty(
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> Novelty:
-    """Of samples with these latents (M, D), drawn from the prior of a model trained on `faces`."""
+    """Novelty of samples with latents (M, D) from the prior of a model trained on `faces`."""
     device = latents.device
 
     def read(task: str, rows: Rows) -> Iterator[Tensor]:
         return watched(batches_of(faces, rows, device, size=_CHUNK), task, len(rows), progress)
 
     # Encode
-    plain = posteriors(coder, read("Training faces", faces.train))
+    original = posteriors(coder, read("Training faces", faces.train))
     flipped = (images.flip(-1) for images in read("Training faces, mirrored", faces.train))
     mirrored = posteriors(coder, flipped)
     held_mean, held_logvar = posteriors(coder, read("Held-out faces", faces.held_out))
-    mean, logvar = (torch.cat(both) for both in zip(plain, mirrored, strict=True))
+    mean, logvar = (torch.cat(pair) for pair in zip(original, mirrored, strict=True))
     whitening = GaussianPrior(latents.shape[1]).to(device)
     whitening.fit(mean, logvar)
 
     # Compare
     with full_precision():
-        unseen = draw_posteriors(held_mean, held_logvar, seed, _POSTERIOR)
-        known = whitening.whiten(mean)
-        distances, rows = metrics.nearest(whitening.whiten(latents), known)
-        others, _ = metrics.nearest(whitening.whiten(unseen), known)
+        held_out = draw_posteriors(held_mean, held_logvar, seed, Stream.HELD_OUT_POSTERIOR)
+        training = whitening.whiten(mean)
+        sample_distances, rows = metrics.nearest(whitening.whiten(latents), training)
+        held_out_distances, _ = metrics.nearest(whitening.whiten(held_out), training)
 
-    # Look up
+    # Look up the nearest faces
     neighbours = []
     for row in rows[:_NUM_SHOWN].tolist():
         pixels = faces.pixels[faces.train[row % len(faces.train)]]
         neighbours.append(pixels if row < len(faces.train) else pixels[:, ::-1])
-    return Novelty(distances.cpu(), others.cpu(), np.stack(neighbours))
+    return Novelty(sample_distances.cpu(), held_out_distances.cpu(), np.stack(neighbours))

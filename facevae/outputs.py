@@ -1,4 +1,4 @@
-"""Where results go: one picture, an animation, or a file each in a folder."""
+"""Where results go: one picture, one animation, or a folder with a file for each face."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ from facevae.images import (
 
 SUFFIX_OF_MODELS = ".safetensors"
 _SUFFIXES = tuple(dict.fromkeys((*STILL_SUFFIXES, *ANIMATION_SUFFIXES, *VIDEO_SUFFIXES)))
-_OF_FILES = (*_SUFFIXES, SUFFIX_OF_MODELS, ".onnx")
+_FILE_SUFFIXES = (*_SUFFIXES, SUFFIX_OF_MODELS, ".onnx")
+_MAX_IN_A_GRID = 4096
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,18 @@ class Output:
 
     @property
     def is_animation(self) -> bool:
-        """Whether the suffix means moving pictures rather than a strip."""
+        """Whether the suffix means an animation rather than a strip of frames."""
         return self.path.suffix.lower() in (".gif", ".webp", *VIDEO_SUFFIXES)
 
 
 def choose_output(
     named: str | None, default: str, *, animation: bool = False, inputs: Iterable[str] = ()
 ) -> Output:
-    """Where `-o` points, or `default` under a name that replaces nothing.
+    """The output that `-o` names, or `default` with a number if that file exists.
 
-    A name without a suffix, with a trailing slash, or of a folder that exists is a folder. Raises
-    `UsageError` for a suffix that cannot be written, and where one of `inputs` would be replaced,
-    and `FacevaeError` where nothing can be written.
+    A name is a folder if it has no suffix, ends in a slash, or is an existing folder. Raises
+    `UsageError` if the suffix cannot be written or one of `inputs` would be replaced, and
+    `FacevaeError` if nothing can be written there.
     """
     if named is None:
         output = Output(unused(Path(default)), is_folder=False)
@@ -66,11 +67,11 @@ def _named_output(named: str, inputs: Iterable[str], *, animation: bool) -> Outp
         raise UsageError(msg)
     path = expanded(named)
     if not path.suffix and path.name.lower() in _SUFFIXES and not path.is_dir():
-        msg = f"{path}: is a suffix alone; put a name before it"
+        msg = f"{path}: is only a suffix; put a name before it"
         raise UsageError(msg)
     if named.endswith(("/", "\\")) or not path.suffix or path.is_dir():
         if path.exists() and not path.is_dir():
-            msg = f"{path}: is a file, so nothing can be put into it; name another -o"
+            msg = f"{path}: is a file, not a folder; name another -o"
             raise UsageError(msg)
         return Output(path, is_folder=True)
     check_suffix(path, _SUFFIXES if animation else STILL_SUFFIXES)
@@ -81,19 +82,19 @@ def _named_output(named: str, inputs: Iterable[str], *, animation: bool) -> Outp
 
 
 def choose_folder(named: str) -> Output:
-    """Where `-o` points, if that is a folder. Raises `UsageError` for what looks like a file."""
+    """The folder that `-o` names. Raises `UsageError` for a name that looks like a file."""
     path = expanded(named)
-    is_marked = named.endswith(("/", "\\"))
-    if path.suffix.lower() in _OF_FILES and not is_marked and not path.is_dir():
-        msg = f"{path}: looks like a file, and a folder is needed; end it with / if it is one"
+    has_slash = named.endswith(("/", "\\"))
+    if path.suffix.lower() in _FILE_SUFFIXES and not has_slash and not path.is_dir():
+        msg = f"{path}: looks like a file, but a folder is needed; end it with / if it is a folder"
         raise UsageError(msg)
-    return choose_output(named if is_marked or not named.strip() else f"{named}/", "")
+    return choose_output(named if has_slash or not named.strip() else f"{named}/", "")
 
 
 def folder_paths(output: Output, names: Sequence[str], inputs: Iterable[str] = ()) -> list[Path]:
-    """A `.png` in the folder for each name; equal stems are told apart by a number.
+    """The path of a `.png` in the folder for each name; repeated stems get a number.
 
-    Raises `UsageError` where one of `inputs` would be replaced.
+    Raises `UsageError` if one of `inputs` would be replaced.
     """
     paths = [output.path / f"{name}.png" for name in distinct_names(list(names))]
     _protect(paths, inputs)
@@ -109,11 +110,11 @@ def _protect(paths: Iterable[Path], inputs: Iterable[str]) -> None:
 
 
 class FaceWriter:
-    """Writes faces as they come: a file each into a folder, else a grid at the end."""
+    """Writes faces incrementally: a file for each into a folder, or else one grid at the end."""
 
     def __init__(self, output: Output, names: Sequence[str], columns: int | None = None) -> None:
-        """`names` are those of the files. Raises `UsageError` for too many for a grid."""
-        if not output.is_folder and len(names) > _MOST_IN_A_GRID:
+        """Prepare for one face per name. Raises `UsageError` if they are too many for a grid."""
+        if not output.is_folder and len(names) > _MAX_IN_A_GRID:
             msg = f"{len(names):,} faces are too many for one grid; name a folder: -o faces/"
             raise UsageError(msg)
         self._output, self._columns, self._count = output, columns, len(names)
@@ -122,12 +123,12 @@ class FaceWriter:
         self.num_written = 0
 
     def check(self, side: int) -> None:
-        """Raise `UsageError` where the format holds no grid of these faces of `side` pixels."""
+        """Raise `UsageError` if the grid of faces of `side` pixels is too large for the format."""
         if not self._output.is_folder:
             check_grid(self._output.path, self._count, (side, side), self._columns)
 
     def add(self, faces: Pixels) -> None:
-        """The next faces (N, H, W, 3)."""
+        """Add the next faces (N, H, W, 3)."""
         if self._output.is_folder:
             for path, face in zip(self._paths[self.num_written :], faces, strict=False):
                 save_picture(path, face)
@@ -136,17 +137,14 @@ class FaceWriter:
         self.num_written += len(faces)
 
     def finish(self) -> list[Path]:
-        """What was written."""
+        """Write the grid, if there is one; returns the paths of all files."""
         if self._cells:
             save_picture(self._output.path, grid(np.concatenate(self._cells), self._columns))
         return self._paths
 
 
-_MOST_IN_A_GRID = 4096
-
-
 def check_grid(path: Path, count: int, sides: tuple[int, int], columns: int | None = None) -> None:
-    """Raise `UsageError` where the format holds no grid of `count` pictures of `sides` (H, W)."""
+    """Raise `UsageError` if a grid of `count` pictures of `sides` (H, W) is too large to write."""
     rows, columns = grid_cells(count, columns)
     check_sides(path, rows * sides[0], columns * sides[1])
 
@@ -159,7 +157,7 @@ def check_sequence(
     animate: bool,
     columns: int | None = None,
 ) -> None:
-    """Raise `UsageError` where `write_sequence` would, of `count` frames of `sides` (H, W)."""
+    """Raise `UsageError` if `write_sequence` would for `count` frames of `sides` (H, W)."""
     if not output.is_folder and not animate:
         check_grid(output.path, count, sides, columns or count)
 
@@ -172,9 +170,9 @@ def write_sequence(
     frames_per_second: float,
     columns: int | None = None,
 ) -> list[Path]:
-    """Write frames (N, H, W, 3) as an animation, a strip, or a numbered file each in a folder.
+    """Write frames (N, H, W, 3) as an animation, as a strip, or as numbered files in a folder.
 
-    With `columns` what else were a strip has rows of so many.
+    With `columns` the strip is broken into rows of that many frames.
     """
     if output.is_folder:
         digits = len(str(len(frames) - 1))

@@ -1,4 +1,4 @@
-"""What a model's repository holds: the model, its configuration, its card, pictures of what it makes."""
+"""Contents of a model's repository: the model, its configuration, its card, and sample pictures."""
 
 import shutil
 from pathlib import Path
@@ -34,10 +34,10 @@ from facevae.latents import decode, latents_of_seeds, morph
 def write_package(
     bundle: Bundle, model_file: Path, repository: str, licence: Licence, folder: Path
 ) -> list[str]:
-    """Write all that a model's repository holds into `folder`; returns the files' names.
+    """Write the contents of a model's repository into `folder`; returns the files' names.
 
-    That is a copy of `model_file`, `config.json`, the card, `LICENSE` where the terms are no
-    published licence, and pictures, all of generated faces: none is of a person.
+    They are a copy of `model_file`, `config.json`, the card, `LICENSE` if the terms are not a
+    published licence, and pictures, all of generated faces: none shows a real person.
     """
     pictures, seeds = draw_pictures(bundle)
     for name, pixels in pictures.items():
@@ -51,12 +51,12 @@ def write_package(
         write_text(folder / LICENSE, f"Terms of the model in this repository:\n\n{licence.terms}\n")
         names.append(LICENSE)
     for name in {LICENSE, ATTRIBUTES}.difference(names):
-        (folder / name).unlink(missing_ok=True)  # an earlier model's
+        (folder / name).unlink(missing_ok=True)  # left by an earlier model
     return names
 
 
 def check_folder(folder: Path, model_file: Path) -> None:
-    """Raise `UsageError` unless `folder` is new, empty, or holds what was written here before."""
+    """Raise `UsageError` unless `folder` is new, empty, or holds an earlier package."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -71,19 +71,20 @@ def check_folder(folder: Path, model_file: Path) -> None:
 
 
 def configuration(bundle: Bundle) -> dict[str, Any]:
-    """The model file's metadata for people and for the Hub, which counts downloads by this file."""
+    """Content of `config.json`: the model file's metadata. The Hub counts downloads by this file."""
     return {"library_name": LIBRARY, "format": FORMAT, **bundle.describe()}
 
 
 def is_configuration(values: object) -> bool:
-    """Whether that is what `configuration` writes."""
+    """Whether `values` is what `configuration` returns."""
     return isinstance(values, dict) and values.get("library_name") == LIBRARY
 
 
 def draw_pictures(bundle: Bundle) -> tuple[dict[str, Pixels], list[int]]:
-    """Pictures by name: seeds from 0, a morph of the two nearest the average, the nearest edited.
+    """Pictures by file name, and the two seeds shown in them.
 
-    Returns the two seeds as well.
+    The pictures are a grid of the first seeds; a morph between the two of them that are nearest the
+    average face; and, if the model knows attributes, edits of the nearest.
     """
 
     def sheet(latents: torch.Tensor, columns: int, texture: float = TRUE_TEXTURE) -> Pixels:

@@ -1,4 +1,4 @@
-"""Pages of HTML that need nothing else: no server, script, font or picture from elsewhere."""
+"""Self-contained HTML pages, which load no scripts, fonts or pictures from elsewhere."""
 
 import base64
 import time
@@ -14,7 +14,7 @@ from facevae.images import Pixels, encode_jpeg
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture on the page: its bytes as a `data:` address, and what it shows."""
+    """A picture on the page, with its bytes as a `data:` URL."""
 
     address: str
     caption: str
@@ -22,7 +22,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; the first cell of each names the row."""
+    """A table whose first cell in each row is that row's heading."""
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -30,7 +30,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, with whatever it has."""
+    """A part of the page; empty fields are left out."""
 
     title: str
     text: str = ""
@@ -40,15 +40,15 @@ class Section:
 
     @property
     def key(self) -> str:
-        """What links lead to."""
+        """The element id that links refer to."""
         return self.title.casefold().replace(" ", "-")
 
 
 def require_pages() -> None:
-    """Raise `UsageError` where pages cannot be made."""
+    """Raise `UsageError` if matplotlib or Jinja is not installed."""
     plots.require_plots()
     try:
-        import jinja2  # noqa: F401 - an extra, though torch brings it
+        import jinja2  # noqa: F401 - an extra, though torch requires it
     except ImportError as error:
         msg = "pages need the extra 'plot': pip install 'facevae[plot]'"
         raise UsageError(msg) from error
@@ -61,12 +61,12 @@ def render(
     sections: Sequence[Section],
     warning: str = "",
 ) -> str:
-    """The page. All texts are escaped; `headlines` are figures and their names."""
+    """The page as HTML, with all text escaped. `headlines` are pairs of a label and a value."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
         loader=PackageLoader("facevae", "."),
-        autoescape=True,  # names, labels and terms are other people's words
+        autoescape=True,  # names, labels and terms are untrusted text
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -83,22 +83,22 @@ def render(
 
 
 def photo(pixels: Pixels, caption: str) -> Figure:
-    """Pixels (H, W, 3) as a JPEG."""
+    """Pixels (H, W, 3) as a JPEG picture."""
     return Figure(_address("image/jpeg", encode_jpeg(pixels)), caption)
 
 
 def drawing(figure: Any, caption: str) -> Figure:
-    """A figure of `curves` as SVG."""
+    """A matplotlib figure as an SVG picture."""
     return Figure(_address("image/svg+xml", plots.to_svg(figure).encode()), caption)
 
 
 def table(title: str, values: Mapping[str, object]) -> Table:
-    """Names and values in two columns."""
+    """A table of names and values in two columns."""
     return Table((title, "value"), [(name, text(value)) for name, value in values.items()])
 
 
 def text(value: object) -> str:
-    """A JSON value as people write it."""
+    """A JSON value as readable text."""
     if isinstance(value, list | tuple):
         return ", ".join(map(text, value))
     if isinstance(value, float):

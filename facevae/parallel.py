@@ -1,6 +1,6 @@
-"""Data-parallel training: processes that `torchrun` started, each with its share of every batch.
+"""Data-parallel training: processes started by `torchrun`, each with its share of every batch.
 
-A process alone is a group of one, of which every function here does what costs nothing.
+Without `torchrun`, the process is a group of one, in which these functions cost nothing.
 """
 
 import os
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,75 +16,77 @@ from torch import distributed as dist
 
 from facevae.errors import FacevaeError, ProcessError, RunError, UsageError
 
-# The first process measures, draws and saves while the others wait. That one has died is told by
-# its connection, or by torchrun, which ends the rest: not by time.
-_PATIENCE = timedelta(days=7)
-_AGREED_MILLISECONDS = 500
+_T = TypeVar("_T")
+
+# Other processes wait while the first one measures, draws and saves, however long that takes. A dead
+# process is noticed by its lost connection, or by torchrun, which ends the rest; never by a timeout.
+_TIMEOUT = timedelta(days=7)
+_AGREED_MILLISECONDS = 500  # between two agreements on whether to stop
 
 
 def is_launched() -> bool:
-    """Whether `torchrun`, or what speaks its language, started this process beside others."""
+    """Whether `torchrun`, or a launcher that sets the same variables, started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Inside, this process is of the group that was launched, if one was.
+    """Make this process a member of the launched group, if there is one, inside the block.
 
-    Raises `RunError` where another process of the group is lost.
+    Raises `UsageError` for a GPU without an index, `RunError` if another process of the group is
+    lost, and `ProcessError` for the failure of a process other than the first.
     """
     if not is_launched():
         yield
         return
-    own = device if device.type == "cuda" else None
-    if own and own.index is None:
-        msg = "LOCAL_RANK is not set, which says the GPU of each process; start them by torchrun"
+    gpu = device if device.type == "cuda" else None
+    if gpu and gpu.index is None:
+        msg = "LOCAL_RANK, the GPU of each process, is not set; start the processes with torchrun"
         raise UsageError(msg)
-    dist.init_process_group("nccl" if own else "gloo", timeout=_PATIENCE, device_id=own)
-    is_whole = False
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=_TIMEOUT, device_id=gpu)
+    has_succeeded = False
     try:
         yield
-        is_whole = True
+        has_succeeded = True
     except FacevaeError as error:
         if is_lead():
             raise
-        msg = f"process {rank()}: {error}"
-        raise ProcessError(msg) from error
+        raise ProcessError(f"process {rank()}: ", *error.args) from error
     except RuntimeError as error:
-        # gloo tells of a lost connection by a bare RuntimeError alone
+        # gloo reports a lost connection as a plain RuntimeError
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         msg = "another process of this run has ended; the same command goes on from the last state"
         raise RunError(msg) from error
     finally:
-        # where a process has failed, NCCL would wait here for the others, which wait for it: they
-        # are told by its end
-        if is_whole or not own:
+        # After a failure, NCCL would wait here for the other processes, which wait for this one. They
+        # notice when this process ends.
+        if has_succeeded or not gpu:
             dist.destroy_process_group()
 
 
 def size() -> int:
-    """How many processes work on the run: 1 outside `joined`."""
+    """Number of processes of the run; 1 outside `joined`."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is: 0 is the lead, which talks and writes."""
+    """Index of this process; 0 is the lead, which alone reports and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_lead() -> bool:
-    """Whether this is the process that talks and writes."""
+    """Whether this is the lead, the process that reports and writes."""
     return rank() == 0
 
 
 def share(count: int) -> slice:
-    """Which of `count` examples of a batch are this process's."""
+    """The examples of a batch of `count` that this process has."""
     return slice(count * rank() // size(), count * (rank() + 1) // size())
 
 
 def mean(values: Tensor, count: int) -> Tensor:
-    """The mean over a batch of `count`, of which `values` (…, b) has this process's share: (…,).
+    """Mean (…,) over a batch of `count`; `values` (…, b) are this process's share of the batch.
 
     Gradients flow back through it to every process.
     """
@@ -92,7 +94,7 @@ def mean(values: Tensor, count: int) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; what each of them does with it flows back to each of them."""
+    """Sum over all processes. The gradient is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(_: Any, tensor: Tensor) -> Tensor:
@@ -106,14 +108,15 @@ class _Sum(torch.autograd.Function):
 
 
 def _total(tensor: Tensor) -> Tensor:
+    """Sum over all processes, with gradients."""
     summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give all processes the mean of their gradients, in one message.
+    """Replace every process's gradients with their mean over processes, in one message.
 
-    Where each of them went back from the same `mean` over the batch, that is its gradient.
+    After backward passes from the same `mean` over the batch, that is the gradient of the mean.
     """
     if size() == 1:
         return
@@ -127,39 +130,40 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 class Accord:
-    """What the processes agree on between steps, about twice a second: whether to stop."""
+    """Agreement of all processes, about twice a second and between steps, on whether to stop."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._left, self._since = device, 1, time.monotonic()
-        self._steps = 1
+        self._device, self._since = device, time.monotonic()
+        self._steps_left = self._steps_between = 1
 
     def __call__(self, stop_signal: int) -> int:
-        """After a step, the highest signal by which a process was asked to stop; 0 for none."""
+        """The highest stop signal that a process received, or 0. To be called after every step."""
         if size() == 1:
             return stop_signal
-        self._left -= 1
-        if self._left:
+        self._steps_left -= 1
+        if self._steps_left:
             return 0
-        milliseconds = int(1000 * (time.monotonic() - self._since) / self._steps)
-        found = torch.tensor([stop_signal, milliseconds], device=self._device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        stop_signal, milliseconds = found.tolist()
-        self._left = self._steps = min(max(_AGREED_MILLISECONDS // max(milliseconds, 1), 1), 100)
+        milliseconds = int(1000 * (time.monotonic() - self._since) / self._steps_between)
+        highest = torch.tensor([stop_signal, milliseconds], device=self._device)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        stop_signal, milliseconds = highest.tolist()
+        steps = min(max(_AGREED_MILLISECONDS // max(milliseconds, 1), 1), 100)
+        self._steps_left = self._steps_between = steps
         self._since = time.monotonic()
         return stop_signal
 
 
-def from_lead(value: Any = None) -> Any:
-    """What the first process has, which every other one receives."""
+def from_lead(value: _T) -> _T:
+    """The first process's `value`, in every process; what the others pass is ignored."""
     if size() == 1:
         return value
-    held = [value]
-    dist.broadcast_object_list(held)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def tensors_from_lead(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The first process's tensors, which every other one receives on its `device`."""
+    """The first process's tensors by name, on this process's `device`."""
     if size() == 1:
         return dict(tensors)
     layout = from_lead({name: (t.shape, t.dtype) for name, t in tensors.items()})
@@ -176,7 +180,7 @@ def tensors_from_lead(tensors: Mapping[str, Tensor], device: torch.device) -> di
 
 @contextmanager
 def first_on_node() -> Iterator[None]:
-    """Of the processes of a machine the first one goes inside before the others do."""
+    """Let the first process of each machine run the block before the others do."""
     waits = os.environ.get("LOCAL_RANK", "0") != "0"
     if size() > 1 and waits:
         dist.barrier()
@@ -186,7 +190,7 @@ def first_on_node() -> Iterator[None]:
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
-    """Have each batch norm take its statistics in training from the whole group's batch."""
+    """Make all batch norms in `module` use the statistics of all processes' batches in training."""
     if size() == 1:
         return module
     if device.type == "cuda":
@@ -199,10 +203,10 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _SyncedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batch of all processes, where torch has one for GPUs only."""
+    """Batch norm over the batches of all processes, on a CPU: torch's own is for GPUs only."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalised features (B, C, H, W), as `nn.BatchNorm2d` gives of all shares together."""
+        """Features (B, C, H, W), normalised as `nn.BatchNorm2d` would normalise the whole batch."""
         if not self.training:
             return super().forward(features)
         flat = features.float().transpose(0, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""Figures in the features of networks trained by others: FID, KID, LPIPS. Needs the extra `eval`."""
+"""FID, KID and LPIPS, by networks that others trained. Needs the extra `eval`."""
 
 import hashlib
 import warnings
@@ -18,40 +18,40 @@ ALEXNET = "LPIPS 0.1 on torchvision's AlexNet"
 _MAX_KID_SUBSET = 1000
 
 Features = Callable[[Tensor], Tensor]
-"""Features (B, 2048) of pictures, uint8 (B, 3, H, W)."""
+"""Maps pictures, uint8 (B, 3, H, W), to features (B, 2048)."""
 Perceptual = Callable[[Tensor, Tensor], Tensor]
-"""The distances (B,), with gradients, of two sets of images (B, 3, H, W) in [0, 1]."""
+"""Distances (B,), with gradients, between two sets of images (B, 3, H, W) in [0, 1]."""
 
 
 class MissingWeightsError(FacevaeError):
-    """Published weights that are neither in the user's cache nor to be had."""
+    """Published weights are not in the user's cache and could not be downloaded."""
 
 
 def load_inception(device: torch.device) -> Features:
-    """The network of FID and KID, its weights from torch's cache or downloaded into it.
+    """The feature network of FID and KID; its weights are downloaded to torch's cache if missing.
 
     Raises `UsageError` without the extra, `MissingWeightsError` without the weights.
     """
     _require()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its dependencies' own affair
+        warnings.simplefilter("ignore")  # from its dependencies
         from torch_fidelity.feature_extractor_inceptionv3 import (
             URL_INCEPTION_V3,
             FeatureExtractorInceptionV3,
         )
 
-        _published(URL_INCEPTION_V3, download=True)
+        _ensure_weights(URL_INCEPTION_V3, download=True)
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
 
     def features(pictures: Tensor) -> Tensor:
-        (found,) = network(pictures)
-        return torch.as_tensor(found)
+        (output,) = network(pictures)
+        return torch.as_tensor(output)
 
     return features
 
 
 def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS of two sets of images (B, 3, H, W) in [0, 1]: (B,), each the batch's mean.
+    """LPIPS on AlexNet of two sets of images (B, 3, H, W) in [0, 1]: (B,), each the batch's mean.
 
     Raises `UsageError` without the extra, `MissingWeightsError` without AlexNet in torch's cache.
     """
@@ -61,7 +61,7 @@ def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import AlexNet_Weights
 
-        _published(AlexNet_Weights.DEFAULT.url, download=False)
+        _ensure_weights(AlexNet_Weights.DEFAULT.url, download=False)
         metric = LearnedPerceptualImagePatchSimilarity("alex", normalize=True).to(device)
 
     def score(made: Tensor, real: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def load_perceptual(device: torch.device) -> Perceptual:
-    """LPIPS on VGG-16, which training may go down (Zhang et al. 2018 train with it too).
+    """LPIPS on VGG-16 as a training loss, as Zhang et al. 2018 use it too.
 
     Raises `UsageError` without the extra, `MissingWeightsError` without VGG-16 in torch's cache.
     """
@@ -82,7 +82,7 @@ def load_perceptual(device: torch.device) -> Perceptual:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import VGG16_Weights
 
-        _published(VGG16_Weights.DEFAULT.url, download=False)
+        _ensure_weights(VGG16_Weights.DEFAULT.url, download=False)
         metric = LearnedPerceptualImagePatchSimilarity("vgg").to(device)
     network = metric.net.requires_grad_(requires_grad=False)
 
@@ -93,22 +93,29 @@ def load_perceptual(device: torch.device) -> Perceptual:
 
 
 def _require() -> None:
+    """Raise `UsageError` if the packages of the extra are missing or do not run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import torch_fidelity  # noqa: F401 - an extra
-            import torchmetrics  # noqa: F401 - the same
+            import torch_fidelity  # noqa: F401 - only whether it is there
+            import torchmetrics  # noqa: F401 - only whether it is there
     except ImportError as error:
         msg = "needs the extra 'eval': pip install 'facevae[eval]'"
         raise UsageError(msg) from error
-    except RuntimeError as error:  # a torchvision made for another torch
+    except RuntimeError as error:  # torchvision was built for another torch
         line = str(error).splitlines()[0]
-        msg = f"the extra 'eval' does not run ({line}); install torchvision from where torch came"
+        msg = (
+            f"the extra 'eval' fails to load ({line}); install the torchvision built for your torch"
+        )
         raise UsageError(msg) from error
 
 
-def _published(url: str, *, download: bool) -> None:
-    """See that torch's cache holds the file of that address, with the digest its name ends in."""
+def _ensure_weights(url: str, *, download: bool) -> None:
+    """Check that torch's cache has the file at `url`, with the digest at the end of its name.
+
+    With `download`, get it if it is missing. Raises `MissingWeightsError` if it cannot be had or is
+    not the published file.
+    """
     name = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     digest = Path(name).stem.rpartition("-")[2]
@@ -117,46 +124,43 @@ def _published(url: str, *, download: bool) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError) as error:
-            msg = f"{url} cannot be downloaded ({error}); put that file into {path.parent}"
+            msg = f"{url}: cannot be downloaded ({error}); save the file in {path.parent}"
             raise MissingWeightsError(msg) from error
     if not path.exists():
-        msg = f"no weights in {path}; {url} has them"
+        msg = f"{path}: no such file; download it from {url}"
         raise MissingWeightsError(msg)
     with path.open("rb") as file:
         if not hashlib.file_digest(file, "sha256").hexdigest().startswith(digest):
-            msg = f"{path}: not the published weights; remove it"
+            msg = f"{path}: not the published weights; delete the file and try again"
             raise MissingWeightsError(msg)
 
 
 def features_of(features: Features, batches: Iterable[Tensor]) -> Tensor:
-    """Features (N, F), on the CPU, of images (B, 3, H, W) in [0, 1], rounded as pictures are."""
+    """Features (N, F), on the CPU, of batches (B, 3, H, W) in [0, 1], rounded to 8 bits first."""
     with full_precision():
-        return torch.cat(
-            [
-                features(
-                    torch.from_numpy(to_pixels(images)).movedim(-1, -3).to(images.device)
-                ).cpu()
-                for images in batches
-            ]
-        )
+        found = []
+        for images in batches:
+            pictures = torch.from_numpy(to_pixels(images)).movedim(-1, -3)
+            found.append(features(pictures.to(images.device)).cpu())
+        return torch.cat(found)
 
 
 def feature_distances(real: Tensor, made: Tensor, seed: int = 0) -> dict[str, float]:
-    """`fid` and `kid` of two sets of features, (N, F) and (M, F), N and M at least 2.
+    """`fid` and `kid` of two sets of features, (N, F) and (M, F), with N and M at least 2.
 
-    Heusel et al. 2017, and Bińkowski et al. 2018 with its third-degree kernel: the mean over 100
-    subsets of 1,000, or of fewer where a set has fewer.
+    FID is that of Heusel et al. 2017. KID is that of Bińkowski et al. 2018 with its cubic kernel:
+    the mean over 100 random subsets of 1,000, or of the smaller set's size. `seed` draws them.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it keeps all features, which is the intention
+        warnings.simplefilter("ignore")  # a notice that all features are kept, which is intended
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
 
         subset = min(_MAX_KID_SUBSET, len(real), len(made))
-        as_they_are: Any = nn.Identity()
-        as_they_are.num_features = real.shape[1]
-        fid: Any = FrechetInceptionDistance(as_they_are)
-        kid: Any = KernelInceptionDistance(as_they_are, subsets=100, subset_size=subset)
+        identity: Any = nn.Identity()
+        identity.num_features = real.shape[1]
+        fid: Any = FrechetInceptionDistance(identity)
+        kid: Any = KernelInceptionDistance(identity, subsets=100, subset_size=subset)
         for metric in (fid, kid):
             metric.update(real, real=True)
             metric.update(made, real=False)

@@ -1,4 +1,4 @@
-"""Pictures in folders, files, tar shards and tables, here or on the Hub."""
+"""Find pictures in folders, files, tar shards and tables, on this machine or on the Hub."""
 
 import os
 import tarfile
@@ -16,20 +16,32 @@ from facevae.images import SUFFIXES
 from facevae.tables import SUFFIXES as TABLES
 from facevae.tables import File, NoPictures, read_rows, row_names
 
+IMAGE_FILES = "PNG, JPEG or WebP files"  # as messages name them
+
 Source = Path | str
 """A file or folder, or `hf://datasets/owner/name[@revision][/split]`."""
 Opener = Callable[[], BinaryIO]
 
-_AT_ONCE = 64  # files that `opened` names together
-_LISTED_AT_ONCE = 8  # tables, which on the Hub take a while to answer each
+_AT_ONCE = 64  # files in one part that `opened` yields
+_LISTED_AT_ONCE = 8  # tables listed in parallel, because each request to the Hub takes a while
+_TAR_ERRORS = (
+    tarfile.TarError,
+    OSError,
+    ValueError,
+    # from impossible sizes and headers in damaged archives
+    MemoryError,
+    OverflowError,
+    RecursionError,
+)
 _File = TypeVar("_File", bound=File)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: a file, `size` bytes from `offset` in a tar shard, or `row` of a table.
+    """One picture: a file, `size` bytes at `offset` in a tar shard, or row `row` of a table.
 
-    `problem` says why one that is there by its name cannot be read whatever is in it.
+    `member` is its path in the shard, or its name in the table. `problem` is why the picture cannot
+    be opened, such as a broken link; empty if there is no such reason.
     """
 
     path: File
@@ -41,25 +53,25 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """Where it is, for people."""
+        """The path that messages show, with the member if it is in a shard or table."""
         return f"{self.path}:{self.member}" if self.member else str(self.path)
 
     @property
-    def own_name(self) -> str:
-        """Its name without folders."""
+    def file_name(self) -> str:
+        """The name without folders."""
         return PurePosixPath(self.member).name if self.member else self.path.name
 
     @property
     def stem(self) -> str:
-        """What labels and the held-out split know it by: its own name without a suffix."""
-        return PurePosixPath(self.own_name).stem
+        """The file name without its suffix: the key for labels and for the held-out split."""
+        return PurePosixPath(self.file_name).stem
 
     def open(self) -> BinaryIO:
-        """Its bytes, as an open file; those of a table's row come from `opened` alone.
+        """Open the picture's bytes as a binary file; for rows of tables use `opened` instead.
 
-        Raises `ImageError` where it has a problem, and `OSError`.
+        Raises `ImageError` if the picture has a `problem`, and `OSError`.
         """
-        assert isinstance(self.path, Path)  # noqa: S101 - a table's row else
+        assert isinstance(self.path, Path)  # noqa: S101 - rows of tables never get here
         if self.problem:
             msg = f"{self.name}: {self.problem}"
             raise ImageError(msg)
@@ -67,12 +79,12 @@ class Picture:
             return self.path.open("rb")
         with self.path.open("rb") as shard:
             shard.seek(self.offset)
-            # never more than there is, whatever size a hostile shard declares
+            # a hostile shard may declare any size: never read more than the file has
             return BytesIO(shard.read(min(self.size, os.fstat(shard.fileno()).st_size)))
 
 
 def check_there(sources: Iterable[Source]) -> None:
-    """Raise `DataError` for a file or folder that is not there; what is not on this machine may be."""
+    """Raise `DataError` for a local file or folder that does not exist; URLs are not checked."""
     for source in sources:
         if not is_url(source) and not Path(source).exists():
             raise _missing(source)
@@ -82,8 +94,17 @@ def _missing(source: Source) -> DataError:
     return DataError(f"{source}: no such file or folder")
 
 
+def no_pictures(
+    sources: Iterable[Source | File],
+    accepted: str = f"{IMAGE_FILES}, .tar shards or Parquet",
+) -> str:
+    """The message for sources without any picture, which names the kinds that are `accepted`."""
+    named = ", ".join(map(str, sources))
+    return f"{named}: no pictures in there; name a folder of {accepted}"
+
+
 def find_data(sources: Iterable[Source]) -> list[File]:
-    """Every file that the sources name, which may be `hf://datasets/…` too. Raises `DataError`."""
+    """Find the files of local and `hf://datasets/…` sources, each once. Raises `DataError`."""
     found: list[File] = []
     for source in sources:
         if is_url(source):
@@ -96,10 +117,10 @@ def find_data(sources: Iterable[Source]) -> list[File]:
 def find_files(
     sources: Iterable[Path], suffixes: frozenset[str] = SUFFIXES | {".tar"} | TABLES
 ) -> list[Path]:
-    """Every file that the sources name: folders are searched for `suffixes`, files are taken.
+    """Find files: folders are searched for `suffixes`, files that are named outright are taken.
 
-    Hidden files, and links to folders that they are in, are passed over; pictures that are links
-    to nothing are found, so that they are counted. Raises `DataError`.
+    Hidden files and links that lead back to a folder already visited are skipped. Pictures that are
+    broken links are included, so that they are counted. Raises `DataError`.
     """
     found: list[Path] = []
     for source in sources:
@@ -113,24 +134,23 @@ def find_files(
 
 
 def find_photos(sources: Sequence[Path]) -> list[Path]:
-    """Every picture that the sources name. Raises `DataError`, and `ImageError` where there is none."""
+    """Find picture files as `find_files` does. Raises `DataError`, or `ImageError` without any."""
     files = find_files(sources, SUFFIXES)
     if not files:
-        msg = f"{', '.join(map(str, sources))}: no pictures in there"
-        raise ImageError(msg)
+        raise ImageError(no_pictures(sources, IMAGE_FILES))
     return files
 
 
 def _distinct(files: Iterable[_File]) -> list[_File]:
-    """A file that two sources name counts once."""
+    """The files without repetitions, for files that several sources name."""
     return list({place_of(file): file for file in files}.values())
 
 
 def place_of(source: File | Source) -> str:
-    """Where a file or source is, wherever the command was given."""
+    """The absolute path of a file or source, or its URL."""
     if isinstance(source, HubFile) or is_url(source):
         return str(source)
-    return os.path.abspath(source)  # noqa: PTH100 - keeps links
+    return os.path.abspath(source)  # noqa: PTH100 - does not resolve links
 
 
 def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]]) -> Iterator[Path]:
@@ -145,23 +165,23 @@ def _walk(folder: Path, suffixes: frozenset[str], visited: set[tuple[int, int]])
                 continue
             path = Path(entry.path)
             suffix = path.suffix.lower()
-            if path.is_dir():  # unlike the entry's own answer, no error for a link to itself
+            if path.is_dir():  # entry.is_dir() raises for a link to itself
                 yield from _walk(path, suffixes, visited)
             elif suffix in suffixes and (
-                path.is_file() or (suffix in SUFFIXES and leads_nowhere(path))
+                path.is_file() or (suffix in SUFFIXES and is_broken_link(path))
             ):
                 yield path
 
 
-def leads_nowhere(path: Path) -> bool:
-    """Whether that is a link to nothing, or to itself."""
+def is_broken_link(path: Path) -> bool:
+    """Whether the path is a link to nothing, or to itself."""
     return path.is_symlink() and not path.exists()
 
 
 def list_pictures(files: Iterable[File]) -> list[Picture]:
-    """The pictures in `files`, shards and tables opened up, in an order that only names decide.
+    """List the pictures in files, shards and tables, in an order that depends on names only.
 
-    Tables of other things are passed over. Raises `DataError` where there is nothing else.
+    Tables without pictures are skipped. Raises `DataError` if such tables are all there is.
     """
     pictures: list[Picture] = []
     tables: list[File] = []
@@ -171,31 +191,32 @@ def list_pictures(files: Iterable[File]) -> list[Picture]:
         elif file.suffix.lower() == ".tar":
             pictures += _tar_members(file)
         else:
-            problem = "a link that leads nowhere" if leads_nowhere(file) else ""
+            problem = "a link that leads nowhere" if is_broken_link(file) else ""
             pictures.append(Picture(file, problem=problem))
     with ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
         listed = list(pool.map(_table_rows, tables))
     for rows in listed:
         pictures += () if isinstance(rows, NoPictures) else rows
-    problems = [rows for rows in listed if isinstance(rows, NoPictures)]
-    if problems and not pictures:
-        raise problems[0]
-    return sorted(pictures, key=lambda p: (p.stem, p.own_name, p.name))
+    failures = [rows for rows in listed if isinstance(rows, NoPictures)]
+    if failures and not pictures:
+        raise failures[0]
+    return sorted(pictures, key=lambda p: (p.stem, p.file_name, p.name))
 
 
 def _table_rows(file: File) -> list[Picture] | NoPictures:
     try:
         return [Picture(file, name, row=row) for row, name in enumerate(row_names(file))]
-    except NoPictures as problem:
-        return problem
+    except NoPictures as error:
+        return error
 
 
 def opened(
     pictures: Sequence[Picture], chosen: Iterable[int]
 ) -> Iterator[list[tuple[int, Opener]]]:
-    """What opens each of the chosen pictures, some at a time; a table's rows are read on the way.
+    """Yield parts of (index, opener) for the chosen indices; rows of tables are read as needed.
 
-    Files in the order of `chosen`, then tables one after another, from their first row on.
+    First come files and members of shards, in the order of `chosen`, then one table after another,
+    each in the order of its rows.
     """
     files: list[int] = []
     tables: dict[File, dict[int, int]] = {}
@@ -230,16 +251,14 @@ def _tar_members(path: Path) -> Iterator[Picture]:
                 is_picture = name.suffix.lower() in SUFFIXES and not name.name.startswith(".")
                 if is_picture and not member.isdir():
                     problem = "" if member.isfile() else "a link or device, which is not followed"
-                    at = member.offset_data, member.size
-                    yield Picture(path, member.name, *at, problem=problem)
-            # where tarfile takes what is left of a header for the end of the archive
+                    yield Picture(
+                        path, member.name, member.offset_data, member.size, problem=problem
+                    )
+            # tarfile takes a header that is cut off for the end of the archive
             if 0 < path.stat().st_size - shard.offset < tarfile.BLOCKSIZE:
                 msg = "it is cut off in the middle; copy or download it again"
                 raise tarfile.ReadError(msg)
-    except (
-        *(tarfile.TarError, OSError, ValueError),
-        *(MemoryError, OverflowError, RecursionError),  # of sizes and headers that none can have
-    ) as error:
+    except _TAR_ERRORS as error:
         reason = str(error) or type(error).__name__
         msg = f"{path}: cannot be read as an uncompressed tar shard ({reason})"
         raise DataError(msg) from error

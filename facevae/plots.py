@@ -1,4 +1,4 @@
-"""What figures are drawn and kept with. Needs the extra `plot` (matplotlib)."""
+"""Helpers to create and save matplotlib figures. Needs the extra `plot`."""
 
 import io
 import logging
@@ -10,7 +10,8 @@ from facevae.errors import UsageError
 from facevae.files import replacing
 from facevae.images import Pixels
 
-# ink that is read on paper and on a dark page, and between them where a viewer cannot tell which
+# line and text colours that suit the viewer's light or dark colour scheme; a grey in between for
+# viewers that do not report one
 _INK = (
     "svg{color:#777;fill:currentColor}"
     "@media (prefers-color-scheme:light){svg{color:#222}}"
@@ -19,8 +20,8 @@ _INK = (
 
 
 def is_available() -> bool:
-    """Whether matplotlib is there to draw with."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are its own affair
+    """Whether matplotlib is installed."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no notices about its caches
     try:
         import matplotlib as mpl  # noqa: F401 - an extra
     except ImportError:
@@ -29,7 +30,7 @@ def is_available() -> bool:
 
 
 def require_plots() -> None:
-    """Raise `UsageError` where nothing can be drawn."""
+    """Raise `UsageError` if matplotlib is not installed."""
     if not is_available():
         msg = "curves need the extra 'plot': pip install 'facevae[plot]'"
         raise UsageError(msg)
@@ -38,7 +39,7 @@ def require_plots() -> None:
 def pin(
     axes: Any, picture: Pixels, point: tuple[float, float], place: tuple[float, float], size: float
 ) -> None:
-    """Show `picture` at `place`, `size` points wide, with a line to `point` if it is elsewhere."""
+    """Draw `picture`, `size` points wide, at `place`, with a line to `point` if they differ."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     box = OffsetImage(picture, zoom=size / picture.shape[1])
@@ -47,23 +48,23 @@ def pin(
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure in the format that the suffix names, atomically."""
+    """Write a figure atomically, in the format given by the suffix of `path`."""
     with plain_style(), replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def to_svg(figure: Any) -> str:
-    """A figure as SVG without a background, in ink for light and dark pages."""
+    """A figure as SVG with a transparent background, readable on light and dark pages."""
     text = io.StringIO()
-    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with plain_style():
-        figure.savefig(text, format="svg", transparent=True, metadata=unsaid)
-    inked = text.getvalue().replace("#000000", "currentColor")
-    return inked.replace('<style type="text/css">', f'<style type="text/css">{_INK}', 1)
+        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+    recoloured = text.getvalue().replace("#000000", "currentColor")
+    return recoloured.replace('<style type="text/css">', f'<style type="text/css">{_INK}', 1)
 
 
 def plain_style() -> AbstractContextManager[None]:
-    """No matter how people have set up their own plots; names in an SVG are the same each time."""
+    """A context with matplotlib's default style, whatever the user's, and repeatable ids in SVGs."""
     from matplotlib import style
 
     context: AbstractContextManager[None] = style.context(["default", {"svg.hashsalt": "facevae"}])
@@ -71,7 +72,7 @@ def plain_style() -> AbstractContextManager[None]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches, which nothing else knows of."""
+    """An empty figure of `width` × `height` inches, independent of pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="tight")

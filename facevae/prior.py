@@ -1,6 +1,6 @@
-"""What the latents are distributed like: N(0, I), a fitted Gaussian, or a fitted flow.
+"""Priors over the latents: N(0, I), a fitted Gaussian, or a fitted flow.
 
-Each prior is a map from standard normal noise to latents, so that a seed names a face.
+Each prior maps standard normal noise to latents, so that a seed determines a face.
 """
 
 from collections.abc import Iterator
@@ -10,18 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from facevae.config import MAX_GUIDANCE, PriorConfig
-from facevae.errors import UsageError
+from facevae.errors import Argument, UsageError
 
-SAMPLING_STEPS = (
-    25  # of Heun's method; twice as many change a pixel by a third of a level on average
-)
-
-
-_ROWS = 8192  # of latents that are held at once in double precision
+# of Heun's method; twice as many would change a pixel by a third of a level on average
+SAMPLING_STEPS = 25
+_ROWS = 8192  # latents converted to double precision at a time
 
 
 class NormalPrior(nn.Module):
-    """N(0, I): the paper's prior."""
+    """The prior N(0, I), which is the paper's."""
 
     def forward(self, noise: Tensor) -> Tensor:
         """noise (B, D) → latents (B, D): the same."""
@@ -29,7 +26,7 @@ class NormalPrior(nn.Module):
 
 
 class GaussianPrior(nn.Module):
-    """One Gaussian of full covariance."""
+    """One Gaussian with a full covariance matrix; `factor` is its lower Cholesky factor."""
 
     mean: Tensor
     factor: Tensor
@@ -37,17 +34,17 @@ class GaussianPrior(nn.Module):
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(latent_dim))
-        # the lower Cholesky factor; `torch.eye` would cost a second of imports on the meta device
+        # on the meta device, `torch.eye` would import modules for a second
         identity = torch.zeros(latent_dim, latent_dim).fill_diagonal_(1)
         self.register_buffer("factor", identity)
 
     def fit(self, mean: Tensor, logvar: Tensor) -> None:
-        """Take the first two moments of the aggregate posterior of means, logvars (N, D).
+        """Fit the first two moments of the aggregate posterior of means, log-variances (N, D).
 
-        The covariance is shrunk towards its diagonal by D latents' worth, so that few faces do not
-        say of directions in which they happen not to differ that no face does.
+        The covariance is shrunk towards its diagonal with the weight of D latents, so that directions
+        in which few faces happen not to differ keep some variance.
         """
-        # on the CPU, since not every device has float64, and by parts, since there may be GB of them
+        # on the CPU, because some devices lack float64, and in parts, because there may be GB of them
         centre = torch.stack([part.cpu().double().sum(0) for part in mean.split(_ROWS)]).sum(0)
         centre /= len(mean)
         covariance = torch.zeros(len(centre), len(centre), dtype=torch.float64)
@@ -57,7 +54,7 @@ class GaussianPrior(nn.Module):
         covariance /= len(mean)
         share = len(centre) / (len(centre) + len(mean))
         covariance = (1 - share) * covariance + share * covariance.diag().diag()
-        # the least bit of noise, lest dimensions that say the same make it singular
+        # a little noise, because perfectly correlated dimensions would make it singular
         covariance.diagonal().add_(1e-6 * covariance.diagonal().mean())
         self.mean.copy_(centre)
         self.factor.copy_(torch.linalg.cholesky(covariance))
@@ -75,6 +72,8 @@ class GaussianPrior(nn.Module):
 
 
 class _Block(nn.Module):
+    """Residual block of the flow's MLP: x (B, width) and embedded times → (B, width)."""
+
     def __init__(self, width: int, time_width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -91,16 +90,16 @@ class _Block(nn.Module):
 class FlowPrior(nn.Module):
     """Flow matching on whitened latents: a residual MLP gives the velocity at a point and time.
 
-    Lipman et al. 2023 (straight paths), with times drawn as in Esser et al. 2024, section 3.1. A
-    `residual` one adds to the velocity that would be right if whitened latents were N(0, I), so
-    that it begins as one Gaussian, and learns what is not (as Karras et al. 2022, section 5,
-    precondition a denoiser).
+    Lipman et al. 2023 (straight paths), with times drawn as in Esser et al. 2024, section 3.1. The
+    MLP of a `residual` flow is added to the velocity that would be right if whitened latents were
+    N(0, I), so that the flow starts as one Gaussian and learns the difference (as Karras et al. 2022,
+    section 5, precondition a denoiser).
 
-    With a `guidance` above 1, samples go further than what was learned, away from the one Gaussian:
-    a flow is guided by a worse model of the same (Karras et al. 2024, autoguidance), which here
-    costs nothing. What a flow has learned too little of, it brings out, and faces become cleaner.
-    It does so before the time `guided_until`, while what kind of face comes is still open; later it
-    would exaggerate the one that comes (Kynkäänniemi et al. 2024, guidance in a limited interval).
+    A `guidance` above 1 extrapolates from the Gaussian's velocity beyond the learned one: the flow
+    is guided by a worse model of the same data (Karras et al. 2024, autoguidance), which costs
+    nothing here. It brings out what the flow has learned too weakly, and faces become cleaner.
+    Guidance ends at the time `guided_until`: before, the kind of face is still open; later, guidance
+    would exaggerate the face (Kynkäänniemi et al. 2024, guidance in a limited interval).
     """
 
     frequencies: Tensor
@@ -119,43 +118,43 @@ class FlowPrior(nn.Module):
         self.residual, self.guidance, self.guided_until = residual, guidance, guided_until
         self.whitening = GaussianPrior(latent_dim)
         time_width = 128
-        # from 1 to 1000, evenly in the logarithm; plain numbers, for the reason in `GaussianPrior`
+        # from 1 to 1000, evenly in the logarithm; not `torch.logspace`, for the import time on meta
         frequencies = [1000 ** (i / (time_width // 2 - 1)) for i in range(time_width // 2)]
         self.register_buffer("frequencies", torch.tensor(frequencies), persistent=False)
         self.inward = nn.Linear(latent_dim, width)
         self.blocks = nn.ModuleList(_Block(width, time_width) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.outward = nn.Linear(width, latent_dim)
-        # zero alone: were the blocks so too, no gradient would tell either what to do for long
+        # only this layer: if the blocks started at zero too, gradients would vanish for long
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
-    def velocity(self, points: Tensor, times: Tensor, told: Tensor | None = None) -> Tensor:
+    def velocity(self, points: Tensor, times: Tensor, condition: Tensor | None = None) -> Tensor:
         """Velocity (B, D) at whitened points (B, D) and times (B, 1), or (1, 1) for all, in [0, 1].
 
-        `told` (B, width) is what else it knows of the latents that it leads to.
+        `condition` (B, width) embeds what else is known of the latents.
         """
         angles = times * self.frequencies
         embedded = torch.cat([angles.sin(), angles.cos()], dim=1)
         hidden = self.inward(points)
-        if told is not None:
-            hidden = hidden + told
+        if condition is not None:
+            hidden = hidden + condition
         for block in self.blocks:
             hidden = block(hidden, embedded)
         out: Tensor = self.outward(self.norm(hidden))
         return out + _gaussian_velocity(points, times) if self.residual else out
 
     def forward(self, noise: Tensor) -> Tensor:
-        """noise (B, D) → latents (B, D), by Heun's method from time 0 to 1."""
+        """noise (B, D) → latents (B, D), along the flow from time 0 to 1."""
         latents: Tensor = self.whitening(self.white(noise))
         return latents
 
     def white(self, noise: Tensor) -> Tensor:
-        """noise (B, D) → latents before they take the whitening Gaussian's moments (B, D)."""
+        """noise (B, D) → whitened latents (B, D), by Heun's method."""
         points = noise
         step = 1 / SAMPLING_STEPS
         for i in range(SAMPLING_STEPS):
-            start = noise.new_full((1, 1), i * step)  # one for all rows
+            start = noise.new_full((1, 1), i * step)  # of all rows
             guidance = self.guidance if i * step < self.guided_until else 1.0
             first = self._guided(points, start, guidance)
             second = self._guided(points + step * first, start + step, guidance)
@@ -163,6 +162,7 @@ class FlowPrior(nn.Module):
         return points
 
     def _guided(self, points: Tensor, times: Tensor, guidance: float) -> Tensor:
+        """Velocity (B, D), extrapolated from the Gaussian's by `guidance`."""
         velocity = self.velocity(points, times)
         if guidance == 1:
             return velocity
@@ -171,7 +171,7 @@ class FlowPrior(nn.Module):
 
 
 def _gaussian_velocity(points: Tensor, times: Tensor) -> Tensor:
-    """E[latents − noise | (1 − t)·noise + t·latents], (B, D), where both are N(0, I)."""
+    """E[latents − noise | (1 − t)·noise + t·latents], (B, D), if both are N(0, I)."""
     return (2 * times - 1) / (times.square() + (1 - times).square()) * points
 
 
@@ -179,7 +179,7 @@ Prior = NormalPrior | GaussianPrior | FlowPrior
 
 
 def build_prior(config: PriorConfig, latent_dim: int) -> Prior:
-    """An unfitted prior over latents of `latent_dim` numbers."""
+    """An unfitted prior over latents with `latent_dim` dimensions."""
     if config.kind == "normal":
         return NormalPrior()
     if config.kind == "gaussian":
@@ -197,9 +197,10 @@ def build_prior(config: PriorConfig, latent_dim: int) -> Prior:
 def sample_latents(
     prior: Prior, noise: Tensor, temperature: float = 1.0, guidance: float | None = None
 ) -> Tensor:
-    """Latents (B, D) for standard normal noise (B, D); less `temperature` is cleaner, more alike.
+    """Latents (B, D) for standard normal noise (B, D).
 
-    `guidance` None is the prior's own. Raises `UsageError` where that cannot be guided.
+    A lower `temperature` gives cleaner faces that are more alike. `guidance` None is the prior's
+    own. Raises `UsageError` for a guidance if the prior is not a flow.
     """
     with nullcontext() if guidance is None else guided(prior, guidance):
         latents: Tensor = prior(noise * temperature)
@@ -208,24 +209,25 @@ def sample_latents(
 
 @contextmanager
 def guided(prior: Prior, guidance: float) -> Iterator[None]:
-    """Inside, a flow's samples are guided so. Raises `UsageError` for another prior."""
+    """Set the guidance of a flow inside the block. Raises `UsageError` for other priors."""
     if not isinstance(prior, FlowPrior):
-        msg = f"--guidance {guidance:g}: only a flow can be guided, and this prior is {kind_of(prior)}"
-        raise UsageError(msg)
+        reason = f": only a flow can be guided, and this prior is {kind_of(prior)}"
+        raise UsageError(Argument("guidance", f"{guidance:g}"), reason)
     if not 0 <= guidance <= MAX_GUIDANCE:
-        msg = f"--guidance {guidance:g}: must be 0 to {MAX_GUIDANCE:g}"
-        raise UsageError(msg)
-    own, prior.guidance = prior.guidance, guidance
+        reason = f": must be 0 to {MAX_GUIDANCE:g}"
+        raise UsageError(Argument("guidance", f"{guidance:g}"), reason)
+    before, prior.guidance = prior.guidance, guidance
     try:
         yield
     finally:
-        prior.guidance = own
+        prior.guidance = before
 
 
 def other_prior(prior: Prior, kind: str) -> Prior:
-    """The prior of that kind that a fitted one holds within it. Raises `UsageError`.
+    """A simpler prior that a fitted one contains, or the prior itself.
 
-    N(0, I) is always at hand, and a flow holds the Gaussian by which it whitens.
+    Every prior can be replaced with N(0, I), and a flow with the Gaussian that whitens its latents.
+    Raises `UsageError` for a kind that the prior does not contain.
     """
     if kind == "normal":
         return NormalPrior()
@@ -233,10 +235,10 @@ def other_prior(prior: Prior, kind: str) -> Prior:
         return prior.whitening
     if kind == kind_of(prior):
         return prior
-    msg = f"--prior {kind}: this model holds a {kind_of(prior)} prior, and knows no {kind} one"
-    raise UsageError(msg)
+    reason = f": this model holds a {kind_of(prior)} prior, and knows no {kind} one"
+    raise UsageError(Argument("prior", kind), reason)
 
 
 def kind_of(prior: Prior) -> str:
-    """`normal`, `gaussian` or `flow`."""
+    """The kind of a prior: `normal`, `gaussian` or `flow`."""
     return {NormalPrior: "normal", GaussianPrior: "gaussian", FlowPrior: "flow"}[type(prior)]

@@ -1,4 +1,4 @@
-"""Fitting the prior to a network's posteriors: what is recorded on the way, and what comes of it."""
+"""The fit of the prior to a network's posteriors: measurements, records and the fitted model."""
 
 import math
 from collections.abc import Iterator
@@ -21,22 +21,29 @@ from facevae.latents import posteriors
 from facevae.model import VAE, sample_posterior
 from facevae.prior import FlowPrior, GaussianPrior, Prior, build_prior, sample_latents
 from facevae.runs import Run, weights_digest
-from facevae.runtime import face_noise, full_precision, generator, seeded, training_precision
+from facevae.runtime import (
+    Stream,
+    face_noise,
+    full_precision,
+    generator,
+    seeded,
+    training_precision,
+)
 from facevae.snapshots import draw_latents, new_bundle
 from facevae.steps import Fitting, Work, fit, last_figures, skipped_words
 from facevae.swd import SlicedWasserstein
 
-# what a generator's numbers are for, so that no two uses share them
-_MEASURE, _CHANGES = 7, 8
-
-_STEPS_A_MEASUREMENT = 100  # which costs less than one of them
-_CHUNK = 64  # latents that are decoded at a time
-_NUM_MEASURED = 1024  # draws; of as many faces, with their mirror images, as there are
-GUIDANCES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0)  # among which `best_guidance` chooses
-_NUM_GUIDED = 1024  # samples by which it does
-_FEWEST_GUIDED = 256  # faces, of which fewer say too little of all that there could be
-_COARSE_SIDE = 32  # in pixels of the finest level that counts there
-MOST_RISE = 1.005  # of the loss on held-out faces over its least: all that a flow gains is some 3 %
+# change whenever saved states of the prior become incompatible
+_STATE_VERSION = "residual, told of changes"
+_STEPS_A_MEASUREMENT = 100  # a measurement costs less than one step
+_CHUNK = 64  # latents decoded at a time
+_NUM_MEASURED = 1024  # draws on which the flow's loss is measured
+GUIDANCES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0)  # the choices of `best_guidance`
+_NUM_GUIDED = 1024  # samples, and faces, that it compares
+_FEWEST_GUIDED = 256  # training faces; fewer do not represent faces well enough to choose
+_COARSE_SIDE = 32  # pixels of the finest level that it compares
+# of the held-out loss over its minimum, before a warning; a flow gains about 3 % in all
+MOST_RISE = 1.005
 
 Posteriors = tuple[Tensor, Tensor]
 """Means and log-variances, each (N, D)."""
@@ -45,8 +52,8 @@ Posteriors = tuple[Tensor, Tensor]
 def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
     """Fit the prior to the posteriors of the training faces and their mirror images.
 
-    Where that stage is left out, the prior is one Gaussian, which takes no steps. `num_images` are
-    those that the network has seen.
+    Without the stage `prior`, a Gaussian takes the place of a flow. `num_images` is the number of
+    images that the network was trained on. Returns the model, on the run's device.
     """
     run = work.run
     batches = batches_of(run.faces, run.faces.train, run.device, mirrored=True)
@@ -56,17 +63,17 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
     if "prior" not in run.train.stages and config.kind == "flow":
         config = PriorConfig("gaussian")
     if config.kind == "flow":
-        # a flow that was fitted to other latents, or that means something else, is of no use
+        # the state of a flow that was fitted to other latents is not resumed
+        key = f"{weights_digest(vae)} {_STATE_VERSION}"
         rows = evenly(run.faces.held_out, _NUM_MEASURED // 2)
         held_out = posteriors(vae, batches_of(run.faces, rows, run.device, mirrored=True))
-        key = f"{weights_digest(vae)} residual, told of changes"
         changed = changed_posteriors(vae, run.faces, run.device, run.train.seed, work.progress)
         plain = (mean, logvar, mean.new_zeros(len(mean), NUM_CHANGES))
-        told = tuple(torch.cat(both) for both in zip(plain, changed, strict=True))
+        examples = tuple(torch.cat(both) for both in zip(plain, changed, strict=True))
         # views, so that the latents of many faces are not held twice
-        mean, logvar = (part[: len(mean)] for part in told[:2])
+        mean, logvar = (part[: len(mean)] for part in examples[:2])
         del plain, changed
-        fitting = _PriorFitting(work, told, (mean, logvar), held_out, key)
+        fitting = _PriorFitting(work, examples, (mean, logvar), held_out, key)
         fit(work, fitting)
         _warn_of_memorising(work, len(mean))
         flow = fitting.stage.prior
@@ -91,34 +98,35 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
 def changed_posteriors(
     vae: VAE, faces: Faces, device: torch.device, seed: int, progress: Progress = lambda *_: None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means and log-variances (M, D) of training faces that are changed, and how (M, NUM_CHANGES).
+    """Posterior means and log-variances (M, D) of changed training faces, and their changes.
 
-    A flow has too much room for its faces alone, and soon learns them by heart.
+    The changes are (M, NUM_CHANGES). They augment the training of a flow, which otherwise soon
+    memorises its faces.
     """
-    drawn: list[Tensor] = []
+    all_changes: list[Tensor] = []
 
     def changed() -> Iterator[Tensor]:
         for number in range(NUM_CHANGED):
-            draw = generator(seed, _CHANGES, number)
+            rng = generator(seed, Stream.CHANGES, number)
             for images in batches_of(faces, faces.train, device):
-                is_mirrored = torch.rand(len(images), generator=draw) < 0.5  # noqa: PLR2004 - half
-                changes = draw_changes(len(images), draw).to(device)
-                drawn.append(changes)
+                is_mirrored = torch.rand(len(images), generator=rng) < 0.5  # noqa: PLR2004 - half
+                changes = draw_changes(len(images), rng).to(device)
+                all_changes.append(changes)
                 sides = is_mirrored.to(device).view(-1, 1, 1, 1)
                 yield change(torch.where(sides, images.flip(-1), images), changes)
 
     count = NUM_CHANGED * len(faces.train)
     batches = watched(changed(), "Encoding changed faces", count, progress)
-    # a third of the time, and what it costs is a fifth of a posterior's deviation
+    # in a third of the time of full precision, with errors of a fifth of a posterior's deviation
     found = posteriors(vae, batches, lambda: training_precision(device))
-    return *found, torch.cat(drawn)
+    return *found, torch.cat(all_changes)
 
 
 def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
-    """Of `GUIDANCES`, the last up to which samples become more like training faces, but for detail.
+    """The largest of `GUIDANCES` up to which samples keep becoming more like training faces.
 
-    By the sliced Wasserstein distance of the levels of at most 32 pixels: finer ones hang on the
-    decoder, which a finish may change. What a flow has not learned leaves its samples too much alike.
+    The measure is the sliced Wasserstein distance at levels of at most 32 pixels: finer levels
+    depend on the decoder, which a finish may change. Samples of an unguided flow are too much alike.
     """
     faces, device, config = work.run.faces, work.run.device, work.run.model
     rows = evenly(faces.train, _NUM_GUIDED)
@@ -128,13 +136,13 @@ def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
     for i, guidance in enumerate(GUIDANCES):
         with full_precision():
             latents = sample_latents(flow, noise, guidance=guidance)
-            # with the texture of samples, where there is some
+            # with the texture that samples have, if the decoder has one
             levels = distance(vae.decode(part, WHOLE_TEXTURE) for part in latents.split(_CHUNK))
         work.progress("Guiding", i + 1, len(GUIDANCES))
-        miss = sum(d for side, d in levels.items() if int(side) <= _COARSE_SIDE)
-        if not miss < least:
+        coarse = sum(d for side, d in levels.items() if int(side) <= _COARSE_SIDE)
+        if not coarse < least:
             break
-        best, least = guidance, miss
+        best, least = guidance, coarse
     work.progress("Guiding", len(GUIDANCES), len(GUIDANCES))
     return best
 
@@ -142,13 +150,14 @@ def best_guidance(work: Work, flow: FlowPrior, vae: VAE) -> float:
 def prior_stage(
     run: Run, mean: Tensor, logvar: Tensor, changes: Tensor, warn: Warn = lambda _: None
 ) -> PriorStage:
-    """The steps of a flow, from the first on, which is fitted to `mean` and `logvar` (N, D).
+    """The training steps of a flow, from its initial weights on.
 
-    Of faces that were changed by `changes` (N, NUM_CHANGES), where these are not 0.
+    It is fitted to posteriors with means `mean` and log-variances `logvar`, each (N, D), of faces
+    that were changed by `changes` (N, NUM_CHANGES), 0 for unchanged ones.
     """
     with seeded(run.train.seed):
         prior = build_prior(run.train.prior_config, run.model.latent_dim).to(run.device)
-    assert isinstance(prior, FlowPrior)  # noqa: S101 - no other is fitted by steps
+    assert isinstance(prior, FlowPrior)  # noqa: S101 - only flows are fitted in steps
     earlier = _flow_of_init(run)
     if earlier is not None:
         prior.load_state_dict(earlier.state_dict())
@@ -166,19 +175,20 @@ def prior_stage(
 
 
 def _flow_of_init(run: Run) -> FlowPrior | None:
-    """The flow of the model that the run was given, where its network stays and it is of this shape.
+    """The initial model's flow, if it can be trained further; else None.
 
-    Latents of a network that is trained are others.
+    It must have the configuration of this run, which must keep the network: training that would
+    change the latents.
     """
     if run.init is None or "vae" in run.train.stages or not isinstance(run.init.prior, FlowPrior):
         return None
     wanted = run.train.prior_config
-    known = replace(run.init.prior_config, guidance=1.0, guided_until=wanted.guided_until)
-    return run.init.prior if known == wanted else None
+    config = replace(run.init.prior_config, guidance=1.0, guided_until=wanted.guided_until)
+    return run.init.prior if config == wanted else None
 
 
 class _PriorFitting(Fitting):
-    """What fitting a flow has of its own; see `steps.Fitting`."""
+    """The fit of a flow, as the training loop sees it."""
 
     name, stage_name, event = "prior", "prior", "prior"
     task, unit = "Fitting the prior", "latents"
@@ -188,26 +198,26 @@ class _PriorFitting(Fitting):
     def __init__(
         self,
         work: Work,
-        told: tuple[Tensor, ...],
+        examples: tuple[Tensor, ...],
         train: Posteriors,
         held_out: Posteriors,
         key: str,
     ) -> None:
-        """The flow is fitted to `told`: means, log-variances, and how the faces were changed.
+        """Fit to `examples`: posterior means, log-variances, and changes of the faces.
 
-        It is measured by those of `train` and `held_out`.
+        The loss is measured on the posteriors `train` and `held_out`, of unchanged faces.
         """
-        mean, logvar, changes = told
+        mean, logvar, changes = examples
         self.stage = prior_stage(work.run, mean, logvar, changes, work.listener.notice)
         self.key = key
         self.size, self._next_measured = self.stage.batch_size, _STEPS_A_MEASUREMENT - 1
         self._draws = {
-            name: _Draws(*found, work.run.train.seed)
-            for name, found in (("train", train), ("held_out", held_out))
+            name: _Draws(*posterior, work.run.train.seed)
+            for name, posterior in (("train", train), ("held_out", held_out))
         }
 
     def figures(self, means: dict[str, float], index: int) -> dict[str, float]:
-        """The loss, and now and then that on faces the flow is fitted to, and held-out ones."""
+        """The training loss, and at intervals the loss on fixed draws of training and held-out faces."""
         is_last = index + 1 == self.stage.budget.num_steps
         if not is_last and index < self._next_measured:
             return means
@@ -217,7 +227,7 @@ class _PriorFitting(Fitting):
         return means | found
 
     def note(self, records: list[dict[str, Any]]) -> str:
-        """The last figures in a few words."""
+        """The last figures, for the progress line."""
         last = last_figures(records, self.event)
         if not last:
             return ""
@@ -232,17 +242,18 @@ class _PriorFitting(Fitting):
 
 
 class _Draws:
-    """Samples of posteriors, noise and times, by which a flow is measured: always the same ones.
+    """Fixed samples of posteriors, noise and times, on which a flow's loss is measured.
 
-    Of different posteriors they differ in nothing else, so that losses can be compared.
+    Noise and times do not depend on the posteriors, so that losses on different faces can be
+    compared.
     """
 
     def __init__(self, mean: Tensor, logvar: Tensor, seed: int) -> None:
         rows = torch.arange(_NUM_MEASURED) * len(mean) // _NUM_MEASURED
-        draw = generator(seed, _MEASURE)
+        rng = generator(seed, Stream.FLOW_MEASURE)
         shape = (2, _NUM_MEASURED, mean.shape[1])
-        posterior_noise, self._noise = torch.randn(shape, generator=draw).to(mean.device)
-        self._times = torch.randn(_NUM_MEASURED, 1, generator=draw).sigmoid().to(mean.device)
+        posterior_noise, self._noise = torch.randn(shape, generator=rng).to(mean.device)
+        self._times = torch.randn(_NUM_MEASURED, 1, generator=rng).sigmoid().to(mean.device)
         self._latents = sample_posterior(mean[rows], logvar[rows], posterior_noise)
 
     def loss(self, flow: FlowPrior) -> float:
@@ -255,11 +266,12 @@ class _Draws:
 
 
 def _measured(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of a flow with a held-out loss."""
     return [r for r in records if r["event"] == "prior" and "held_out_flow_loss" in r]
 
 
 def _warn_of_memorising(work: Work, num_latents: int) -> None:
-    """Tell the user if the flow has gone on to fit its faces at the cost of others."""
+    """Warn the user if the flow's held-out loss has risen clearly above its minimum."""
     measured = _measured(work.folder.records)
     best = min(measured, key=lambda r: r["held_out_flow_loss"], default=None)
     if not best or measured[-1]["held_out_flow_loss"] <= MOST_RISE * best["held_out_flow_loss"]:

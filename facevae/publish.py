@@ -1,4 +1,4 @@
-"""A model's folder → a repository on the Hugging Face Hub, in one commit."""
+"""Publishing a model's folder in a repository on the Hugging Face Hub, in one commit."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facevae.card import ATTRIBUTES, CARD, LICENSE, MORPH, SAMPLES, is_unchanged
-from facevae.errors import FacevaeError, ModelError, UsageError
+from facevae.errors import Argument, FacevaeError, ModelError, UsageError
 from facevae.files import read_json
 from facevae.hub import CONFIG_FILE, MODEL_FILE, asking
 from facevae.package import is_configuration
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import ModelInfo
 
-_PAPERS = (CARD, LICENSE)
+_DOCUMENTS = (CARD, LICENSE)
 _PICTURES = (SAMPLES, MORPH, ATTRIBUTES)
 _TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Published:
-    """What came of a push; `kept` are files of the repository's own that were left as they are."""
+    """Outcome of a push; `kept` are files of the repository that were not replaced."""
 
     url: str
     commit: str
@@ -32,14 +32,14 @@ class Published:
 
 
 def check_repository(name: str) -> None:
-    """Raise `UsageError` unless that is `user/repo`."""
+    """Raise `UsageError` unless `name` has the form `user/repo`."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        msg = f"{name}: name the repository as user/repo; a branch goes with --revision"
-        raise UsageError(msg)
+        reason = f"{name}: name the repository as user/repo; a branch goes with "
+        raise UsageError(reason, Argument("revision"))
 
 
 def check_token() -> None:
-    """Raise `ModelError` where nobody is logged in."""
+    """Raise `ModelError` if no Hub token is set."""
     from huggingface_hub import get_token
 
     if not get_token():
@@ -59,45 +59,45 @@ def push(
     replace: bool = False,
     quiet: bool = False,
 ) -> Published:
-    """Publish what `package.write_package` wrote, in one commit; the repository is made where there is none.
+    """Publish what `package.write_package` wrote, in one commit; creates the repository if needed.
 
-    A card or licence there that was not written by a push, or was changed since, is kept, and
-    another program's model refused, unless `replace`. Raises `ModelError`.
+    Unless `replace`, it keeps a card and licence that were not written by a push or were changed
+    since, and refuses to replace another program's model. Raises `ModelError`.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(library_name="facevae", library_version=version("facevae"))
-    with asking(repository, quiet=quiet):
-        there = _open(api, repository, private=private, branch=branch)
-        earlier = {sibling.rfilename for sibling in there.siblings or ()}
+    with asking(f"{repository}: ", quiet=quiet):
+        info = _open(api, repository, private=private, branch=branch)
+        existing = {sibling.rfilename for sibling in info.siblings or ()}
         files = (path for path in folder.rglob("*") if path.is_file())
         sent = {path.relative_to(folder).as_posix(): path for path in files}
-        is_ours = _is_ours(api, repository, there, earlier)
-        if MODEL_FILE in earlier and not (is_ours or replace):
-            msg = f"{repository}: holds another program's model; name another repository, or --replace it"
-            raise ModelError(msg)
+        is_own = _is_own(api, repository, info, existing)
+        if MODEL_FILE in existing and not (is_own or replace):
+            reason = f"{repository}: holds another program's model; name another repository, or "
+            raise ModelError(reason, Argument("replace"), " it")
         kept = []
-        if not (replace or _may_replace_papers(api, repository, there, earlier)):
-            kept = [name for name in _PAPERS if name in earlier]
-            sent = {name: path for name, path in sent.items() if name not in _PAPERS}
-        stale = earlier.intersection((*_PICTURES, *_PAPERS)) - sent.keys() - set(kept)
+        if not (replace or _may_replace_documents(api, repository, info, existing)):
+            kept = [name for name in _DOCUMENTS if name in existing]
+            sent = {name: path for name, path in sent.items() if name not in _DOCUMENTS}
+        stale = existing.intersection((*_PICTURES, *_DOCUMENTS)) - sent.keys() - set(kept)
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(name, path) for name, path in sorted(sent.items())),
             *(CommitOperationDelete(name) for name in sorted(stale)),
         ]
-        done = api.create_commit(
+        commit = api.create_commit(
             repository,
             operations,
             commit_message=message or f"A model, by facevae {version('facevae')}",
             revision=branch,
-            parent_commit=there.sha,
+            parent_commit=info.sha,
         )
     url = f"{api.endpoint}/{repository}" + (f"/tree/{branch}" if branch else "")
-    return Published(url, done.oid, done.oid != there.sha, kept)
+    return Published(url, commit.oid, commit.oid != info.sha, kept)
 
 
 def _open(api: "HfApi", repository: str, *, private: bool, branch: str | None) -> "ModelInfo":
-    """The repository at that branch; both are made where they are missing."""
+    """The repository at a branch; both are created if missing."""
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -126,22 +126,22 @@ def _open(api: "HfApi", repository: str, *, private: bool, branch: str | None) -
         return api.model_info(repository, revision=branch, timeout=_TIMEOUT_SECONDS)
 
 
-def _is_ours(api: "HfApi", repository: str, there: "ModelInfo", earlier: set[str]) -> bool:
-    """Whether the model there is one of facevae's, by its `config.json`."""
-    if CONFIG_FILE not in earlier:
+def _is_own(api: "HfApi", repository: str, info: "ModelInfo", existing: set[str]) -> bool:
+    """Whether the repository holds a model of facevae, according to its `config.json`."""
+    if CONFIG_FILE not in existing:
         return False
-    path = api.hf_hub_download(repository, CONFIG_FILE, revision=there.sha)
+    path = api.hf_hub_download(repository, CONFIG_FILE, revision=info.sha)
     try:
         return is_configuration(read_json(Path(path)))
     except FacevaeError:
         return False
 
 
-def _may_replace_papers(
-    api: "HfApi", repository: str, there: "ModelInfo", earlier: set[str]
+def _may_replace_documents(
+    api: "HfApi", repository: str, info: "ModelInfo", existing: set[str]
 ) -> bool:
-    """Whether there are no card and licence, or only such as a push wrote and nobody changed."""
-    if CARD not in earlier:
-        return LICENSE not in earlier
-    path = api.hf_hub_download(repository, CARD, revision=there.sha)
+    """Whether card and licence are missing, or were written by a push and not changed since."""
+    if CARD not in existing:
+        return LICENSE not in existing
+    path = api.hf_hub_download(repository, CARD, revision=info.sha)
     return is_unchanged(Path(path).read_text(encoding="utf-8", errors="replace"))

@@ -1,4 +1,4 @@
-"""A run or a model as one page of HTML that needs nothing else. Needs the extra `plot`."""
+"""Report on a run or a model: one self-contained HTML page. Needs the extra `plot`."""
 
 import math
 import shlex
@@ -19,65 +19,59 @@ from facevae.config import WHOLE_TEXTURE
 from facevae.conversion import Progress
 from facevae.data import Faces
 from facevae.errors import ImageError
-from facevae.files import write_text
+from facevae.files import dictionary, write_text
 from facevae.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
 from facevae.latents import decode, latents_of_seeds, morph, posteriors
 from facevae.metrics import principal_plane
 from facevae.model import draw_posteriors
 from facevae.page import Section, Table, drawing, photo, render, require_pages, table
 from facevae.runtime import environment
-from facevae.sources import ReportSource, count, dictionary, setting_text
+from facevae.sources import ReportSource, setting_text
 
 _NUM_SAMPLES = 64
-_NUM_HELD_OUT, _NUM_GENERATED = 2048, 512  # whose latents are shown; a flow takes its time
-_MAP_CELLS = 13  # on each side of the map, so that its pictures hardly overlap
+_NUM_HELD_OUT, _NUM_GENERATED = 2048, 512  # latents shown; sampling from a flow takes longer
+_MAP_CELLS = 13  # on each side of the map: few enough that pictures hardly overlap
 _MORPH_SEEDS, _MORPH_STEPS = (0, 1), 8
-_OF_PEOPLE = (
-    "This page holds pictures of the training data: do not publish it where their terms, or the "
-    "people they show, forbid that."
+_PRIVACY_WARNING = (
+    "This page holds pictures of the training data: do not publish it if the terms of the data, or "
+    "the people shown, forbid that."
 )
 
 
 def write_report(source: ReportSource, path: Path, progress: Progress = lambda *_: None) -> None:
-    """Write the page, atomically. Raises `UsageError` without the extra `plot`."""
+    """Write the page atomically. Raises `UsageError` without the extra `plot`."""
     require_pages()
     sections = []
-    for i, make in enumerate(_SECTIONS):
-        sections += [section for section in [make(source)] if section]
-        progress("Drawing", i + 1, len(_SECTIONS))
+    for number, make in enumerate(_SECTIONS, start=1):
+        if section := make(source):
+            sections.append(section)
+        progress("Drawing", number, len(_SECTIONS))
     shows_data = source.faces or source.last_picture("reconstructions")
     page = render(
         source.name,
         _status(source),
         _headlines(source),
         sections,
-        warning=_OF_PEOPLE if shows_data else "",
+        warning=_PRIVACY_WARNING if shows_data else "",
     )
     write_text(path, page)
 
 
 def _status(source: ReportSource) -> str:
-    known = source.known
-    done, wanted = count(known.get("epochs")), count(source.about.get("epochs"))
-    size = source.setting("model").get("size")
-    parts = [f"preset {known['preset']}"] if known.get("preset") else []
-    parts += [f"{size} × {size} px"] if size else []
-    if source.bundle and known.get("complete") and done >= wanted:
-        finish = dictionary(known.get("finish"))
-        more = f" and {finish['epochs']} of the finish" if count(finish.get("epochs")) else ""
-        parts += [f"finished, {done} epochs{more}"]
-    elif source.about:
-        last = source.epochs[-1] if source.epochs else {}
-        whole = f" of {wanted}" if wanted and last.get("stage") != "finish" else ""
-        stage = ", in the finish" if last.get("stage") == "finish" else ""
-        parts += [f"not finished, {last.get('epoch', 0):.6g}{whole} epochs{stage}"]
-    return " · ".join(parts)
+    """One line with the preset, the size and how far the training got."""
+    preset, size = source.metadata.get("preset"), source.setting("model").get("size")
+    parts = [
+        f"preset {preset}" if preset else "",
+        f"{size} × {size} px" if size else "",
+        source.training_state(),
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def _headlines(source: ReportSource) -> list[tuple[str, str]]:
-    """The last held-out figures, each with its unit."""
+    """Labels and values of the last held-out figures, with units."""
     last = source.epochs[-1] if source.epochs else {}
-    known = dictionary(source.known.get("figures")) or last
+    figures = dictionary(source.metadata.get("figures")) or last
     shown = (
         ("psnr", "held-out PSNR", "{:.2f} dB"),
         ("kl_nats", "KL divergence", "{:,.0f} nats"),
@@ -87,9 +81,9 @@ def _headlines(source: ReportSource) -> list[tuple[str, str]]:
         ("active_units", "active units", "{:.0f}"),
     )
     return [
-        (label, form.format(known[key]))
-        for key, label, form in shown
-        if isinstance(known.get(key), int | float)
+        (label, template.format(figures[key]))
+        for key, label, template in shown
+        if isinstance(figures.get(key), int | float)
     ]
 
 
@@ -99,12 +93,12 @@ def _headlines(source: ReportSource) -> list[tuple[str, str]]:
 def _samples(source: ReportSource) -> Section | None:
     if not source.bundle:
         path = source.last_picture("samples")
-        sheet, problem = _opened(path) if path else (None, "")
+        sheet, problem = _open(path) if path else (None, "")
         shown = [] if sheet is None else [photo(sheet, "Samples of the last epoch.")]
         return Section("Samples", problem, shown) if path else None
     latents = latents_of_seeds(source.bundle, list(range(_NUM_SAMPLES)))
     sheet = grid(to_pixels(decode(source.bundle.vae, latents, WHOLE_TEXTURE)))
-    text = f"{_NUM_SAMPLES} faces that do not exist, one of each of the first seeds, none left out."
+    text = f"{_NUM_SAMPLES} generated faces: those of the first seeds, none left out."
     command = f"facevae sample -n {_NUM_SAMPLES} -m {shlex.quote(source.name)} -o grid.png"
     return Section("Samples", text, [photo(sheet, "Generated faces.")], command=command)
 
@@ -114,16 +108,16 @@ def _reconstructions(source: ReportSource) -> Section | None:
     path = source.last_picture("reconstructions")
     if not path or not side:
         return None
-    drawn, problem = _opened(path)
-    if drawn is None:
+    sheet, problem = _open(path)
+    if sheet is None:
         return Section("Reconstructions", problem)
-    pictures = tiles(drawn, side)
+    pictures = tiles(sheet, side)
     half = len(pictures) // 2
     if not half:
         return None
-    sheet = paired_grid(pictures[:half], pictures[half : 2 * half])
-    text = "Faces that were held out, each above its reconstruction from the posterior's mean."
-    return Section("Reconstructions", text, [photo(sheet, "Held-out faces above reconstructions.")])
+    pairs = paired_grid(pictures[:half], pictures[half : 2 * half])
+    text = "Held-out faces, each above its reconstruction from the posterior's mean."
+    return Section("Reconstructions", text, [photo(pairs, "Held-out faces above reconstructions.")])
 
 
 def _training(source: ReportSource) -> Section | None:
@@ -132,17 +126,17 @@ def _training(source: ReportSource) -> Section | None:
     figures = [
         drawing(
             curves.draw_kl(source.records, source.pictures),
-            "The KL divergence over the training, with samples along it.",
+            "The KL divergence during training, with samples along it.",
         ),
         drawing(
             curves.draw_figures(source.records),
-            "Means over the steps before (lines), and of held-out faces after each epoch (dots).",
+            "Means over the preceding steps (lines), and of held-out faces after each epoch (dots).",
         ),
     ]
     if any(record["event"] == "prior" for record in source.records):
         caption = (
-            "The prior's loss: where that of held-out faces rises while that of training faces "
-            "falls, it learns its faces by heart."
+            "The prior's loss: where it rises for held-out faces and falls for training faces, the "
+            "prior memorises its training faces."
         )
         figures.append(drawing(curves.draw_prior(source.records), caption))
     return Section("Training", figures=figures)
@@ -155,27 +149,28 @@ def _latents(source: ReportSource) -> Section | None:
         found = _held_out_latents(source.bundle, source.faces)
     else:
         found = _generated_latents(source.bundle)
-    places, shares = principal_plane(found.points)
-    chosen = latent_plots.spread_out(places, _MAP_CELLS)
+    points, shares = principal_plane(found.points)
+    rows = latent_plots.spread_out(points, _MAP_CELLS)
     figures = [
         drawing(
-            latent_plots.draw_map(places, shares, chosen, found.pictures_of(chosen)),
-            f"The two directions in which latents of {found.whose} vary most, with some of the faces.",
+            latent_plots.draw_map(points, shares, rows, found.pictures_of(rows)),
+            f"Latents of {found.origin} along their principal components, with some of the faces.",
         ),
         drawing(
-            latent_plots.draw_histograms(found.drawn, found.whose),
-            "The most varied latents over N(0, 1), which the KL divergence draws them towards.",
+            latent_plots.draw_histograms(found.drawn, found.origin),
+            "The latent dimensions of most variance over N(0, 1), the target of the KL divergence.",
         ),
     ]
     plane = source.pictures / "plane.png" if source.pictures else None
-    sheet, problem = _opened(plane) if plane and plane.is_file() else (None, "")
+    sheet, problem = _open(plane) if plane and plane.is_file() else (None, "")
     if sheet is not None:
-        figures.append(photo(sheet, "The latent plane decoded, two deviations either way."))
+        caption = "The two-dimensional latent space, decoded, two deviations either way."
+        figures.append(photo(sheet, caption))
     return Section("Latents", f"{found.text} {problem}".rstrip(), figures)
 
 
-def _opened(path: Path) -> tuple[Pixels | None, str]:
-    """A picture of the run's (H, W, 3), or none and a sentence on why it is left out."""
+def _open(path: Path) -> tuple[Pixels | None, str]:
+    """A picture (H, W, 3), or None and a sentence that says why it is left out."""
     try:
         return np.asarray(open_picture(path, path.name)), ""
     except ImageError as error:
@@ -184,10 +179,14 @@ def _opened(path: Path) -> tuple[Pixels | None, str]:
 
 @dataclass(frozen=True)
 class _Latents:
-    """`points` (N, D) for the map and `drawn` (N, D) for the histograms, both on the CPU."""
+    """Latents to show, on the CPU: `points` (N, D) on the map, `drawn` (N, D) in histograms.
+
+    `text` introduces them, `origin` says whose they are, and `pictures_of` gives the faces at rows
+    of `points`.
+    """
 
     text: str
-    whose: str
+    origin: str
     points: Tensor
     drawn: Tensor
     pictures_of: Callable[[list[int]], Pixels]
@@ -198,23 +197,24 @@ def _held_out_latents(bundle: Bundle, faces: Faces) -> _Latents:
     mean, logvar = posteriors(bundle.vae, batches_of(faces, rows, bundle.device))
     mean, logvar = mean.cpu(), logvar.cpu()
     text = (
-        f"Of {len(rows):,} held-out faces: on the map their posteriors' means, in the histograms "
-        "a sample of each posterior."
+        f"Of {len(rows):,} held-out faces: on the map the means of their posteriors, in the "
+        "histograms a sample of each posterior."
     )
     drawn = draw_posteriors(mean, logvar, 0)
-    return _Latents(text, "held-out faces", mean, drawn, lambda some: faces.pixels[rows[some]])
+    return _Latents(text, "held-out faces", mean, drawn, lambda chosen: faces.pixels[rows[chosen]])
 
 
 def _generated_latents(bundle: Bundle) -> _Latents:
     latents = latents_of_seeds(bundle, list(range(_NUM_GENERATED))).cpu()
     text = (
-        f"Of {len(latents):,} generated faces, drawn from the model's own prior: its training "
-        "data are not in the cache here."
+        f"Of {len(latents):,} generated faces, drawn from the model's prior, since its training "
+        "data are not in the cache."
     )
-    return _Latents(
-        *(text, "generated faces", latents, latents),
-        lambda some: to_pixels(decode(bundle.vae, latents[some], WHOLE_TEXTURE)),
-    )
+
+    def pictures_of(chosen: list[int]) -> Pixels:
+        return to_pixels(decode(bundle.vae, latents[chosen], WHOLE_TEXTURE))
+
+    return _Latents(text, "generated faces", latents, latents, pictures_of)
 
 
 def _attributes(source: ReportSource) -> Section | None:
@@ -222,8 +222,8 @@ def _attributes(source: ReportSource) -> Section | None:
         return None
     best = sorted(source.bundle.attributes, key=lambda a: -(a.accuracy or 0))
     text = (
-        "Directions learned from labels. The accuracy is balanced over held-out faces with and "
-        "without the attribute: 50 % is chance."
+        "Directions learned from labels. The balanced accuracy on held-out faces with and without "
+        "the attribute is 50 % for random guesses."
     )
     columns = ("attribute", "held-out accuracy", "faces with it", "faces without it")
     command = (
@@ -251,7 +251,7 @@ def _morph(source: ReportSource) -> Section | None:
     command = (
         f"facevae morph {seeds} --steps {_MORPH_STEPS} -m {shlex.quote(source.name)} -o morph.png"
     )
-    text = "The way between two generated faces, around the mean of all latents."
+    text = "Interpolation between two generated faces, around the mean of all latents."
     return Section("Morph", text, [photo(strip, "From one face to another.")], command=command)
 
 
@@ -268,42 +268,42 @@ def _configuration(source: ReportSource) -> Section | None:
 
 
 def _provenance(source: ReportSource) -> Section:
-    known = source.known
-    skipped = known.get("skipped")
+    metadata = source.metadata
+    skipped = metadata.get("skipped")
     shown = {
-        "data": known.get("sources"),
-        "faces trained on": known.get("num_train"),
-        "faces held out": known.get("num_held_out"),
+        "data": metadata.get("sources"),
+        "faces trained on": metadata.get("num_train"),
+        "faces held out": metadata.get("num_held_out"),
         "pictures left out": len(skipped) if isinstance(skipped, list) else None,
-        "began with": known.get("init") or None,
-        "fingerprint of the data": known.get("fingerprint"),
-        "images seen": known.get("images_seen"),
-        "epochs of the finish": dictionary(known.get("finish")).get("epochs"),
-        "training time in seconds": known.get("train_seconds"),
-        "terms": known.get("terms") or "none are stated",
-        "facevae": known.get("facevae"),
-        "torch": known.get("torch"),
+        "initial model": metadata.get("init") or None,
+        "fingerprint of the data": metadata.get("fingerprint"),
+        "images seen": metadata.get("images_seen"),
+        "epochs of the finish": dictionary(metadata.get("finish")).get("epochs"),
+        "training time in seconds": metadata.get("train_seconds"),
+        "terms": metadata.get("terms") or "not stated",
+        "facevae": metadata.get("facevae"),
+        "torch": metadata.get("torch"),
     }
     rows = {key: value for key, value in shown.items() if value is not None}
     return Section("Provenance", tables=[table("of the training", rows)])
 
 
 def _reproduction(source: ReportSource) -> Section | None:
-    typed = source.about.get("command")
-    command = typed or source.equivalent_command()
+    recorded = source.run_config.get("command")
+    command = recorded or source.equivalent_command()
     if not command:
         return None
     text = (
-        "The command by which this run was started or last gone on with."
-        if typed
-        else "Put together from the settings above: how the command was typed is not recorded."
+        "The command that started or last resumed this run."
+        if recorded
+        else "A command with the settings above; the original command is not recorded."
     )
     device = source.bundle.device if source.bundle else torch.device("cpu")
-    places = {
-        "of the training": dictionary(source.about.get("environment")),
-        "of this page": environment(device),
+    environments = {
+        "environment of the training": dictionary(source.run_config.get("environment")),
+        "environment of this page": environment(device),
     }
-    tables = [table(f"environment {whose}", v) for whose, v in places.items() if v]
+    tables = [table(title, values) for title, values in environments.items() if values]
     return Section("Reproduce", text, tables=tables, command=str(command))
 
 

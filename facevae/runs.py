@@ -1,4 +1,4 @@
-"""A run: what it is made of, and what makes another the same."""
+"""The description of a training run, and the settings that identify it."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from facevae.bundle import Bundle
+from facevae.bundle import Bundle, Provenance
 from facevae.config import ModelConfig, TrainConfig
 from facevae.data import Faces
 from facevae.files import digest
 from facevae.labels import Labels
 
-# what may be asked of a run later on: more of it, or another finish
+# settings that a later command may change, to extend the run or to finish it again
 _LATER = ("epochs", "max_seconds", "stages", "finish_epochs", "finish_weight", "perceptual")
 _OF_PRIOR = ("prior", "prior_epochs", "prior_width", "prior_blocks")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of.
+    """Everything that a training run depends on.
 
-    `init` is a model to start from, and `init_name` what it is called; `terms` says what others may
-    do with its weights; `tensorboard` asks for event files beside `metrics.jsonl`; `command` is how
-    a shell would ask for this run.
+    `init` is a model to start from, and `init_name` its name; `terms` says what others may do with
+    the weights; `half` stores the final model as float16; `tensorboard` asks for event files beside
+    `metrics.jsonl`; `command` is the shell command that starts this run.
     """
 
     folder: Path
@@ -44,17 +44,19 @@ class Run:
     command: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """What makes a run the same: all but by what it may be extended, and its finish."""
+        """The settings, data and initial weights that a run must keep to count as the same run."""
         init = weights_digest(self.init.vae) if self.init else None
         settings = settings_of(self.model, self.train)
         return {**settings, "data": self.faces.fingerprint, "init": init}
 
-    def provenance(self) -> dict[str, Any]:
-        """What a model tells of the run that made it; without terms, those of what it began with."""
+    def provenance(self) -> Provenance:
+        """What a model of this run says about its training.
+
+        Without `terms`, those of the initial model are passed on.
+        """
         inherited = str(self.init.provenance.get("terms") or "") if self.init else ""
-        told = {"init": self.init_name} if self.init_name else {}
-        return {
-            **told,
+        provenance: Provenance = {"init": self.init_name} if self.init_name else {}
+        provenance |= {
             "facevae": version("facevae"),
             "torch": torch.__version__,
             "preset": self.preset,
@@ -66,13 +68,14 @@ class Run:
             "train": self.train.to_dict(),
             "device": self.device.type,
         }
+        return provenance
 
     @property
     def _counts_epochs(self) -> bool:
         return "vae" in self.train.stages and self.train.max_seconds is None
 
     def about(self) -> dict[str, Any]:
-        """What people want to know of a run beside its identity."""
+        """Information for people, written to `config.json` beside the identity."""
         return {
             "facevae": version("facevae"),
             "preset": self.preset,
@@ -86,17 +89,17 @@ class Run:
 
 
 def settings_of(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
-    """The part of a run's identity that is known before its data are."""
+    """The part of a run's identity that is known before its data are read."""
     settings = {key: value for key, value in train.to_dict().items() if key not in _LATER}
     return {"model": model.to_dict(), "train": settings}
 
 
 def left_out(train: TrainConfig) -> tuple[str, ...]:
-    """Settings of stages that are not gone through, which may be anything."""
+    """Names of settings without effect, because their stage is not part of the training."""
     return () if "prior" in train.stages else _OF_PRIOR
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A name for these very weights: 16 hex digits."""
+    """Fingerprint of a module's weights: 16 hexadecimal digits."""
     parts = (t.cpu().contiguous().numpy().tobytes() for t in module.state_dict().values())
     return digest(*parts)[:16]

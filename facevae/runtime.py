@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from enum import IntEnum
 from functools import cache
 from importlib.metadata import version
 from typing import Any, cast
@@ -11,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from facevae.errors import UsageError
+from facevae.errors import Argument, UsageError
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -20,19 +21,19 @@ def select_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun's: a process a GPU
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun's: one process for each GPU
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        msg = f"--device {name}: must be auto, cpu, cuda, cuda:N or mps"
-        raise UsageError(msg) from error
+        reason = ": must be auto, cpu, cuda, cuda:N or mps"
+        raise UsageError(Argument("device", name), reason) from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     present = {"cpu": device.index in (None, 0), "cuda": (device.index or 0) < count}
     if not (present | {"mps": has_mps}).get(device.type, False):
-        msg = f"--device {name}: not on this machine; it has {', '.join(_present_devices(count))}"
-        raise UsageError(msg)
+        reason = f": not on this machine; it has {', '.join(_present_devices(count))}"
+        raise UsageError(Argument("device", name), reason)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # some of what libraries do is on the current one
+        torch.cuda.set_device(device)  # some libraries work on the current device
     return device
 
 
@@ -47,7 +48,7 @@ def describe(device: torch.device) -> str:
 
 
 def training_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which matrix work is in bfloat16 where `device` is fast at it."""
+    """Context manager: matrix products in bfloat16 if `device` is fast at them, else in float32."""
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -56,7 +57,7 @@ def training_precision(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _cpu_has_bfloat16() -> bool:
-    # torch has no public question for this; a release without these answers runs in float32
+    # torch has no public function for this; a release without these runs in float32
     probes = (
         getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
     )
@@ -65,10 +66,10 @@ def _cpu_has_bfloat16() -> bool:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Inside, a CUDA device's work is queued beside its default stream, in order with it.
+    """Context manager: a CUDA device works on a side stream, in order with its current stream.
 
-    Gradients are added up on the stream that they were first seen on, and no graph may hold the
-    default one.
+    Steps run there before they are captured: autograd accumulates a gradient on the stream that
+    first computed it, and a graph cannot capture the default stream.
     """
     stream = _own_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -79,35 +80,38 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 @cache
 def _own_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all, since what libraries and the allocator keep for each stream stays theirs."""
+    """One stream for all captures: libraries and the allocator keep memory for each stream."""
     return torch.cuda.Stream(device)
 
 
 def cuda_graph(
     step: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
 ) -> Callable[..., torch.Tensor]:
-    """The step as a CUDA graph, for inputs like these; recording takes no step."""
-    held, device = [tensor.clone() for tensor in inputs], inputs[0].device
-    graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    """Capture `step` as a CUDA graph, for inputs of these shapes, without running it.
+
+    Returns a function of such inputs that replays the graph. Its result is a copy.
+    """
+    static_inputs, device = [tensor.clone() for tensor in inputs], inputs[0].device
+    graph, previous_stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
     pool = torch.cuda.graph_pool_handle()
     torch.cuda.synchronize(device)
     try:
-        # the stream is the device's own, which may not be the current one
-        # other threads go on meanwhile: one gathers faces into memory that it has pinned
-        recording = torch.cuda.graph(
+        # the device of the inputs may not be the current one; `thread_local`, because another
+        # thread may be pinning memory for the next batches
+        capture = torch.cuda.graph(
             graph, pool=pool, stream=_own_stream(device), capture_error_mode="thread_local"
         )
-        with torch.cuda.device(device), recording:
-            result = step(*held)
+        with torch.cuda.device(device), capture:
+            result = step(*static_inputs)
     except BaseException:
-        # torch leaves the stream of a failed capture the current one
-        torch.cuda.set_stream(outside)
+        # a failed capture leaves its own stream the current one
+        torch.cuda.set_stream(previous_stream)
         _end_allocation(device, pool)
         raise
 
     def replay(*inputs: torch.Tensor) -> torch.Tensor:
-        for own, given in zip(held, inputs, strict=True):
-            own.copy_(given)
+        for static, given in zip(static_inputs, inputs, strict=True):
+            static.copy_(given)
         graph.replay()
         return result.clone()
 
@@ -115,23 +119,23 @@ def cuda_graph(
 
 
 def _end_allocation(device: torch.device, pool: tuple[int, int]) -> None:
-    """Tell the allocator that a failed capture is over, which torch before 2.13 does not.
+    """Tell the allocator that a failed capture is over, as torch before 2.13 does not.
 
-    It would refuse to free cached memory from then on (pytorch/pytorch#180395).
+    Otherwise it refuses to free cached memory from then on (pytorch/pytorch#180395).
     """
-    # the name from torch 2.8 on, and the one before
+    # the second is the name before torch 2.8
     for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
         if end := getattr(torch._C, name, None):  # noqa: SLF001 - there is no public way
-            with suppress(RuntimeError):  # where the allocator knows already
+            with suppress(RuntimeError):  # raised if the allocator knows already
                 end(device.index or 0, pool)
             return
 
 
 @contextmanager
 def kernels_by_trial() -> Iterator[None]:
-    """Inside, cuDNN times its kernels for each new shape of a convolution, and keeps the fastest.
+    """Context manager: cuDNN times its kernels for each new shape of a convolution.
 
-    For what goes through the same shapes many times: the steps of a training.
+    It then uses the fastest, which pays where shapes recur many times, as in training.
     """
     cudnn = torch.backends.cudnn
     before, cudnn.benchmark = cudnn.benchmark, True
@@ -143,7 +147,10 @@ def kernels_by_trial() -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No gradients, and full float32, so that devices agree within 1/255; no kernels by trial."""
+    """Context manager: no gradients, full float32 (no TF32), no timing of cuDNN's kernels.
+
+    Decoded images then agree within 1/255 on all devices.
+    """
     places = [*_precisions(), (torch.backends.cudnn, "benchmark", False)]
     before = [getattr(place, name) for place, name, _ in places]
     for place, name, full in places:
@@ -157,9 +164,9 @@ def full_precision() -> Iterator[None]:
 
 
 def _precisions() -> list[tuple[object, str, object]]:
-    """Where torch is asked for full float32: what has which name there, and its value.
+    """Settings that ask torch for full float32, as (object, attribute, value).
 
-    There are two ways to ask, and one is refused where the program has used the other.
+    There are two sets of them. torch refuses the older one in a program that has used the newer.
     """
     cuda, cudnn = torch.backends.cuda.matmul, cast("Any", torch.backends.cudnn)
     try:
@@ -170,15 +177,15 @@ def _precisions() -> list[tuple[object, str, object]]:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on `device`; where that is CUDA, nothing waits for it to get there.
+    """Copy a tensor to `device`, asynchronously on CUDA.
 
-    On MPS, torch before 2.13 may read the source when it has been freed already.
+    Not on MPS, where torch before 2.13 may read the source after it was freed.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def milestone(device: torch.device) -> Callable[[], None]:
-    """What waits until the device has done all that was queued before this call."""
+    """A function that waits until the device has done what is queued now."""
     if device.type != "cuda":
         return lambda: None
     event = torch.cuda.Event()
@@ -187,13 +194,13 @@ def milestone(device: torch.device) -> Callable[[], None]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a CUDA device has done all that was queued; others do at once what they are asked."""
+    """Wait until a CUDA device has done all queued work; other devices queue none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a run's figures may depend on beside its settings: versions, system and device."""
+    """Versions, system and device: what a run's figures may depend on beside its settings."""
     return {
         "facevae": version("facevae"),
         "python": platform.python_version(),
@@ -205,8 +212,30 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
+class Stream(IntEnum):
+    """What random numbers are for: the second number of a `generator`'s key, after the seed.
+
+    The values must not change: results depend on them. The steps of a training use 0 to 8, each for
+    one purpose. Measurements reuse 5 to 7, where equal numbers do no harm, and so does texture.
+    """
+
+    ORDER = 0  # of the training faces
+    MIRROR = 1  # which faces of a batch are mirrored
+    POSTERIOR = 2  # latents that the network is trained on
+    FLOW = 3  # noise, times and latents that the prior is trained on
+    DROPOUT = 4
+    FINISH_SAMPLES = 5  # of the prior, in a finish
+    AUGMENTATION = 6  # of what discriminators see
+    FLOW_MEASURE = 7  # noise, times and latents that the prior's loss is measured on
+    CHANGES = 8  # of faces, for the prior
+    PATCHES = 5  # where the sliced Wasserstein distance looks
+    SUBSET = 6  # of the faces that are measured
+    HELD_OUT_POSTERIOR = 7  # held-out latents that novelty compares with
+    TEXTURE_NOISE = 7  # of a decoder's texture, always with seed 0
+
+
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Random numbers that depend on `key` alone: (seed, what for, step), say."""
+    """A generator whose numbers depend on `key` alone, such as (seed, stream, step)."""
     sequence = np.random.SeedSequence(key[0], spawn_key=key[1:])
     state = int(sequence.generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(state >> 1)
@@ -214,9 +243,9 @@ def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 @contextmanager
 def seeded(state: int, device: torch.device | None = None) -> Iterator[None]:
-    """Inside, the global random numbers, of the CPU and `device`, depend on `state` alone.
+    """Context manager: the global random numbers of the CPU and `device` depend on `state` alone.
 
-    For what takes no generator: the weights of a new layer, and dropout.
+    For code that takes no generator: initial weights of layers, and dropout.
     """
     with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
         torch.manual_seed(state)

@@ -1,4 +1,4 @@
-"""Requests to stop, so that work can be saved first."""
+"""Handling of Ctrl-C and SIGTERM, so that work can be saved before the process stops."""
 
 import signal
 import threading
@@ -9,10 +9,11 @@ from types import FrameType
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], int]]:
-    """Yield a question: the signal by which this process was asked to stop, or 0.
+    """Yield a function that returns the number of the received stop signal, or 0.
 
-    Inside, a first Ctrl-C or SIGTERM only sets the answer, so that work can be saved; a second
-    one acts at once. Elsewhere than in the main thread nothing is changed.
+    Inside the block, the first SIGINT (Ctrl-C) or SIGTERM is only recorded, so that work can be
+    saved; a second one has its usual effect. Outside the main thread, signal handlers stay as they
+    are, and the function always returns 0.
     """
     received = 0
     if threading.current_thread() is not threading.main_thread():
@@ -23,8 +24,8 @@ def stop_requests() -> Iterator[Callable[[], int]]:
     def receive(number: int, _frame: FrameType | None) -> None:
         nonlocal received
         received = number
-        for known, handler in previous.items():
-            signal.signal(known, handler)
+        for handled, handler in previous.items():
+            signal.signal(handled, handler)
 
     for number in previous:
         signal.signal(number, receive)

@@ -1,4 +1,4 @@
-"""A run at a moment: the weights to be used, how good they are, and pictures of what they do."""
+"""Measurements, pictures and models of a training in progress."""
 
 import copy
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from facevae import latent_plots, losses, metrics, plots
 from facevae.batches import batches_of, evenly
-from facevae.bundle import Bundle
+from facevae.bundle import Bundle, Provenance
 from facevae.config import WHOLE_TEXTURE, PriorConfig
 from facevae.figures import reconstruct
 from facevae.images import grid, save_picture, to_pixels
@@ -21,17 +21,17 @@ from facevae.runs import Run
 from facevae.runtime import full_precision
 from facevae.stages import NetworkStage
 
-# faces for figures on the way, batch-norm statistics, and the priors of progress pictures
+# faces for figures during training, batch-norm statistics, and priors of progress pictures
 NUM_PROBES = 1024
 _PROBE_BATCH = 128
 _NUM_PICTURES = 16
 
 
 def measure(run: Run, vae: VAE, most: int | None = None) -> dict[str, float]:
-    """Figures of held-out faces, at `most` so many, decoded from their posterior means.
+    """Figures of held-out faces, at most `most` of them, decoded from their posterior means.
 
-    `psnr` in dB, `mse`, `sharpness` over that of the faces themselves, `kl_nats` an image and a dimension,
-    `active_units`, and the `r_loss_factor` and `sigma` that the error amounts to.
+    `psnr` (dB), `mse`, `sharpness` relative to that of the faces themselves, `kl_nats` per image,
+    `active_units`, and the figures of `implied`.
     """
     rows = run.faces.held_out if most is None else evenly(run.faces.held_out, most)
     batches = batches_of(run.faces, rows, run.device)
@@ -48,7 +48,7 @@ def measure(run: Run, vae: VAE, most: int | None = None) -> dict[str, float]:
 
 
 def implied(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
-    """The KL a dimension, and the r_loss_factor and σ that a mean squared error amounts to."""
+    """KL divergence per dimension, and the r_loss_factor and σ that the errors imply."""
     factor = run.train.r_loss_factor or losses.calibrated_factor(mse, run.model.num_pixels)
     return {
         "kl_nats_per_dim": kl_nats / run.model.latent_dim,
@@ -58,7 +58,10 @@ def implied(run: Run, mse: float, kl_nats: float) -> dict[str, float]:
 
 
 def snapshot(run: Run, stage: NetworkStage) -> VAE:
-    """A copy of the weights to be used; averaged ones with batch-norm statistics of their own."""
+    """A copy of the network with the weights to use.
+
+    Batch-norm statistics of averaged weights are measured anew, on training faces.
+    """
     vae = copy.deepcopy(stage.averaged).eval()
     if stage.averaged is stage.vae:
         return vae
@@ -71,7 +74,9 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
         norm.train()
     with full_precision():
         probes = evenly(run.faces.train, NUM_PROBES)
-        num_batches = -(-len(probes) // _PROBE_BATCH)  # of one size, since each counts as much
+        num_batches = -(
+            -len(probes) // _PROBE_BATCH
+        )  # of equal size, since all batches have the same weight
         for rows in np.array_split(probes, num_batches):
             (images,) = batches_of(run.faces, rows, run.device, size=_PROBE_BATCH)
             vae.decode(vae.encode(images)[0])
@@ -81,11 +86,15 @@ def snapshot(run: Run, stage: NetworkStage) -> VAE:
 
 
 def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
-    """A model with these weights and the prior N(0, I); `mean` are posterior means (N, D)."""
+    """A model with these weights and the prior N(0, I).
+
+    `mean` (N, D) are posterior means of training faces; `images` counts those that the network was
+    trained on.
+    """
     latent_dim = mean.shape[1]
     covariance = torch.cov(mean.T) if len(mean) > 1 else torch.eye(latent_dim).to(mean)
     covariance = covariance.reshape(latent_dim, latent_dim)
-    provenance = {
+    provenance: Provenance = {
         **run.provenance(),
         "epochs": images // len(run.faces.train),
         "stage_seconds": {"vae": run.train.seconds_for("vae")},
@@ -97,19 +106,19 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
         NormalPrior(),
         PriorConfig(),
         mean.mean(0),
-        (covariance + covariance.T) / 2,  # which rounding has made differ a little
+        (covariance + covariance.T) / 2,  # exactly symmetric in spite of rounding
         provenance=provenance,
     )
 
 
 def probe(run: Run, vae: VAE) -> tuple[Tensor, Tensor]:
-    """Means and log-variances, each (N, D), of some training faces."""
+    """Posterior means and log-variances, each (N, D), of some training faces."""
     rows = evenly(run.faces.train, NUM_PROBES)
     return posteriors(vae, batches_of(run.faces, rows, run.device))
 
 
 def latent_histograms(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
-    """How samples of the posteriors (N, D) are distributed, and the KL in nats of each dimension."""
+    """Histograms of samples of the posteriors (N, D), and of the KL divergence of each dimension."""
     return {
         "latents": metrics.histogram(draw_posteriors(mean, logvar, 0)),
         "kl_nats_of_dimensions": metrics.histogram(losses.kl_divergence(mean, logvar).mean(0)),
@@ -117,9 +126,10 @@ def latent_histograms(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
 
 
 def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int) -> Bundle:
-    """A model to use meanwhile: with one Gaussian where a prior is to be fitted at the end.
+    """A model for use while training goes on.
 
-    It is fitted to the posteriors `mean` and `logvar`, each (N, D).
+    If a prior will be fitted at the end, this one has a Gaussian, fitted to the posteriors with means
+    `mean` and log-variances `logvar`, each (N, D).
     """
     bundle = new_bundle(run, vae, mean, images)
     if run.train.prior != "normal":
@@ -135,17 +145,17 @@ def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int
 def draw_progress(
     run: Run, folder: RunFolder, bundle: Bundle, epoch: float, stage: str = ""
 ) -> dict[str, str]:
-    """Held-out faces over their reconstructions, and samples of fixed seeds; returns their names.
+    """Draw held-out faces above their reconstructions, and samples of fixed seeds.
 
-    They end in the `stage`, if it is named, and the number of the epoch.
+    Returns the names of the pictures by kind; `stage` and the epoch are part of the names.
     """
     when = stage + (f"{epoch:04d}" if isinstance(epoch, int) else f"{epoch:011.6f}")
     rows = evenly(run.faces.held_out, _NUM_PICTURES)
     images = next(batches_of(run.faces, rows, run.device))
     mean, _ = posteriors(bundle.vae, [images])
     pairs = torch.stack([images.cpu(), decode(bundle.vae, mean)]).flatten(0, 1)
-    drawn = latents_of_seeds(bundle, list(range(_NUM_PICTURES)))
-    samples = decode(bundle.vae, drawn, WHOLE_TEXTURE)
+    latents = latents_of_seeds(bundle, list(range(_NUM_PICTURES)))
+    samples = decode(bundle.vae, latents, WHOLE_TEXTURE)
     names = {kind: f"{kind}-{when}.png" for kind in ("reconstructions", "samples")}
     save_picture(folder.pictures / names["reconstructions"], grid(to_pixels(pairs), len(images)))
     save_picture(folder.pictures / names["samples"], grid(to_pixels(samples)))
@@ -153,7 +163,7 @@ def draw_progress(
 
 
 def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
-    """Histograms of samples of the posteriors (N, D), where there is matplotlib to draw them."""
+    """Draw histograms of samples of the posteriors (N, D), if matplotlib is installed."""
     if not plots.is_available():
         return
     shown = evenly(np.arange(len(mean)), latent_plots.MAX_LATENTS)
@@ -162,7 +172,10 @@ def draw_latents(folder: RunFolder, mean: Tensor, logvar: Tensor) -> None:
 
 
 def draw_plane(folder: RunFolder, bundle: Bundle) -> None:
-    """A two-dimensional latent space, decoded: two deviations either way, the second axis upward."""
+    """Draw a decoded two-dimensional latent space.
+
+    It spans two standard deviations to either side; the second axis points up.
+    """
     offsets = torch.linspace(-2, 2, 15, device=bundle.device)
     across, up = torch.meshgrid(offsets, offsets.flip(0), indexing="xy")
     points = torch.stack([across, up], -1).flatten(0, 1)

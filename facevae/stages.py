@@ -1,14 +1,15 @@
-"""The stages of a training: what one step does to the weights, and the state to go on from.
+"""Training stages: what one step does to the weights, and the state from which to resume.
 
-Here is the network's; `flow_matching` has the prior's, and `adversary` the decoder's finish.
+The network's stage is here, the prior's in `flow_matching`, the decoder's finish in `adversary`.
 
-What a step does depends on its index and the weights alone, so that a run that goes on is the run
-that was never stopped.
+A step depends only on its index and the stage's state. So on a single CPU a resumed run is bitwise
+the run that was never stopped. On a GPU, or with several processes, it takes the same steps up to
+rounding, since kernels and reductions may add in another order.
 """
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol
@@ -20,34 +21,31 @@ from facevae import losses, parallel
 from facevae.batches import Batches
 from facevae.budget import Budget
 from facevae.config import TrainConfig
-from facevae.fast import AcceleratedStep, Forward, Warn
+from facevae.fast import AcceleratedStep, Forward, Step, Warn
 from facevae.guard import Guard
 from facevae.model import VAE
-from facevae.runtime import generator, seeded, sent, training_precision
+from facevae.runtime import Stream, generator, seeded, sent, training_precision
 from facevae.states import adam, average, optimizer_state, prefixed, restore_optimizer, strip_prefix
-
-# what a generator's numbers are for, so that no two uses share them
-_POSTERIOR, _DROPOUT = 2, 4
 
 
 class Stage(Protocol):
-    """Something that is fitted a step at a time; `terms` are the names of what a step returns."""
+    """A model being fitted step by step; `terms` are the names of the values a step returns."""
 
     terms: tuple[str, ...]
     budget: Budget
     guard: Guard
 
     def step(self, index: int) -> Tensor:
-        """One update, number `index`; returns its loss terms, on the device, zeros if skipped."""
+        """Take update number `index`; return its loss terms, on the device, zeros if skipped."""
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on."""
+        """Everything the next step depends on, apart from the inputs."""
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Load what `state` returned."""
 
     def inputs(self) -> dict[str, Tensor]:
-        """What it is fitted to, beside the faces."""
+        """The fixed tensors that the stage uses beside the faces."""
 
 
 class NetworkStage:
@@ -58,14 +56,14 @@ class NetworkStage:
     def __init__(
         self, vae: VAE, batches: Batches, config: TrainConfig, warn: Warn = lambda _: None
     ) -> None:
-        """`vae` is trained in place; `averaged` holds the weights to be used."""
+        """`vae` is trained in place; `averaged` will hold the weights to use."""
         self.vae, self.batches, self.config = vae.train(), batches, config
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(vae).eval() if config.ema_images else vae
         parallel.synchronise_norms(vae, batches.device)
         num_steps = math.ceil(config.epochs * batches.num_faces / batches.size)
         self.budget = Budget(num_steps, config.seconds_for("vae"))
-        # dropout draws anew at each step, which a recording does not
+        # a recorded step would repeat the same dropout mask
         records = parallel.size() == 1 and not vae.config.dropout
         self.optimizer = adam(
             vae.parameters(),
@@ -74,24 +72,24 @@ class NetworkStage:
             records=records,
         )
         self.guard = Guard(vae, self.optimizer)
-        self._update: Callable[..., Tensor] = partial(self._update_from, self._terms)
+        self._update: Step = partial(self._update_from, self._terms)
         if records:
             left = self.budget.seconds_left
             self._update = AcceleratedStep(self._update_from, self._terms, vae, warn, left)
 
     def step(self, index: int) -> Tensor:
-        """One update; returns the values of `terms`, (3,), zeros if it was skipped."""
+        """Take one update; return the values of `terms`, (3,), zeros if it was skipped."""
         images = self.batches(index)
-        draw = generator(self.config.seed, _POSTERIOR, index, device=images.device)
+        rng = generator(self.config.seed, Stream.POSTERIOR, index, device=images.device)
         count, dim = self.batches.size, self.vae.config.latent_dim
-        noise = torch.randn(count, dim, generator=draw, device=images.device)
+        noise = torch.randn(count, dim, generator=rng, device=images.device)
         noise = noise[parallel.share(count)]
         rates = torch.tensor([self._learning_rate(index), self._decay(index)])
         with self._dropout(index, images.device):
             return self._update(images, noise, sent(rates, images.device))
 
     def _terms(self, images: Tensor, noise: Tensor) -> Tensor:
-        """The values of `terms`, (3,), of images (B, 3, H, W) and noise (B, D)."""
+        """The values of `terms`, (3,), for images (B, 3, H, W) and noise (B, D)."""
         reconstructions, mean, logvar = self.vae(images, noise)
         errors = losses.mean_squared_error(reconstructions, images)
         divergences = losses.kl_divergence(mean, logvar).sum(1)
@@ -105,10 +103,10 @@ class NetworkStage:
     def _update_from(
         self, forward: Forward, images: Tensor, noise: Tensor, rates: Tensor
     ) -> Tensor:
-        """One update from what changes at each step: of tensors alone, so that it can be recorded.
+        """Take one update. All that changes between steps is in tensors, so it can be recorded.
 
-        Of images (B, 3, H, W), noise (B, D), and learning rate and decay of the average (2,);
-        `forward` is `_terms`, or what does the same.
+        Images are (B, 3, H, W), noise (B, D), `rates` the learning rate and the average's decay
+        (2,). `forward` is `_terms` or equivalent.
         """
         with training_precision(images.device):
             terms = forward(images, noise)
@@ -121,16 +119,17 @@ class NetworkStage:
         return terms.detach().where(is_sound, 0.0)
 
     def _dropout(self, index: int, device: torch.device) -> AbstractContextManager[None]:
+        """A context in which dropout masks depend on the seed, the step and the process."""
         if not self.vae.config.dropout:
             return nullcontext()
-        state = generator(self.config.seed, _DROPOUT, index, parallel.rank()).initial_seed()
-        return seeded(state, device)
+        seed = generator(self.config.seed, Stream.DROPOUT, index, parallel.rank()).initial_seed()
+        return seeded(seed, device)
 
     def _learning_rate(self, index: int) -> float:
-        """Rises over the first images, and falls over the last part of the budget.
+        """Learning rate with a linear warm-up over images and a linear cool-down at the end.
 
-        Between them it is constant, so that a longer budget goes on with a run as if it had been
-        meant to (Hägele et al. 2024, section 3).
+        In between it is constant, so that a run can be extended as if its budget had been longer
+        from the start (Hägele et al. 2024, section 3).
         """
         rate = self.config.learning_rate
         if self.config.warm_up_images:
@@ -140,13 +139,13 @@ class NetworkStage:
         return rate
 
     def _decay(self, index: int) -> float:
-        """Of the averaged weights; early on their half-life is a tenth of what has been seen."""
-        seen = (index + 1) * self.batches.size
-        half_life = min(self.config.ema_images or 1, 0.1 * seen)
+        """Decay of the averaged weights. Early on their half-life is a tenth of the images seen."""
+        images_seen = (index + 1) * self.batches.size
+        half_life = min(self.config.ema_images or 1, 0.1 * images_seen)
         return float(0.5 ** (self.batches.size / half_life))
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, their average, the optimiser's moments, and what the guard counts."""
+        """Weights, their average, the optimiser's moments, the guard's counts, and time used."""
         state = prefixed("vae.", self.vae.state_dict()) | optimizer_state(self.optimizer)
         state |= prefixed("guard.", self.guard.state())
         state |= prefixed("budget.", self.budget.state())
@@ -155,7 +154,7 @@ class NetworkStage:
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Load what `state` returned."""
         self.vae.load_state_dict(strip_prefix(state, "vae."))
         if self.averaged is not self.vae:
             self.averaged.load_state_dict(strip_prefix(state, "averaged."))
@@ -164,5 +163,5 @@ class NetworkStage:
         self.budget.restore(strip_prefix(state, "budget."))
 
     def inputs(self) -> dict[str, Tensor]:
-        """Nothing but the faces."""
+        """None: the network is fitted to the faces alone."""
         return {}

@@ -1,4 +1,4 @@
-"""What training keeps of modules and optimisers: tensors by name, and averaged weights."""
+"""Optimisers, averaged weights, and the state of both as named tensors."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def average(averaged: nn.Module, current: nn.Module, decay: Tensor | float) -> None:
-    """Move averaged weights towards the current ones, in place: `decay` of them is kept."""
-    own, other = (list[Tensor](module.parameters()) for module in (averaged, current))
-    # for many small tensors a few kernels instead of two each
-    apart = list(torch._foreach_sub(other, own))  # noqa: SLF001 - what torch's own optimisers use
-    torch._foreach_mul_(apart, 1 - decay)
-    torch._foreach_add_(own, apart)
+    """Update a moving average of weights in place: averaged × decay + current × (1 − decay)."""
+    averages, weights = (list[Tensor](module.parameters()) for module in (averaged, current))
+    # a few kernels in all, instead of two for each of many small tensors
+    differences = list(torch._foreach_sub(weights, averages))  # noqa: SLF001 - as torch does
+    torch._foreach_mul_(differences, 1 - decay)
+    torch._foreach_add_(averages, differences)
 
 
 def adam(
@@ -22,26 +22,31 @@ def adam(
     betas: tuple[float, float],
     records: bool,
 ) -> torch.optim.Adam:
-    """Adam whose steps a CUDA graph may record; each group's rate is a tensor, so that it may change."""
-    listed = [[*group] for group in groups]
-    device = listed[0][0].device
-    rated = [{"params": g, "lr": torch.tensor(learning_rate, device=device)} for g in listed]
-    records = records and device.type == "cuda"
-    return torch.optim.Adam(rated, betas=betas, fused=True, capturable=records)
+    """Fused Adam over parameter groups, each with its learning rate in a tensor.
+
+    With `records` a CUDA graph may record its steps; the rates can still change, in place.
+    """
+    lists = [list(group) for group in groups]
+    device = lists[0][0].device
+    param_groups = [
+        {"params": group, "lr": torch.tensor(learning_rate, device=device)} for group in lists
+    ]
+    capturable = records and device.type == "cuda"
+    return torch.optim.Adam(param_groups, betas=betas, fused=True, capturable=capturable)
 
 
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, each name with `prefix` before it."""
+    """The same tensors, with `prefix` before each name."""
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The inverse of `prefixed`: those tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names begin with `prefix`, which is removed: the inverse of `prefixed`."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments and step counts, as `optimizer.*`."""
+    """Moments and step counts, named `optimizer.{parameter index}.{key}`."""
     moments = optimizer.state_dict()["state"]
     return {
         f"optimizer.{i}.{key}": tensor
@@ -51,14 +56,14 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_state`."""
+    """Load what `optimizer_state` returned; other names in `state` are ignored."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in strip_prefix(state, "optimizer.").items():
         i, key = name.split(".")
         moments.setdefault(int(i), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    # the fused update walks memory, so moments must lie in it as their parameters do
+    # the fused update reads memory in order, so moments need the memory layout of their parameters
     for parameter, values in optimizer.state.items():
         for key, tensor in values.items():
             if tensor.shape == parameter.shape:

@@ -1,7 +1,7 @@
-"""What a finished decoder makes up for samples: its finest levels once more, and what mends others.
+"""The texture of a finished decoder: a second version of its finest levels, which invents detail.
 
-They began as a copy of the decoder's own, and as nothing, so that there is a way to them by the
-weights (Wang et al. 2018, ESRGAN, section 3.4, interpolate networks so).
+It starts as a copy of the decoder's own levels, and with additional layers that add nothing, so that
+weights can be interpolated between the two versions (as in Wang et al. 2018, ESRGAN, section 3.4).
 """
 
 import copy
@@ -11,25 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from facevae.blocks import ResidualBlock
-from facevae.runtime import generator, seeded
+from facevae.runtime import Stream, generator, seeded
 
-TEXTURED = "decoder.textured."  # begins the names of a finished VAE's texture
-_NUM_NOISES, _NOISE = 8, 7  # of each level, and what a generator's numbers are for
-_NUM_BLOCKS = 2  # of each level
-_MENDED_BY = 16  # channels inside of what mends a level before
+TEXTURED = "decoder.textured."  # prefix of the texture's tensors in a VAE
+_NUM_NOISES = 8  # channels of noise at each level
+_NUM_BLOCKS = 2  # residual blocks at each level
+_MENDED_BY = 16  # inner channels of the blocks that correct coarser levels
 
 
 class Texture(nn.Module):
-    """A decoder's finest levels once more, and blocks that mend those before.
+    """A second version of a decoder's finest levels, with blocks that correct coarser levels.
 
-    From what goes into its first level, features (B, C, H, W), to images (B, 3, size, size). Before
-    each of the finest levels there is noise, always the same: of a plain wall's features, which are alike
-    everywhere, convolutions alone could make no grain but what repeats (Karras et al. 2019,
-    section 3.2). How much of it goes into a channel is learned, and none at first. Residual
-    blocks, which add nothing at first, make more of both than the level's own layers can.
+    It maps the input of the decoder's first level, features (B, C, H, W), to images
+    (B, 3, size, size). Fixed noise is added before each of the finest levels: from uniform features,
+    such as a plain wall's, convolutions alone could only make repeating patterns (Karras et al.
+    2019, section 3.2). The weight of the noise in each channel is learned, and starts at 0.
+    Residual blocks, which add nothing at first, give each level more capacity.
 
-    The levels before stay the decoder's own; narrow blocks before the last of them, which add
-    nothing at first either, mend what is too large to be mended in the finest ones.
+    The coarser levels are shared with the plain decoder. Narrow residual blocks before the last of
+    them, which also add nothing at first, correct what is too large for the finest levels.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class Texture(nn.Module):
         mended: Sequence[int],
         size: int,
     ) -> None:
-        """The levels begin with so many channels each, the last of them at half of `size`.
+        """Copy the finest `levels`.
 
-        Those before them that are mended begin with `mended` channels each.
+        `widths` are the channels that each level starts with; the last one starts at half of `size`.
+        `mended` are those of the coarser levels to correct.
         """
         super().__init__()
         self.levels = nn.ModuleList(nn.Sequential(*copy.deepcopy(level)) for level in levels)
@@ -54,27 +55,27 @@ class Texture(nn.Module):
         for i, grain in enumerate(grains):
             nn.init.zeros_(grain.weight)
             side = size >> (len(levels) - i)
-            # drawn on the CPU: on the meta device it would cost two seconds of imports
-            draw = generator(0, _NOISE, i)
-            noise = torch.randn(1, _NUM_NOISES, side, side, generator=draw, device="cpu")
+            # drawn on the CPU: on the meta device, this would import modules for two seconds
+            rng = generator(0, Stream.TEXTURE_NOISE, i)
+            noise = torch.randn(1, _NUM_NOISES, side, side, generator=rng, device="cpu")
             self.register_buffer(f"noise{i}", noise)
 
     def begin_blocks(self, first: int) -> None:
-        """Put new blocks, which add nothing, in the places from `first` on of each level."""
+        """Initialise the blocks of each level from index `first` on; new blocks add nothing."""
         with seeded(0):
             for blocks, width in zip(self.blocks, self._widths, strict=True):
-                assert isinstance(blocks, nn.Sequential)  # noqa: S101 - as they were made
+                assert isinstance(blocks, nn.Sequential)  # noqa: S101 - as built in __init__
                 for i in range(first, len(blocks)):
                     blocks[i] = ResidualBlock(width)
 
     def begin_mends(self) -> None:
-        """Put new blocks, which add nothing, before the levels that are mended."""
+        """Initialise the blocks that correct coarser levels; new blocks add nothing."""
         with seeded(0):
             for i, width in enumerate(self._mended):
                 self.mends[i] = ResidualBlock(width, _MENDED_BY)
 
     def forward(self, features: Tensor, coarse: Sequence[Sequence[nn.Module]]) -> Tensor:
-        """Images, through a sigmoid, from what goes into the `coarse` levels, the layers of each."""
+        """Images from the input of the `coarse` levels, which are given by their layers."""
         for i, layers in enumerate(coarse, start=len(self.mends) - len(coarse)):
             if i >= 0:
                 features = self.mends[i](features)
@@ -87,22 +88,23 @@ class Texture(nn.Module):
         return features
 
     def part_of(self, texture: float, plain: Sequence[Sequence[nn.Module]]) -> dict[str, Tensor]:
-        """Parameters by name, `texture` of the way from those of the plain levels to these.
+        """Parameters by name, interpolated by `texture` from the plain levels (0) to this texture (1).
 
-        Of what the plain levels have not, the way begins where it adds nothing.
+        Layers that the plain levels lack are interpolated from layers that add nothing.
         """
         starts = {
             f"levels.{i}.{name}": parameter
             for i, level in enumerate(plain)
             for name, parameter in nn.Sequential(*level).named_parameters()
         }
-        within = {
+        inner = {
             f"{path}.{name}": parameter
             for path, block in self.named_modules()
             if isinstance(block, ResidualBlock) and not path.startswith("levels.")
             for name, parameter in block.named_parameters()
             if not name.startswith(ResidualBlock.LAST)
         }
-        starts |= within  # it is what they add that grows
+        # only the last layer of a block grows from zero, and with it what the block adds
+        starts |= inner
         ends = self.named_parameters()
         return {name: starts.get(name, torch.zeros_like(p)).lerp(p, texture) for name, p in ends}

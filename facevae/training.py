@@ -1,6 +1,5 @@
-"""A run: faces in, a folder with a model out, whatever happens on the way."""
+"""The stages of a training run in order: from faces to a finished model in the run's folder."""
 
-import dataclasses
 import gc
 import math
 import traceback
@@ -14,8 +13,16 @@ from torch import Tensor
 from facevae import curves, parallel, plots
 from facevae.batches import evenly
 from facevae.bundle import Bundle, load, save
-from facevae.config import STAGES, WHOLE_TEXTURE, PriorConfig
-from facevae.earlier import begins_anew, begun_with, forgets, is_enough, is_fitted, restate
+from facevae.config import STAGES, WHOLE_TEXTURE
+from facevae.earlier import (
+    initial_model,
+    is_complete,
+    is_fitted,
+    is_satisfied,
+    loses_attributes,
+    must_restart,
+    update_terms,
+)
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.estimate import fitting_batch_size
 from facevae.faces import measure_framing
@@ -37,39 +44,39 @@ from facevae.signals import stop_requests
 from facevae.snapshots import draw_plane, measure
 from facevae.stages import Stage
 from facevae.states import strip_prefix
-from facevae.steps import Listener, Work, progress_of
+from facevae.steps import Listener, StageStart, Work, progress_of
 
-_NUM_FRAMED = 128  # faces by which the framing is measured
+_NUM_FRAMED = 128  # faces on which the framing is measured
+_NUM_SAMPLES = 64  # in the picture of a complete model
 
 
 def train(run: Run, listener: Listener) -> Bundle:
-    """Start, continue or extend the run in its folder; returns the finished model.
+    """Start, resume or extend the run in its folder; returns the finished model.
 
-    Where several processes train, this is what the first of them does, and the others `follow`.
-    Raises `RunError` for a folder of another run, for figures that are no longer finite, or where
-    most steps have to be skipped, and `Stopped` after Ctrl-C or SIGTERM, with everything saved.
+    With several processes, the first one calls this function, and the others call `follow`.
+    Raises `RunError` for a folder of another run, for figures that are not finite, or if most steps
+    are skipped, and `Stopped` after Ctrl-C or SIGTERM, once everything is saved.
     """
     try:
         bundle = _lead(run, listener)
     except Stopped as stopped:
         raise Stopped(stopped.signal_number, run.folder) from stopped
-    parallel.from_lead(None)  # there is no further stage to follow
+    parallel.from_lead(None)  # the end of the run, for `follow`
     return bundle
 
 
 def follow(run: Run) -> None:
-    """Take this process's share of every step that the first process takes, and write nothing.
+    """Take this process's share of every step of the first process, and write nothing.
 
-    Raises `Stopped` as `train` does.
+    Raises `Stopped` after Ctrl-C or SIGTERM.
     """
     with stop_requests() as stop_signal, kernels_by_trial():
-        while stage_and_step := parallel.from_lead():
-            name, index, prior_config = stage_and_step
+        while start := _next_stage():
             state = parallel.tensors_from_lead({}, run.device)
-            stage = _stage_of(run, name, state, prior_config)
+            stage = _build_stage(run, start, state)
             stage.restore(state)
             del state
-            accord = parallel.Accord(run.device)
+            accord, index = parallel.Accord(run.device), start.first_step
             with _memory_advice(run, lambda: "lower --batch-size"):
                 while index < stage.budget.num_steps:
                     stage.step(index)
@@ -78,23 +85,28 @@ def follow(run: Run) -> None:
                         raise Stopped(stop, run.folder)
 
 
-def _stage_of(
-    run: Run, name: str, inputs: Mapping[str, Tensor], prior_config: PriorConfig | None
-) -> Stage:
-    """The stage that the first process has begun, with what it is fitted to."""
-    if name == "network":
+def _next_stage() -> StageStart | None:
+    """The next stage that the first process starts; None at the end of the run."""
+    ignored: StageStart | None = None
+    return parallel.from_lead(ignored)
+
+
+def _build_stage(run: Run, start: StageStart, inputs: Mapping[str, Tensor]) -> Stage:
+    """The stage that the first process starts; `inputs` are what the stage is fitted to."""
+    if start.stage_name == "network":
         return network_stage(run)
-    if name == "prior":
+    if start.stage_name == "prior":
         mean, logvar, changes = (inputs[f"posterior.{n}"] for n in ("mean", "logvar", "changes"))
         return prior_stage(run, mean, logvar, changes)
-    assert prior_config is not None  # noqa: S101 - a finish has one
-    vae, prior = VAE(run.model), build_prior(prior_config, run.model.latent_dim)
+    assert start.prior_config is not None  # noqa: S101 - sent with every finish
+    vae, prior = VAE(run.model), build_prior(start.prior_config, run.model.latent_dim)
     vae.load_state_dict(strip_prefix(inputs, "fitted.vae."))
     prior.load_state_dict(strip_prefix(inputs, "fitted.prior."))
     return finish_stage(run, vae.to(run.device), prior.to(run.device))
 
 
 def _lead(run: Run, listener: Listener) -> Bundle:
+    """Train as the first process, which alone reports and writes, with the folder locked."""
     with (
         locked(run.folder, "this run"),
         stop_requests() as stop_signal,
@@ -104,44 +116,67 @@ def _lead(run: Run, listener: Listener) -> Bundle:
         if parallel.size() > 1 and run.train.max_seconds is not None:
             msg = "--max-time is the time of one process; where several train, say --epochs"
             raise UsageError(msg)
-        work = Work(run, folder, listener, stop_signal)
         folder.claim(run.identity(), run.about(), left_out(run.train))
-        there = _model_in(work, folder.model)
-        earlier = there if there and there.provenance.get("complete") else None
-        if earlier and is_enough(run, earlier):
-            folder.write_events()
-            done = restate(run, earlier, folder.model) or "nothing to do"
-            is_trained = "vae" in run.train.stages
-            where = f", at epoch {earlier.provenance['epochs']}" if is_trained else ""
-            listener.notice(f"{run.folder}: finished already{where}; {done}")
-            return earlier
-        if earlier and begins_anew(run, folder, earlier):
-            msg = (
-                f"{run.folder}: its state/ is gone, so that more epochs would begin anew and replace "
-                f"its model; name another folder with -o, and --init {run.folder} to begin with its weights"
-            )
-            raise RunError(msg)
-        if earlier and forgets(run, earlier):
-            listener.notice("without --labels, the longer run's model will know no attributes")
-        if earlier and "finish" in earlier.provenance and "finish" not in run.train.stages:
-            listener.notice("without the stage finish, the longer run's model will not be finished")
-        folder.begin(run.command, environment(run.device))
-        # a complete model stays until the longer run is complete
-        in_place = (math.inf, math.inf) if earlier else progress_of(there)
-        work = dataclasses.replace(work, in_place=in_place)
-        del earlier, there  # nothing of the file may be in use when it is replaced
-        bundle = _fit(work)
-        if "finish" in run.train.stages:
-            with _memory_advice(run, lambda: "lower --batch-size"):
-                finish(work, bundle)
-        _complete(work, bundle)
-        return bundle
+        return _fit_and_finish(Work(run, folder, listener, stop_signal))
+
+
+def _fit_and_finish(work: Work) -> Bundle:
+    """The complete model of the run: the one in its folder if that is as requested, or a new one."""
+    run, folder = work.run, work.folder
+    found = _model_in(work, folder.model)
+    if found and is_complete(found):
+        if is_satisfied(run, found):
+            _report_satisfied(work, found)
+            return found
+        _check_extension(work, found)
+        # a complete model stays in place until the extended run is complete
+        work.saved_progress = (math.inf, math.inf)
+    else:
+        work.saved_progress = progress_of(found)
+    folder.begin(run.command, environment(run.device))
+    del found  # a file cannot be replaced everywhere while its tensors are in use
+    bundle = _fit(work)
+    if "finish" in run.train.stages:
+        with _memory_advice(run, lambda: "lower --batch-size"):
+            finish(work, bundle)
+    _complete(work, bundle)
+    return bundle
+
+
+def _report_satisfied(work: Work, model: Bundle) -> None:
+    """Update the terms, precision and event files of a model that needs no training."""
+    run, folder = work.run, work.folder
+    folder.write_events()
+    done = update_terms(run, model, folder.model) or "nothing to do"
+    where = f", at epoch {model.provenance['epochs']}" if "vae" in run.train.stages else ""
+    work.listener.notice(f"{run.folder}: finished already{where}; {done}")
+
+
+def _check_extension(work: Work, model: Bundle) -> None:
+    """Warn of what a complete model loses if its run is extended.
+
+    Raises `RunError` if the extended training would have to start from the first step.
+    """
+    run, folder = work.run, work.folder
+    if must_restart(run, folder, model):
+        msg = (
+            f"{run.folder}: its state/ is gone, so that more epochs would begin anew and replace "
+            f"its model; name another folder with -o, and --init {run.folder} to begin with its weights"
+        )
+        raise RunError(msg)
+    if loses_attributes(run, model):
+        work.listener.notice("without --labels, the longer run's model will know no attributes")
+    if "finish" in model.provenance and "finish" not in run.train.stages:
+        work.listener.notice(
+            "without the stage finish, the longer run's model will not be finished"
+        )
 
 
 @contextmanager
 def _memory_advice(run: Run, advice: Callable[[], str]) -> Iterator[None]:
-    """Around a stage: a lack of memory becomes one `RunError` with advice, asked for when all is
-    freed again.
+    """Turn a lack of memory inside the block into a `RunError` with advice.
+
+    `advice` is called once the memory is free again.
     """
     is_short = False
     try:
@@ -150,9 +185,9 @@ def _memory_advice(run: Run, advice: Callable[[], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         is_short = True
-        traceback.clear_frames(error.__traceback__)  # which hold what was allocated
+        traceback.clear_frames(error.__traceback__)  # whose variables hold what was allocated
     finally:
-        # a stage's recorded step holds the stage, and that all that it has on the device
+        # a recorded step and its stage refer to each other, and hold memory of the device
         gc.collect()
     if is_short:
         msg = f"{run.folder}: {run.device} has too little memory; {advice()}, in another folder"
@@ -160,16 +195,18 @@ def _memory_advice(run: Run, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _batch_advice(run: Run) -> str:
-    if parallel.size() > 1:  # whose steps are taken together
+    """What to do if the network's training does not fit into memory."""
+    if parallel.size() > 1:  # measuring would need steps, which all processes take together
         return "lower --batch-size or --size"
     fitting = fitting_batch_size(run.model, run.train, len(run.faces.train), run.device)
     return f"--batch-size {fitting} should fit" if fitting else "lower --batch-size or --size"
 
 
 def _measure_framing(work: Work) -> Framing | None:
+    """The framing that the training faces share; None, with a notice, if they share none."""
     faces = work.run.faces
-    some = faces.pixels[evenly(faces.train, _NUM_FRAMED)]
-    framing = measure_framing(some, partial(work.listener.progress, "Looking at framing"))
+    pixels = faces.pixels[evenly(faces.train, _NUM_FRAMED)]
+    framing = measure_framing(pixels, partial(work.listener.progress, "Looking at framing"))
     if framing is None:
         work.listener.notice(
             "the faces are not framed alike, or none are found: the model will not align photos; "
@@ -178,13 +215,8 @@ def _measure_framing(work: Work) -> Framing | None:
     return framing
 
 
-def _complete_model(work: Work) -> Bundle | None:
-    """The model of this run where it has come to its end."""
-    bundle = _model_in(work, work.folder.model)
-    return bundle if bundle and bundle.provenance.get("complete") else None
-
-
 def _model_in(work: Work, path: Path) -> Bundle | None:
+    """The model in a file; None if there is no file, or, with a notice, no sound one."""
     if not path.exists():
         return None
     try:
@@ -195,7 +227,7 @@ def _model_in(work: Work, path: Path) -> Bundle | None:
 
 
 def _fit(work: Work) -> Bundle:
-    """The model before its finish: as an earlier process left it, or fitted now."""
+    """The model before its finish: one from an earlier session, or a newly fitted one."""
     run, folder = work.run, work.folder
     earlier = _latest_unfinished(work)
     if earlier and "finish" in run.train.stages and is_fitted(run, earlier):
@@ -210,12 +242,12 @@ def _fit(work: Work) -> Bundle:
         raise RunError(msg)
     else:
         framing, num_images = earlier.framing, earlier.provenance["images_seen"]
-        vae = earlier.to(run.device).vae  # its attributes may be the new model's
+        vae = earlier.to(run.device).vae
     with _memory_advice(run, lambda: "--prior gaussian needs less"):
         bundle = fit_prior(work, vae, num_images)
     bundle.framing = framing
     if earlier and "vae" not in run.train.stages:
-        _take_over(work, bundle, earlier)
+        _copy_knowledge(work, bundle, earlier)
     _keep_unfinished(work, bundle)
     if "finish" in run.train.stages:
         work.save_progress(bundle)
@@ -223,34 +255,39 @@ def _fit(work: Work) -> Bundle:
 
 
 def _latest_unfinished(work: Work) -> Bundle | None:
-    """The model that has not been through a finish, if there is one; of two the longer trained.
+    """The model of the run without a finish that was trained longest.
 
-    Where there is none yet, the model that the run was given to go on from.
+    If there is none yet, the initial model, provided that the run keeps its network.
     """
-    there = (_complete_model(work), _model_in(work, work.folder.unfinished))
-    found = [bundle for bundle in there if bundle and "finish" not in bundle.provenance]
-    latest = max(found, key=lambda bundle: bundle.provenance["images_seen"], default=None)
-    return latest or begun_with(work.run)
+    complete = _model_in(work, work.folder.model)
+    if complete and not is_complete(complete):
+        complete = None
+    unfinished = _model_in(work, work.folder.unfinished)
+    models = [m for m in (complete, unfinished) if m and "finish" not in m.provenance]
+    latest = max(models, key=lambda model: model.provenance["images_seen"], default=None)
+    return latest or initial_model(work.run)
 
 
-def _take_over(work: Work, bundle: Bundle, earlier: Bundle) -> None:
-    """What was learned and is known of a network that stays as it was, to which a prior was fitted."""
+def _copy_knowledge(work: Work, bundle: Bundle, earlier: Bundle) -> None:
+    """Copy attributes and provenance of an unchanged network to the model with a new prior."""
     bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
     bundle.scorers = earlier.scorers
-    known, train = earlier.provenance, bundle.provenance["train"]
-    before = known.get("train", {})
-    bundle.provenance |= {name: known.get(name) for name in ("labels", "epochs", "preset")}
-    seconds = bundle.provenance["stage_seconds"]
-    seconds["vae"] = known.get("stage_seconds", {}).get("vae")
-    train["epochs"] = before.get("epochs", train["epochs"])
-    train["stages"] = [s for s in STAGES if s in (*before.get("stages", ()), *train["stages"])]
-    work.skipped["before"] = known.get("skipped_steps", 0)
+    provenance, old = bundle.provenance, earlier.provenance
+    provenance["labels"] = old.get("labels")
+    provenance["epochs"] = old.get("epochs", 0)
+    provenance["preset"] = old.get("preset", "")
+    provenance["stage_seconds"]["vae"] = old.get("stage_seconds", {}).get("vae")
+    train, old_train = provenance["train"], old.get("train", {})
+    train["epochs"] = old_train.get("epochs", train["epochs"])
+    stages = (*old_train.get("stages", ()), *train["stages"])
+    train["stages"] = [stage for stage in STAGES if stage in stages]
+    work.skipped["before"] = old.get("skipped_steps", 0)
 
 
 def _keep_unfinished(work: Work, bundle: Bundle) -> Bundle:
-    """Learn directions, and where a finish follows, keep the model before it to begin it again.
+    """Learn attributes, and save the model if a finish follows, so that it can be redone.
 
-    A finish leaves the encoder as it is, and so the directions.
+    The attributes stay valid after a finish, which does not change the encoder.
     """
     run = work.run
     if run.labels and bundle.provenance.get("labels") != run.labels.fingerprint:
@@ -265,7 +302,7 @@ def _keep_unfinished(work: Work, bundle: Bundle) -> Bundle:
 
 
 def _complete(work: Work, bundle: Bundle) -> None:
-    """Measure, draw, and at last save the model, which makes the run complete."""
+    """Measure the model, draw pictures, and save it last, which completes the run."""
     run, folder = work.run, work.folder
     bundle.provenance |= {
         "complete": True,
@@ -274,9 +311,9 @@ def _complete(work: Work, bundle: Bundle) -> None:
         "skipped_steps": sum(work.skipped.values()),
         "train_seconds": folder.records[-1]["seconds"] if folder.records else None,
     }
-    samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(64))), WHOLE_TEXTURE)
+    samples = decode(bundle.vae, latents_of_seeds(bundle, list(range(_NUM_SAMPLES))), WHOLE_TEXTURE)
     save_picture(folder.pictures / "samples.png", grid(to_pixels(samples)))
-    if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane can be shown whole
+    if run.model.latent_dim == 2:  # noqa: PLR2004 - a plane, which a picture can show
         draw_plane(folder, bundle)
     if plots.is_available():
         drawn = curves.draw_curves(folder.records, folder.pictures)

@@ -1,8 +1,8 @@
-"""The README's list of all options, made from the command line itself.
+"""The README's lists of all options and of all modules, made from the code itself.
 
     python tests/reference.py
 
-puts it where it belongs; `test_reference.py` fails wherever the two differ.
+puts them in place; `test_reference.py` and `test_layering.py` fail where the README differs.
 """
 
 import inspect
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from layers import module_list
 from typer.main import get_command
 
 from facevae.cli import app
@@ -21,6 +22,7 @@ from facevae.config import PRESETS
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- made by tests/reference.py -->\n", "<!-- end -->\n"
+BEGIN_MODULES = "<!-- modules, made by tests/reference.py -->\n"
 HEAD = ("| option | value | default | |", "|---|---|---|---|")
 SHARED_BY = 3  # commands that take the same option, from which on it is listed once
 
@@ -130,12 +132,21 @@ def listing() -> str:
 
 
 def with_listing(text: str) -> str:
-    """The README's text with the list in its place."""
-    before, rest = text.split(BEGIN, 1)
+    """The README's text with the list of options in its place."""
+    return _between(text, BEGIN, listing())
+
+
+def with_modules(text: str) -> str:
+    """The README's text with the list of modules in its place."""
+    return _between(text, BEGIN_MODULES, module_list())
+
+
+def _between(text: str, begin: str, content: str) -> str:
+    before, rest = text.split(begin, 1)
     _, after = rest.split(END, 1)
-    return f"{before}{BEGIN}\n{listing()}\n{END}{after}"
+    return f"{before}{begin}\n{content}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(with_listing(README.read_text("utf-8")), "utf-8")
+    README.write_text(with_modules(with_listing(README.read_text("utf-8"))), "utf-8")
     sys.stdout.write(f"{README}\n")

@@ -13,12 +13,13 @@ from tiny import CONFIG, TRAIN, differing, tiny_bundle
 from facevae import adversary, losses, projected
 from facevae.adversary import FinishStage, batch_size
 from facevae.batches import Batches
-from facevae.bundle import load_state, save_state
 from facevae.critic import Critic
 from facevae.data import Faces
 from facevae.discriminator import checkerboard_energy, detail
 from facevae.fast import WARM_UP, AcceleratedStep
+from facevae.losses import LossWeights
 from facevae.projected import ProjectedCritic
+from facevae.tensor_files import load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("quick_features")
 
@@ -35,11 +36,13 @@ def faces():
     return Faces(pixels, [f"{i:02}" for i in range(44)], np.arange(40), np.arange(40, 44), [], "")
 
 
-def finish(faces, model=CONFIG, **changes):
+def finish(faces, model=CONFIG, *, perceptual=None, weights=None, **changes):
     config = replace(TRAIN, stages=("finish",), finish_epochs=4, **changes)
     bundle = tiny_bundle(model)
     batches = Batches(faces, config.batch_size, config.seed, CPU)
-    return FinishStage(bundle.vae, bundle.prior, batches, config)
+    return FinishStage(
+        bundle.vae, bundle.prior, batches, config, perceptual, weights=weights or LossWeights()
+    )
 
 
 @pytest.mark.parametrize("model", [CONFIG, RESIDUAL], ids=["plain", "residual"])
@@ -71,29 +74,27 @@ def test_recorded_steps_do_what_the_steps_do(faces, monkeypatch):
         guards = [one.guard for one in trained]
         optimizers = [one.optimizer for one in trained]
         yield from replayed.state().values()
-        yield from (guard._kept for guard in guards)
+        yield from (guard.kept_statistics for guard in guards)
         yield from (optimizer.param_groups[0]["lr"] for optimizer in optimizers)
 
     record = Recorder(changed_in_place)
 
-    def fast(step, part):
+    def recorded(step, forward):
         left = replayed.budget.seconds_left
         return AcceleratedStep(
-            step, part, replayed.decoder, pytest.fail, left, record=record, compiler=None
+            step, forward, replayed.decoder, pytest.fail, left, record=record, compiler=None
         )
 
-    replayed._fast = fast
-    replayed._draw = fast(lambda forward, noise: forward(noise), replayed._drawn_from)
-    replayed._begin_updates()
+    replayed.use_accelerator(recorded)
     at_rest = 24  # from when on coarser layers have no gradients, and steps are recorded anew
-    assert replayed.budget.share(at_rest) == adversary._COARSE_END
+    assert replayed.budget.share(at_rest) == adversary.COARSE_END
     last = (at_rest // 4 + 1 + WARM_UP) * 4 + 2
     found = [replayed.step(i) for i in range(last)]
     assert record.count == 5, "what they draw, and twice with the penalty and without"
     wanted = [plain.step(i) for i in range(last)]
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
-    for (name, own), other in zip(replayed.state().items(), plain.state().values(), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-4, msg=name)
+    for (name, found), wanted in zip(replayed.state().items(), plain.state().values(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4, msg=name)
 
 
 def test_encoder_prior_and_batch_norm_statistics_stay_as_they_are(faces):
@@ -177,9 +178,9 @@ def test_samples_have_a_new_discriminator_once_coarser_layers_are_at_rest(faces,
         one.budget.num_steps = 10
     new = copy.deepcopy(stage.critics[1].state())
     steps(stage, range(6))
-    assert int(stage._renewed) == -1
+    assert int(stage.frozen_at) == -1
     before = [copy.deepcopy(critic.state()) for critic in stage.critics]
-    stage._renew(6)
+    stage.freeze_coarse(6)
     kept, renewed = (critic.state() for critic in stage.critics)
     assert differing(before[0], kept) == []
     assert set(differing(before[1], renewed)) >= set(differing(before[1], new))
@@ -187,9 +188,9 @@ def test_samples_have_a_new_discriminator_once_coarser_layers_are_at_rest(faces,
 
     # by itself, at that step and no other, and gone on with as it was
     steps(other, range(7))
-    assert int(other._renewed) == 6
-    _, _, weight, on_samples, _ = other._rates(6)
-    assert on_samples == 0 < weight
+    assert int(other.frozen_at) == 6
+    schedule = other.schedule(6)
+    assert schedule.samples_strength == 0 < schedule.strength
     save_state(tmp_path / "state.safetensors", other.state(), {})
     again = finish(faces, RESIDUAL)
     again.budget.num_steps = 10
@@ -197,7 +198,7 @@ def test_samples_have_a_new_discriminator_once_coarser_layers_are_at_rest(faces,
     for found, wanted in zip(steps(again, (7, 8, 9)), steps(other, (7, 8, 9)), strict=True):
         assert found.equal(wanted)
     assert differing(again.state(), other.state()) == []
-    assert int(other._renewed) == 6
+    assert int(other.frozen_at) == 6
 
 
 def test_the_penalty_is_taken_at_steps_that_their_numbers_name(faces, monkeypatch):
@@ -212,12 +213,12 @@ def test_the_penalty_is_taken_at_steps_that_their_numbers_name(faces, monkeypatc
 
 def test_samples_of_the_prior_depend_on_seed_and_step_alone(faces):
     stage = finish(faces)
-    in_order = [stage._samples(i) for i in range(20)]
+    in_order = [stage.samples(i) for i in range(20)]
     other = finish(faces)
     for i in (18, 3, 0):
-        assert other._samples(i).equal(in_order[i])
+        assert other.samples(i).equal(in_order[i])
     assert not in_order[0].equal(in_order[1])
-    assert not finish(faces, seed=6)._samples(0).equal(in_order[0])
+    assert not finish(faces, seed=6).samples(0).equal(in_order[0])
 
 
 def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
@@ -232,7 +233,7 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
         stage.step(100)  # past the warm-up
         with torch.no_grad():
             mean, _ = stage.vae.encode(stage.batches(100))
-            made = [(d(mean), d(stage._samples(100), 1.0)) for d in (before, stage.decoder)]
+            made = [(d(mean), d(stage.samples(100), 1.0)) for d in (before, stage.decoder)]
             was, now = (
                 torch.cat([c.network(p)[0] for c, p in zip(stage.critics, parts, strict=True)])
                 for parts in made
@@ -244,16 +245,16 @@ def test_the_decoder_is_swayed_by_the_discriminator_as_its_weight_says(faces):
 
 
 def test_each_kind_of_pictures_has_a_discriminator_of_its_own(faces, monkeypatch):
-    learned, learn = [], Critic.learn
+    updates, update = [], Critic.update
 
     def watched(critic, real, made, **how):
-        learned.append((critic, real, made))
-        return learn(critic, real, made, **how)
+        updates.append((critic, real, made))
+        return update(critic, real, made, **how)
 
-    monkeypatch.setattr(Critic, "learn", watched)
+    monkeypatch.setattr(Critic, "update", watched)
     stage = finish(faces, RESIDUAL, batch_size=4)
     stage.step(0)
-    (first, real, reconstructions), (second, same, samples) = learned
+    (first, real, reconstructions), (second, same, samples) = updates
     assert (first, second) == stage.critics
     assert real.equal(same)
     assert len(real) == len(reconstructions) == len(samples) == 4
@@ -261,16 +262,16 @@ def test_each_kind_of_pictures_has_a_discriminator_of_its_own(faces, monkeypatch
 
 
 def test_features_of_photographs_are_told_of_each_kind_by_one_of_its_own(faces, monkeypatch):
-    learned, learn = [], ProjectedCritic.learn
+    updates, update = [], ProjectedCritic.update
 
     def watched(critic, real, made):
-        learned.append((critic, real, made))
-        return learn(critic, real, made)
+        updates.append((critic, real, made))
+        return update(critic, real, made)
 
-    monkeypatch.setattr(ProjectedCritic, "learn", watched)
+    monkeypatch.setattr(ProjectedCritic, "update", watched)
     stage = finish(faces, RESIDUAL, batch_size=4)
     stage.step(0)
-    (first, real, reconstructions), (second, same, samples) = learned
+    (first, real, reconstructions), (second, same, samples) = updates
     assert (first, second) == stage.projected
     assert all(a.equal(b) for a, b in zip(real, same, strict=True))
     for made in (reconstructions, samples):
@@ -279,26 +280,24 @@ def test_features_of_photographs_are_told_of_each_kind_by_one_of_its_own(faces, 
     assert not reconstructions[0].allclose(samples[0], atol=0.05)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(0, "_PROJECTED"), (1, "_PROJECTED_ON_SAMPLES")])
-def test_the_decoder_is_swayed_by_what_is_told_by_features(faces, monkeypatch, kind, name):
-    for other in ("_VERDICT", "_VERDICT_ON_SAMPLES", "_PROJECTED", "_PROJECTED_ON_SAMPLES"):
-        monkeypatch.setattr(adversary, other, 0.0)
+@pytest.mark.parametrize(("kind", "name"), [(0, "projected"), (1, "projected_samples")])
+def test_the_decoder_is_swayed_by_what_is_told_by_features(faces, kind, name):
+    without = LossWeights(adversarial=0, adversarial_samples=0, projected=0, projected_samples=0)
 
     def rise(weight):
         """How much more a step's own pictures are taken for faces after it."""
-        stage = finish(faces, RESIDUAL, batch_size=4)
+        stage = finish(faces, RESIDUAL, weights=without, batch_size=4)
         stage.budget.num_steps = 10**6  # no cool-down
         for index in range(12):  # until they can tell
             stage.step(index)
-        monkeypatch.setattr(adversary, name, weight)
+        stage.weights = replace(without, **{name: weight})
         before = copy.deepcopy(stage.decoder)
         stage.step(100)  # past the warm-up
-        monkeypatch.setattr(adversary, name, 0.0)
         with torch.no_grad():
             mean, _ = stage.vae.encode(stage.batches(100))
-            latents, texture = ((mean, 0.0), (stage._samples(100), 1.0))[kind]
+            latents, texture = ((mean, 0.0), (stage.samples(100), 1.0))[kind]
             was, now = (
-                stage.projected[kind].judge(stage._projection(d(latents, texture)))
+                stage.projected[kind].generator_loss(stage.projection(d(latents, texture)))
                 for d in (before, stage.decoder)
             )
         return (was - now).item()
@@ -321,20 +320,22 @@ def test_a_step_that_is_not_sound_for_one_by_features_leaves_the_decoder_alone(f
 
 def test_samples_stay_coarsely_what_they_were(faces):
     stage = finish(faces, replace(RESIDUAL, size=64), batch_size=4)
-    latents = stage._samples(0)
+    latents = stage.samples(0)
     with torch.no_grad():
         made = stage.decoder(latents)
     columns = torch.arange(64)
     texture, bars = (0.1 * (-1.0) ** (columns // width) for width in (1, 4))
 
-    def strayed() -> list[float]:
+    def drifts() -> list[float]:
         changed = (made, made + texture, made + bars, made - 0.1)
-        return [stage._strayed(latents, images).item() for images in changed]
+        return [stage.sample_drift(latents, images).item() for images in changed]
 
     nothing, everything = pytest.approx(0, abs=1e-4), pytest.approx(0.01, rel=0.05)
-    assert strayed() == [nothing, nothing, everything, everything]
-    stage._renew(0)  # coarser layers rest, and bars within a square of 8 x 8 px may be mended
-    assert strayed() == [nothing, nothing, nothing, everything]
+    assert drifts() == [nothing, nothing, everything, everything]
+    stage.freeze_coarse(
+        0
+    )  # coarser layers rest, and bars within a square of 8 x 8 px may be mended
+    assert drifts() == [nothing, nothing, nothing, everything]
 
 
 def test_a_perceptual_distance_holds_reconstructions_to_what_it_measures(faces):
@@ -345,8 +346,7 @@ def test_a_perceptual_distance_holds_reconstructions_to_what_it_measures(faces):
         seen.append((made.shape, real.shape))
         return 1e6 * made.mean((1, 2, 3))
 
-    stage = finish(faces, RESIDUAL)
-    stage._perceptual = darkness
+    stage = finish(faces, RESIDUAL, perceptual=darkness)
     stage.budget.num_steps = 10**6
     before = copy.deepcopy(stage.decoder)
     stage.step(0)
@@ -386,10 +386,10 @@ def test_a_checkerboard_has_more_energy_than_noise_light_and_edges(size):
         assert checkerboard_energy(edge).item() < energy
 
 
-def test_a_checkerboard_goes_sooner_than_by_its_error_alone(faces, monkeypatch):
+def test_a_checkerboard_goes_sooner_than_by_its_error_alone(faces):
     def left(weight):
-        monkeypatch.setattr(adversary, "_CHECKERBOARD", weight)
-        stage = finish(faces, RESIDUAL, finish_weight=0.0)
+        weights = LossWeights(checkerboard=weight)
+        stage = finish(faces, RESIDUAL, weights=weights, finish_weight=0.0)
         stage.budget.num_steps = 10**6  # no cool-down
         with torch.no_grad():  # the biases of a pixel's four places, one colour after another
             bias = stage.decoder.convolutions[-3].bias

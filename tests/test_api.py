@@ -10,9 +10,10 @@ from PIL import Image
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 
 import facevae
+from facevae import errors
 from facevae.api import Model
 from facevae.bundle import save
-from facevae.errors import FacevaeError, ImageError, UsageError
+from facevae.errors import FacevaeError, ImageError, NoFaceError, UsageError
 from facevae.images import to_pixels
 from facevae.latents import decode, encode_pixels, latents_of_seeds, morph
 
@@ -34,6 +35,7 @@ import facevae
 before = sorted(sys.modules)
 names = dir(facevae)
 assert facevae.__version__
+assert facevae.UsageError
 light = sorted(sys.modules)
 facevae.load
 print(json.dumps([before, names, light, "torch" in sys.modules]))
@@ -56,8 +58,15 @@ def test_the_package_has_what_it_names_and_nothing_else():
         assert getattr(facevae, name)
     assert facevae.__version__ == version("facevae")
     assert facevae.FacevaeError is FacevaeError
+    kinds = {name for name, kind in vars(errors).items() if _is_public_error(kind)}
+    assert kinds <= set(facevae.__all__)
+    assert all(getattr(facevae, name) is getattr(errors, name) for name in kinds)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = facevae.nothing
+
+
+def _is_public_error(value):
+    return isinstance(value, type) and issubclass(value, FacevaeError)
 
 
 # ---------------------------------------------------------------- loading
@@ -156,8 +165,10 @@ def test_aligning_finds_the_face_of_a_photo():
     with Image.open(PORTRAIT) as photo:
         assert model.align(photo) == from_path
     assert from_path.size == (128, 128)
-    with pytest.raises(ImageError, match="no --face 2"):
+    with pytest.raises(ImageError, match=r"has 1 face, so there is no face=2$"):
         model.align(str(PORTRAIT), face=2)
+    with pytest.raises(NoFaceError, match=r"^the picture: no face found; crop closer$"):
+        model.align(Image.new("RGB", (200, 200)))
 
 
 def test_without_a_framing_a_photo_is_its_centred_square(model):
@@ -177,7 +188,20 @@ def test_without_a_framing_a_photo_is_its_centred_square(model):
         lambda m: m.morph(m.sample(2), m.sample(2)),
         lambda m: m.morph(*m.sample(2), steps=1),
         lambda m: m.edit(m.sample(1), {"wings": 1.0}),
+        lambda m: m.edit(m.sample(1), {"smile": 1.0}, keep=["wings"]),
+        lambda m: m.edit(m.sample(1), {"smile": 1.0}, keep=["smile"]),
+        lambda m: m.edit(m.sample(1), {"smile": 1.0, "Smiling": 1.0}),
+        lambda m: m.sample(1, guidance=12),
+        lambda m: m.sample(1, guidance="strong"),
+        lambda m: m.sample(1, temperature="hot"),
         lambda m: m.sample(-1),
+        lambda m: m.sample(1.5),
+        lambda m: m.sample(1, seed=0.5),
+        lambda m: m.morph(*m.sample(2), steps=2.5),
+        lambda m: m.morph(*m.sample(2), path="foo"),
+        lambda m: m.decode(m.sample(1), texture="fine"),
+        lambda m: m.align(PORTRAIT, face=1.5),
+        lambda _: facevae.load(device="abacus"),
         lambda m: m.sample(2, seed=-1),
         lambda m: m.sample(2, seed=2**63 - 1),
         lambda m: m.align(PORTRAIT, face=0),
@@ -188,7 +212,29 @@ def test_what_cannot_be_meant_is_said_in_one_line(model, wrong):
     with pytest.raises((UsageError, ImageError)) as caught:
         wrong(model)
     assert len(str(caught.value).splitlines()) == 1
-    assert "--attr" not in str(caught.value)
+    assert "--" not in str(caught.value)  # options are the command line's words
+
+
+def test_arguments_are_named_as_python_has_them(model):
+    latents = model.sample(2)
+    for call, message in (
+        (lambda: model.sample(1, guidance=12), "guidance=12: must be 0 to 10"),
+        (lambda: model.edit(latents, {"wings": 1}), "attribute=wings: this model knows"),
+        (lambda: model.edit(latents, {"smile": 1}, keep=["x"]), "keep=x: "),
+        (lambda: facevae.load(device="abacus"), "device=abacus: must be auto, cpu"),
+        (lambda: model.morph(*latents, path="foo"), "morph(path='foo'): must be 'slerp' or 'lerp'"),
+        (lambda: model.morph(*latents, steps=2.5), "morph(steps=2.5): must be a whole number"),
+        (lambda: model.sample(1.5), "sample(1.5, seed=0): a count and seeds are whole numbers"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert str(caught.value).startswith(message)
+
+
+def test_whole_numbers_may_be_numpys(model):
+    a, b = model.sample(np.int64(2), seed=np.int64(3))
+    assert model.sample(2, seed=3).equal(torch.stack([a, b]))
+    assert len(model.morph(a, b, steps=np.int64(3))) == 3
 
 
 # ---------------------------------------------------------------- what is refused
@@ -246,3 +292,12 @@ def test_encode_takes_no_path_and_says_what_does(model, given):
 def test_align_takes_pictures_and_paths(model):
     with PORTRAIT.open("rb") as file, pytest.raises(ImageError, match="neither a PIL image nor"):
         model.align(file)
+
+
+def test_numbers_may_be_tensors_and_arrays_without_dimensions(model):
+    latents = model.sample(torch.tensor(2), seed=np.int64(3), temperature=torch.tensor(0.5))
+    assert latents.equal(model.sample(2, seed=3, temperature=0.5))
+    images = model.decode_images(latents, texture=torch.tensor(0.5))
+    assert images.equal(model.decode_images(latents, texture=0.5))
+    path = model.morph(latents[0], latents[1], steps=np.array(3))
+    assert path.equal(model.morph(latents[0], latents[1], steps=3))

@@ -74,26 +74,24 @@ def test_a_unique_part_of_a_name_will_do_for_everyday_words_too(wanted, name):
 
 
 def test_of_an_unknown_attribute_the_nearest_are_named_by_any_of_their_words():
-    with pytest.raises(UsageError, match="--attr Eyeglases: did you mean Eyeglasses"):
+    with pytest.raises(UsageError, match="attribute=Eyeglases: did you mean Eyeglasses"):
         match_attribute("Eyeglases", NAMES)
-    with pytest.raises(
-        UsageError, match=r"--keep gendr: did you mean gender\? `facevae attributes"
-    ):
-        match_attribute("gendr", ["Male", "Smiling"], "--keep")
+    with pytest.raises(UsageError, match=r"keep=gendr: did you mean gender\? `facevae attributes"):
+        match_attribute("gendr", ["Male", "Smiling"], "keep")
     with pytest.raises(UsageError) as caught:
         match_attribute("smlie", ["Male", "Smiling"])
     assert "did you mean smile or Male? " in str(caught.value), "each attribute once"
 
 
 def test_where_none_is_near_all_are_listed():
-    with pytest.raises(UsageError, match="--attr zebra: this model knows") as caught:
+    with pytest.raises(UsageError, match="attribute=zebra: this model knows") as caught:
         match_attribute("zebra", NAMES)
     assert all(name in str(caught.value).partition("knows ")[2] for name in NAMES)
 
 
 def test_the_option_that_names_it_is_named():
-    with pytest.raises(UsageError, match=r"^--keep nothing: "):
-        match_attribute("nothing", NAMES, "--keep")
+    with pytest.raises(UsageError, match=r"^keep=nothing: "):
+        match_attribute("nothing", NAMES, "keep")
 
 
 def test_a_part_of_several_names_offers_those():

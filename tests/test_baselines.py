@@ -1,4 +1,4 @@
-"""Eigenfaces against a plain decomposition, and the autoencoder against the VAE it is compared with."""
+"""Eigenfaces against a plain decomposition, and the autoencoder against the VAE."""
 
 import dataclasses
 import json
@@ -25,15 +25,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def noise():
-    """200 pictures of 32 px along 12 directions of falling strength, with noise about them."""
-    draw = np.random.default_rng(0)
-    bases = draw.normal(size=(12, 32 * 32 * 3)) * (40 * 0.8 ** np.arange(12))[:, None]
-    values = 128 + draw.normal(size=(200, 12)) @ bases + draw.normal(size=(200, 32 * 32 * 3))
+    """200 pictures of 32 px: 12 directions of decreasing strength, plus noise."""
+    rng = np.random.default_rng(0)
+    bases = rng.normal(size=(12, 32 * 32 * 3)) * (40 * 0.8 ** np.arange(12))[:, None]
+    values = 128 + rng.normal(size=(200, 12)) @ bases + rng.normal(size=(200, 32 * 32 * 3))
     pixels = values.clip(0, 255).astype(np.uint8).reshape(200, 32, 32, 3)
     return Faces(pixels, [str(i) for i in range(200)], np.arange(180), np.arange(180, 200), [], "")
 
 
-def plain(faces):
+def decomposed(faces):
     images = from_pixels(torch.from_numpy(faces.pixels[faces.train])).flatten(1).double()
     mean = images.mean(0)
     _, values, rows = torch.linalg.svd(images - mean, full_matrices=False)
@@ -41,11 +41,11 @@ def plain(faces):
 
 
 def test_eigenfaces_are_the_principal_components(noise, monkeypatch):
-    # as with many faces: the first guess is made of some, and a batch does not hold all
+    # as with many faces: the initial guess is from a subset, and a batch does not hold all
     monkeypatch.setattr(baselines, "_NUM_FIRST", 40)
     monkeypatch.setattr(baselines, "_CHUNK", 32)
     fitted = fit_eigenfaces(noise, noise.train, 8, CPU)
-    mean, deviations, rows = plain(noise)
+    mean, deviations, rows = decomposed(noise)
     torch.testing.assert_close(fitted.mean.double(), mean, atol=1e-5, rtol=0)
     torch.testing.assert_close(fitted.deviations.double(), deviations[:8], rtol=2e-3, atol=0)
     overlap = (fitted.components.double() @ rows[:8].T).abs()
@@ -54,7 +54,7 @@ def test_eigenfaces_are_the_principal_components(noise, monkeypatch):
 
 def test_eigenfaces_reconstruct_as_well_as_any_plane_can(noise):
     fitted = fit_eigenfaces(noise, noise.train, 8, CPU)
-    mean, _, rows = plain(noise)
+    mean, _, rows = decomposed(noise)
     images = next(batches_of(noise, noise.held_out, CPU))
     centred = images.flatten(1).double() - mean
     best = (mean + centred @ rows[:8].T @ rows[:8]).clamp(0, 1).view_as(images)
@@ -110,7 +110,7 @@ def test_the_autoencoder_has_the_models_network_training_and_prior(tmp_path, fac
     assert run.folder.parent == tmp_path
 
 
-def test_the_autoencoder_of_a_finished_model_that_time_ended_is_trained_as_long(tmp_path, faces):
+def test_the_autoencoder_of_a_model_trained_by_time_gets_as_many_epochs(tmp_path, faces):
     bundle = tiny_bundle()
     timed = dataclasses.replace(TRAIN, stages=STAGES, max_seconds=60.0)
     bundle.provenance = {"train": json.loads(json.dumps(timed.to_dict())), "epochs": 7}
@@ -118,22 +118,20 @@ def test_the_autoencoder_of_a_finished_model_that_time_ended_is_trained_as_long(
     assert run.train == dataclasses.replace(TRAIN, kl_weight=0.0, epochs=7)
 
 
-@pytest.mark.parametrize("said", [None, "text", [1]])
-def test_a_model_that_does_not_say_how_it_was_trained_is_taken_for_a_usual_one(
-    tmp_path, faces, said
-):
+@pytest.mark.parametrize("provenance", [None, "text", [1]])
+def test_a_model_without_training_settings_gets_the_defaults(tmp_path, faces, provenance):
     bundle = tiny_bundle()
-    bundle.provenance = {"train": said}
+    bundle.provenance = {"train": provenance}
     assert autoencoder_run(bundle, faces, tmp_path, CPU).train == TrainConfig(kl_weight=0.0)
 
 
-def test_without_a_fitted_prior_it_gets_a_gaussian_since_its_latents_have_no_scale(tmp_path, faces):
+def test_instead_of_a_standard_normal_prior_the_autoencoder_gets_a_fitted_gaussian(tmp_path, faces):
     bundle = tiny_bundle()
     bundle.provenance = {"train": TRAIN.to_dict() | {"prior": "normal"}}
     assert autoencoder_run(bundle, faces, tmp_path, CPU).train.prior == "gaussian"
 
 
-def test_more_epochs_go_on_in_the_same_folder_and_other_settings_in_another(tmp_path, faces):
+def test_more_epochs_share_a_folder_and_other_settings_get_another(tmp_path, faces):
     bundle = tiny_bundle()
     bundle.provenance = {"train": TRAIN.to_dict()}
     folder = autoencoder_run(bundle, faces, tmp_path, CPU).folder
@@ -145,19 +143,19 @@ def test_more_epochs_go_on_in_the_same_folder_and_other_settings_in_another(tmp_
 
 
 def test_an_autoencoder_has_no_spread_before_and_after_training(tmp_path, faces):
-    plainly = dataclasses.replace(TRAIN, kl_weight=0.0, prior="gaussian")
-    bundle = train(tiny_run(tmp_path / "run", faces, train=plainly), Ear())
+    config = dataclasses.replace(TRAIN, kl_weight=0.0, prior="gaussian")
+    bundle = train(tiny_run(tmp_path / "run", faces, train=config), Ear())
     mean, logvar = posteriors(bundle.vae, batches_of(faces, faces.train, CPU))
     assert (logvar == -30).all()
-    # so that its prior is as wide as the latents are, of mirrored faces too, and no wider
+    # so the prior is as wide as the latents, including those of mirrored faces, and no wider
     drawn = bundle.prior(torch.randn(20_000, CONFIG.latent_dim))
     assert (drawn.std(0) < 1.5 * mean.std(0)).all()
-    assert mean.std(0).max() < 0.9  # less than the deviation of 1 that a posterior could add
+    assert mean.std(0).max() < 0.9  # less than the deviation of 1 that posteriors could add
     again = load(tmp_path / "run" / "model.safetensors")
     assert differing(tensors_of(bundle), tensors_of(again)) == []
 
 
-def test_without_a_kl_divergence_faces_come_back_better(tmp_path, faces):
+def test_without_a_kl_divergence_reconstructions_are_better(tmp_path, faces):
     figures = {}
     for weight in (1.0, 0.0):
         config = dataclasses.replace(TRAIN, epochs=12, kl_weight=weight, prior="gaussian")
@@ -166,7 +164,7 @@ def test_without_a_kl_divergence_faces_come_back_better(tmp_path, faces):
     assert figures[0.0] < figures[1.0]
 
 
-def test_an_autoencoder_that_was_stopped_ends_as_one_that_was_not(tmp_path, faces):
+def test_a_resumed_autoencoder_is_identical_to_one_never_stopped(tmp_path, faces):
     config = dataclasses.replace(TRAIN, kl_weight=0.0)
     whole = train(tiny_run(tmp_path / "whole", faces, train=config), Ear())
 

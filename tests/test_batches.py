@@ -1,4 +1,4 @@
-"""A batch depends on its step alone; a pass shows every training face once, and no other."""
+"""A batch depends only on its step; a pass shows every training face once, and no others."""
 
 import threading
 from functools import partial
@@ -19,7 +19,7 @@ TRAIN = [row for row in range(NUM_FACES) if row not in HELD_OUT]
 
 @pytest.fixture
 def faces():
-    """Faces that tell their row by their red, and whether they are mirrored by their green."""
+    """Faces whose red encodes their row, and whose green shows whether they are mirrored."""
     pixels = np.zeros((NUM_FACES, 8, 8, 3), np.uint8)
     pixels[..., 0] = np.arange(NUM_FACES)[:, None, None]
     pixels[:, :, :4, 1] = 255
@@ -118,9 +118,9 @@ def test_images_are_floats_from_0_to_1(faces):
 
 
 def test_batches_that_are_gathered_ahead_are_the_same(faces):
-    """As they are where faces do not fit on a GPU: there is none here, so that alone is put in."""
+    """As if faces did not fit on a GPU; this machine has none, so only that part is replaced."""
     batches, plain = (Batches(faces, 5, seed=3, device=CPU) for _ in range(2))
-    batches._ahead = Ahead(batches._gathered, batches._rows_of, 3)
+    batches._ahead = Ahead(batches._gather, batches._rows_of, 3)
     for step in (*range(12), 30, 31, 33, 36, 2, 3, 3):
         assert batches(step).equal(plain(step))
 
@@ -134,7 +134,7 @@ def test_of_batches_that_were_gathered_ahead_few_are_on_their_way_at_once(faces,
 
     monkeypatch.setattr(facevae.batches, "milestone", milestone)
     batches = Batches(faces, 5, seed=3, device=CPU)
-    batches._ahead = Ahead(batches._gathered, batches._rows_of, 3)
+    batches._ahead = Ahead(batches._gather, batches._rows_of, 3)
     for step in range(10):
         batches(step)
         assert len(queued) - len(done) <= 3

@@ -107,7 +107,7 @@ def test_a_licence_is_what_was_asked_for_or_what_the_model_carries(bundle):
     bundle.provenance["terms"] = ""
     assert licence_of(bundle) == Licence("unknown")
     for wrong in ("other", "M I T", "", "a\nb"):
-        with pytest.raises(UsageError, match="--license"):
+        with pytest.raises(UsageError, match="license"):
             licence_of(bundle, wrong)
 
 

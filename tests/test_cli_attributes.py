@@ -82,8 +82,16 @@ def test_a_list_for_programs_has_every_figure(run):
         zip(values["attributes"], bundle.attributes, strict=True)
     ):
         assert set(record) == {
-            *("name", "num_positives", "num_negatives", "accuracy", "correlation"),
-            *("continuous", "unit", "method", "spread", "correlations"),
+            "name",
+            "num_positives",
+            "num_negatives",
+            "accuracy",
+            "correlation",
+            "continuous",
+            "unit",
+            "method",
+            "spread",
+            "correlations",
         }
         assert record["num_positives"] == attribute.num_positives
         assert record["accuracy"] == attribute.accuracy
@@ -214,9 +222,8 @@ def test_labelled_photos_teach_all_that_their_table_has(run):
     Path("photos/torn.png").write_bytes(b"no picture")
     with Path("labels.csv").open("a") as file:
         file.write("\ntorn.png,1,30,word\nnobody.png,1,30,word")
-    done = run(
-        *("attributes", "learn", "m.safetensors", "photos", "--labels", "labels.csv", "--json")
-    )
+    command = ("attributes", "learn", "m.safetensors", "photos", "--labels", "labels.csv")
+    done = run(*command, "--json")
     values = json.loads(done.stdout)
     assert values["learned"] == ["Spectacled", "Years"]
     assert [s.partition(":")[0] for s in values["skipped"]] == ["photos/torn.png"]
@@ -292,7 +299,7 @@ def test_of_few_photos_and_of_a_name_that_was_taken_one_is_told(run):
     done = learn("--name", "Ears", "--with", "photos")
     assert "warning" not in done.stderr
     done = learn("--name", "Smiling", "--with", "photos")
-    assert "warning: Smiling: what was known of that before is replaced" in done.stderr
+    assert "warning: Smiling: replaced, the model had an attribute of that name" in done.stderr
 
 
 def test_attributes_that_labels_cannot_teach_are_named(run):
@@ -316,8 +323,8 @@ def test_where_hardly_a_labelled_face_is_without_it_one_is_told(run):
 
 
 REFUSED = {
-    (): "--labels, or photos with --with",
-    ("--labels", "labels.csv", "--with", "with"): "one or the other",
+    (): "either --labels, or photos with --with",
+    ("--labels", "labels.csv", "--with", "with"): "give either --labels",
     ("--without", "without"): "--with",
     ("--with", "with"): "--name",
     ("--with", "with", "--name", ""): "--name",
@@ -325,7 +332,7 @@ REFUSED = {
     ("--with", "with", "--name", "big,ears"): "--name",
     ("--with", "with", "--name", "None"): "--name",
     ("--with", "with", "--name", "all"): "--name",
-    ("photos", "--with", "with", "--name", "X"): "photos: DATA is for --labels; give photos",
+    ("photos", "--with", "with", "--name", "X"): "photos: DATA is for --labels; give photos with",
     ("--labels", "labels.csv", "--name", "X"): "--name",
     ("--labels", "labels.csv", "--without", "without"): "--without",
     ("--labels", "labels.csv"): "training set is not on this machine",
@@ -373,7 +380,7 @@ def test_the_model_in_the_package_is_never_written(run, model):
     before = (path.read_bytes(), path.stat().st_mtime_ns)
     for _ in range(2):
         done = run("attributes", "learn", model, *SORTED[3:], "--no-align", code=2)
-        assert "default: stays as it is; name the model to write with -o" in done.stderr
+        assert "default: cannot be changed; name a file to write with -o" in done.stderr
         save(tiny_bundle(), Path("default/model.safetensors"))  # another of that name, here
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 

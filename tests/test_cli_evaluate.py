@@ -1,4 +1,4 @@
-"""`eval`: tables, JSON, pictures, baselines, and what is refused."""
+"""`eval`: tables, JSON, pictures, baselines and errors."""
 
 import contextlib
 import io
@@ -42,7 +42,7 @@ class Done:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """`faces/`, `run/` trained on them, `others/`, and `tiny.safetensors` that knows neither."""
+    """`faces/`, `run/` trained on them, `others/`, and `tiny.safetensors`, trained on neither."""
     root = tmp_path_factory.mktemp("eval")
     for folder, first in (("faces", 0), ("others", 100)):
         (root / folder).mkdir()
@@ -54,7 +54,7 @@ def place(tmp_path_factory):
 
 
 def command(place: Path, *arguments: object, code: int = 0, plots: bool = False) -> Done:
-    """The command line as `main` runs it; in this process, since another takes seconds to begin."""
+    """Run the command line in this process, since a new process takes seconds to start."""
     out, err = io.StringIO(), io.StringIO()
     settings = {"FACEVAE_CACHE": str(place / "cache"), "COLUMNS": "100"}
     with (
@@ -66,7 +66,7 @@ def command(place: Path, *arguments: object, code: int = 0, plots: bool = False)
         patch.setattr(sys, "argv", ["facevae", *map(str, arguments)])
         for name, value in settings.items():
             patch.setenv(name, value)
-        if not plots:  # matplotlib takes longer than all the rest
+        if not plots:  # importing matplotlib takes longer than the rest
             patch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(SystemExit) as ended:
             main()
@@ -95,7 +95,7 @@ def test_figures_have_their_counts_levels_and_crop(known):
     assert known["model"]["name"] == "run"
 
 
-def test_what_could_not_be_measured_is_null_with_a_reason(known):
+def test_unavailable_figures_are_null_with_a_reason(known):
     for name in ("fid", "kid", "lpips"):
         assert known[name] is None
         assert known["reasons"][name]
@@ -103,13 +103,13 @@ def test_what_could_not_be_measured_is_null_with_a_reason(known):
     assert known["reasons"]["fid"] == "--no-fid"
 
 
-def test_psnr_is_that_of_the_training(place, known):
+def test_figures_are_those_of_the_training(place, known):
     figures = json.loads(command(place, "info", "run", "--json").stdout)["provenance"]["figures"]
     for name in ("psnr", "mse", "sharpness", "kl_nats", "active_units"):
         assert known[name] == pytest.approx(figures[name], rel=1e-3), name
 
 
-def test_novelty_is_told_of_a_training_set_and_of_no_other(place, known):
+def test_novelty_is_measured_only_on_the_training_set(place, known):
     assert set(known["novelty"]) >= {"samples", "held_out", "ratio"}
     other = evaluated(place, "run", "others")
     assert other["novelty"] is None
@@ -125,11 +125,11 @@ def test_baselines_have_the_same_figures(known):
         assert set(figures["swd"]) == set(known["swd"])
         assert figures["kl"] is None
         assert figures["reasons"]["kl"]
-    # eigenfaces of four numbers beat a network that has seen next to nothing
+    # four eigenfaces are better than a network trained for two epochs on few faces
     assert known["baselines"]["pca"]["psnr"] > known["psnr"]
 
 
-def test_the_report_is_pictures_and_the_same_figures(place, known):
+def test_the_output_folder_has_pictures_and_the_same_figures(place, known):
     names = [*PICTURES, "samples-pca", "samples-ae"]
     assert {Path(p).name for p in known["outputs"]} == {f"{n}.png" for n in names} | {
         "figures.json"
@@ -153,15 +153,12 @@ def test_the_autoencoder_is_a_run_that_is_not_trained_again(place, known):
     again = evaluated(place, "run", "faces", "--baselines", "ae")
     assert again["baselines"]["ae"] == known["baselines"]["ae"]
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    # what was trained for longer is not passed off as what is asked for
+    # a run trained for longer is not used in place of a shorter one
     fewer = ("--baselines", "ae", "--baseline-epochs", 1, "--num-samples", 4, "--no-fid")
     done = command(place, "eval", "run", "faces", *fewer, code=2)
     assert "has been trained for 2 epochs, not 1; name another --baseline-dir" in done.stderr
-    elsewhere = evaluated(
-        place,
-        *("run", "faces", "--baselines", "ae"),
-        *("--baseline-epochs", 1, "--baseline-dir", "elsewhere"),
-    )
+    shorter = ("--baseline-epochs", 1, "--baseline-dir", "elsewhere")
+    elsewhere = evaluated(place, "run", "faces", "--baselines", "ae", *shorter)
     assert len(list((place / "elsewhere").glob("ae-*/model.safetensors"))) == 1
     assert elsewhere["baselines"]["ae"]["psnr"] != again["baselines"]["ae"]["psnr"]
 
@@ -175,7 +172,7 @@ def test_the_same_command_gives_the_same_figures_and_another_seed_others(place, 
     assert other["psnr"] == known["psnr"]
 
 
-def test_the_table_says_count_crop_and_feature_space(place):
+def test_the_table_states_count_crop_and_feature_space(place):
     done = command(place, "eval", "run", "faces", "--num-samples", 8, "--no-fid", "-q")
     assert "5 held-out faces, largest centred square, scaled to 32 × 32 px" in done.stdout
     assert "8 samples" in done.stdout
@@ -204,7 +201,7 @@ def test_histograms_are_drawn_where_there_is_matplotlib(place):
 
 
 @pytest.mark.skipif(not is_available(), reason="needs the extra 'plot'")
-def test_three_faces_are_enough_for_all_of_it(place):
+def test_three_faces_are_enough_for_all_figures(place):
     (place / "few").mkdir()
     for i in range(3):
         draw_face(i, 40).save(place / "few" / f"{i}.png")
@@ -224,7 +221,11 @@ def test_three_faces_are_enough_for_all_of_it(place):
         (("run", "nowhere"), 1, "nowhere: no such file or folder"),
         (("run", "report-of-nothing.txt"), 1, "no such file"),
         (("run", "hf://some/faces"), 1, "write it as hf://datasets/owner/name"),
-        (("run", "faces", "--baselines", "svm"), 2, "'svm' is none; name pca, ae or pca,ae"),
+        (
+            ("run", "faces", "--baselines", "svm"),
+            2,
+            "'svm' is not a baseline; name pca, ae or pca,ae",
+        ),
         (("run", "faces", "--baselines", "pca", "--split", "all"), 2, "would favour them"),
         (("run", "others", "--baselines", "pca"), 2, "not what the model was trained on"),
         (("run", "faces", "-o", "faces/report"), 2, "name another -o"),
@@ -234,13 +235,13 @@ def test_three_faces_are_enough_for_all_of_it(place):
         (("run", "faces", "--seed", 2**63 - 1), 2, "--seed"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(place, arguments, code, words):
+def test_invalid_input_is_refused_in_one_line(place, arguments, code, words):
     done = command(place, "eval", *arguments, "-q", code=code)
     assert words in " ".join(done.stderr.split())
     assert done.stdout == ""
 
 
-def test_a_report_that_cannot_be_written_ends_before_the_work(place):
+def test_an_output_folder_that_cannot_be_made_is_refused_before_the_work(place):
     (place / "locked").mkdir(exist_ok=True)
     (place / "locked" / "report").write_text("a file in the way")
     done = command(place, "eval", "run", "faces", "-o", "locked/report/deeper", code=1)
@@ -248,7 +249,7 @@ def test_a_report_that_cannot_be_written_ends_before_the_work(place):
     assert "Sampling" not in done.stderr
 
 
-def test_fid_that_is_asked_for_and_cannot_be_is_refused_and_not_left_out(place, monkeypatch):
+def test_fid_that_is_requested_but_unavailable_is_an_error(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     done = command(place, "eval", "run", "faces", "--fid", code=2)
     assert "--fid: needs the extra 'eval': pip install 'facevae[eval]'" in done.stderr
@@ -265,7 +266,7 @@ def test_damaged_pictures_are_left_out_and_named(place):
     assert "12 faces" in done.stdout
 
 
-def test_a_process_of_its_own_says_the_same(place, facevae: Command):
+def test_a_separate_process_gives_the_same_output(place, facevae: Command):
     model, folder = place / "tiny.safetensors", place / "others"
     done = facevae("eval", model, folder, "--num-samples", 4, "--no-fid", "--json")
     assert json.loads(done.stdout)["num_images"] == 48

@@ -1,7 +1,7 @@
-"""`reconstruct`, `sample`, `morph` and `arith`: each in a process of its own, then every option.
+"""`reconstruct`, `sample`, `morph` and `arith`: each in a separate process, then every option.
 
-What an option does is shown through the same entry point within this process, which saves the
-seconds that importing torch takes each time.
+The options are tested through the same entry point in this process, which saves importing torch
+for each test.
 """
 
 import json
@@ -238,7 +238,8 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(run, command, more, 
                 "-o",
                 "m.safetensors",
             ),
-            *(1, "no: no such file or folder"),
+            1,
+            "no: no such file or folder",
         ),
     ],
 )
@@ -552,7 +553,7 @@ def test_the_suffix_chooses_between_strips_and_moving_pictures(run):
         ("a.png", "b.png", "--path", "crooked"),
         ("a.png", "b.png", "-o", "m.jpg", "--animate"),
         ("a.png", "b.png", "--fps", "0"),
-        ("a.png", "b.png", "--fps", "20"),  # of a strip
+        ("a.png", "b.png", "--fps", "20"),  # the output is a strip
         ("a.png", "b.png", "--fps", "20", "-o", "m.gif", "--strip"),
     ],
 )
@@ -579,7 +580,9 @@ def test_what_is_said_of_photos_is_refused_where_there_is_none(run, said):
         ("reconstruct", "two.npz"),
     ):
         done = run(*arguments, *said, code=2)
-        assert done.stderr.splitlines()[-1].startswith(f"error: {' '.join(map(str, said))}: says")
+        assert done.stderr.splitlines()[-1].startswith(
+            f"error: {' '.join(map(str, said))}: is for photos"
+        )
     assert entries() == before
 
 
@@ -603,14 +606,9 @@ def test_names_are_forgiving_and_opposite_words_turn_the_direction(run):
 
 def test_attributes_repeat_each_with_its_alpha_or_one_for_all(run):
     run("arith", "a.png", "-a", "smile", "-a", "male", "--alpha", 2, "-o", "all.png")
-    run(
-        *("arith", "a.png", "-a", "smile", "-a", "male"),
-        *("--alpha", 2, "--alpha", 2, "-o", "each.png"),
-    )
-    run(
-        *("arith", "a.png", "-a", "smile", "-a", "male"),
-        *("--alpha", 2, "--alpha", 0, "-o", "first.png"),
-    )
+    both = ("arith", "a.png", "-a", "smile", "-a", "male")
+    run(*both, "--alpha", 2, "--alpha", 2, "-o", "each.png")
+    run(*both, "--alpha", 2, "--alpha", 0, "-o", "first.png")
     run("arith", "a.png", "-a", "smile", "--alpha", 2, "-o", "one.png")
     assert alike(pixels_of("all.png"), pixels_of("each.png"))
     assert alike(pixels_of("first.png"), pixels_of("one.png"))
@@ -676,7 +674,7 @@ def test_of_an_attribute_that_is_not_known_the_nearest_are_named_or_else_all(run
         ("-a", "smile", "-a", "male", "--sweep", "0:1:3", "--alpha", "1", "--alpha", "2"),
         ("-a", "smile", "-a", "male", "--sweep", "0:1:3", "--sweep", "0:1:3", "--alpha", "1"),
         ("-a", "smile", "--sweep", "0:1:3", "--sweep", "0:1:3"),
-        ("-a", "smile", *("-a", "male", "-a", "beard"), *("--sweep", "0:1:2") * 3),
+        ("-a", "smile", "-a", "male", "-a", "beard", *("--sweep", "0:1:2") * 3),
         ("-a", "smile", "-a", "male", "--sweep", "0:1:40", "--sweep", "0:1:40"),
         ("-a", "smile", "-a", "male", *("--sweep", "0:1:2") * 2, "--compare"),
         ("-a", "smile", "--sweep", "0:1:1001"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny import ATTRIBUTES, tiny_bundle
 
 from facevae import hub
@@ -179,3 +180,30 @@ def test_a_failure_of_ours_is_not_hidden(here, monkeypatch):
     monkeypatch.setattr(hub, "load_model", fail)
     with pytest.raises(RuntimeError, match="a mistake"):
         here("info")
+
+
+# ---------------------------------------------------------------- errors in the user's words
+
+
+def test_errors_name_options_as_they_are_typed(facevae, tmp_path, model):
+    Image.new("RGB", (64, 64)).save(tmp_path / "blank.png")
+    save(tiny_bundle(kind="normal"), tmp_path / "normal.safetensors")
+    no_face = "error: blank.png: no face found; crop closer"
+    arith = ("arith", "seed:0", "-m", model, "--attr")
+    for command, code, message in (
+        (("sample", "-n", 1, "--guidance", 2, "-m", "normal.safetensors"), 2, "--guidance 2: only"),
+        (("sample", "-n", 1, "--prior", "flow", "-m", "normal.safetensors"), 2, "--prior flow: "),
+        (("sample", "--device", "abacus"), 2, "--device abacus: must be auto, cpu"),
+        ((*arith, "wings"), 2, "--attr wings: this model knows "),
+        ((*arith, "smile", "--keep", "x"), 2, "--keep x: this model knows "),
+        (
+            ("reconstruct", "blank.png"),
+            1,
+            f"{no_face}, or take the picture as it is with --no-align",
+        ),
+        (("align", "blank.png", "-o", "faces"), 1, f"the first: {no_face.removeprefix('error: ')}"),
+    ):
+        told = facevae(*command, code=code).stderr.splitlines()[-1]
+        assert told.startswith("error: ")
+        assert message in told
+        assert ("--no-align" in told) == (command[0] == "reconstruct")

@@ -1,4 +1,4 @@
-"""`train`, in processes of its own: start, stop, go on, extend, refuse."""
+"""`train`, run in separate processes: start, stop, resume, extend, errors."""
 
 import json
 import os
@@ -27,14 +27,14 @@ TINY = ("--size", "32", "--latent-dim", "4", "--batch-size", "16")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with `faces/` and `labels.csv` to work in; plots cannot be drawn there."""
+    """A working directory with `faces/` and `labels.csv`, and a stand-in that hides matplotlib."""
     root = tmp_path_factory.mktemp("train")
     (root / "faces").mkdir()
     for i in range(40):
         draw_face(i, 40, glasses=i % 2 == 0).save(root / "faces" / f"{i:03}.png")
     rows = "".join(f"{i:03}.png,{int(i % 2 == 0)},{i},{'ab'[i % 2]}\n" for i in range(40))
     (root / "labels.csv").write_text("name,Eyeglasses,Age,Note\n" + rows)
-    # importing matplotlib takes seconds; where it is missing, all but the plots is the same
+    # importing matplotlib takes seconds; without it everything but the plots is the same
     (root / "no-plots" / "matplotlib").mkdir(parents=True)
     (root / "no-plots" / "matplotlib" / "__init__.py").write_text("raise ImportError\n")
     return root
@@ -70,7 +70,7 @@ def trained(place, *arguments, code: int = 0, plots: bool = False) -> subprocess
 
 @pytest.fixture(scope="module")
 def first(place):
-    """One whole training with labels and a flow, and all that it printed."""
+    """The completed process of one training with labels and a flow."""
     return trained(
         place,
         *("faces", *TINY, "--epochs", 2, "--prior-epochs", 1),
@@ -107,7 +107,7 @@ def test_a_run_leaves_a_model_its_figures_and_pictures_in_the_default_folder(pla
     assert {"curves.png", "latents.png", "samples.png", epochs[-1]["samples"]} <= names
 
 
-def test_a_run_tells_its_faces_epochs_figures_and_what_to_try(first):
+def test_a_run_prints_its_faces_epochs_figures_and_advice(first):
     values = json.loads(first.stdout)
     assert re.search(r"\d+ faces to train on, \d+ held out, at 32 × 32 px", first.stderr)
     assert "epoch 2: " in first.stderr
@@ -118,7 +118,7 @@ def test_a_run_tells_its_faces_epochs_figures_and_what_to_try(first):
     assert "pip install" not in first.stderr
 
 
-def test_a_finished_run_says_so_whatever_is_free_to_differ(place, first):
+def test_a_finished_run_is_not_trained_again_with_other_free_options(place, first):
     assert first.returncode == 0
     folder = place / "runs" / "faces-base"
     before = [(folder / name).read_bytes() for name in ("model.safetensors", "config.json")]
@@ -137,7 +137,7 @@ def test_a_finished_run_says_so_whatever_is_free_to_differ(place, first):
 
 
 @pytest.mark.usefixtures("first")
-def test_other_terms_and_half_precision_are_given_to_a_finished_run_too(place, tmp_path):
+def test_terms_and_half_precision_of_a_finished_run_can_be_changed(place, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(place / "runs" / "faces-base", folder)
     command = ("faces", *TINY, "--epochs", 2, "--prior-epochs", 1, "-o", folder)
@@ -152,7 +152,7 @@ def test_other_terms_and_half_precision_are_given_to_a_finished_run_too(place, t
 
 
 @pytest.mark.usefixtures("first")
-def test_a_finished_run_without_its_state_is_not_begun_anew(place, tmp_path):
+def test_a_finished_run_without_its_state_is_not_restarted(place, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(place / "runs" / "faces-base", folder)
     shutil.rmtree(folder / "state")
@@ -164,7 +164,7 @@ def test_a_finished_run_without_its_state_is_not_begun_anew(place, tmp_path):
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_labels_that_teach_nothing_are_refused_and_those_of_which_some_do_are_named(place):
+def test_constant_labels_are_refused_or_named(place):
     rows = "".join(f"{i:03}.png,1,{i % 2}\n" for i in range(40))
     (place / "same.csv").write_text("name,Same,Odd\n" + rows)
     (place / "alike.csv").write_text("name,Same\n" + "".join(f"{i:03}.png,1\n" for i in range(40)))
@@ -172,7 +172,7 @@ def test_labels_that_teach_nothing_are_refused_and_those_of_which_some_do_are_na
     refused = trained(place, *command, "--labels", "alike.csv", code=1)
     assert "nothing to learn" in refused.stderr
     done = trained(place, *command, "--labels", "same.csv")
-    assert "not learned, since all training faces have the same of them: Same" in done.stderr
+    assert "not learned, since all training faces have the same value: Same" in done.stderr
     known = load(place / "runs" / "same" / "model.safetensors").attributes
     assert [attribute.name for attribute in known] == ["Odd"]
 
@@ -196,11 +196,11 @@ def test_the_trained_model_serves_the_other_commands(place, first, facevae, tmp_
         assert picture.size == (32, 32)
 
 
-# ---------------------------------------------------------------- stop and go on
+# ---------------------------------------------------------------- stop and resume
 
 
 def wait_for_steps(process: subprocess.Popen, metrics: Path) -> None:
-    """Until the run has taken steps that were not in `metrics` before."""
+    """Wait until the run has recorded new steps in `metrics`."""
     before, begun = metrics.stat().st_size if metrics.exists() else 0, time.monotonic()
     while not metrics.exists() or metrics.stat().st_size <= before:
         assert process.poll() is None, process.communicate()
@@ -209,7 +209,7 @@ def wait_for_steps(process: subprocess.Popen, metrics: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_a_run_stopped_terminated_and_killed_ends_as_one_that_never_was(place):
+def test_an_interrupted_run_ends_as_one_that_never_was(place):
     command = ("faces", *TINY, "--epochs", 30, "--prior", "gaussian", "-o")
     folder = place / "stopped"
     for number, code in (
@@ -236,7 +236,9 @@ def test_a_run_stopped_terminated_and_killed_ends_as_one_that_never_was(place):
     assert differing(*map(tensors_of, bundles)) == []
     records = [read_metrics(place / name / "metrics.jsonl") for name in ("stopped", "whole")]
     epochs = [{r["step"]: r["psnr"] for r in part if r["event"] == "epoch"} for part in records]
-    both = epochs[0].keys() & epochs[1].keys()  # of those between it depends on the time
+    both = (
+        epochs[0].keys() & epochs[1].keys()
+    )  # which epochs in between are recorded depends on time
     assert both >= {min(epochs[1]), max(epochs[1])}
     assert [epochs[0][step] for step in both] == [epochs[1][step] for step in both]
     places = [(r["event"], r["step"]) for r in records[0]]
@@ -278,10 +280,10 @@ def test_odd_pictures_are_trained_on_and_unreadable_ones_are_left_out_and_counte
     assert all(name in named for name in ("cut.png", "text.png", "empty.jpg"))
 
 
-# ---------------------------------------------------------------- refused, or only told
+# ---------------------------------------------------------------- errors and dry runs
 
 
-def test_a_dry_run_tells_what_it_would_take_and_makes_nothing(place):
+def test_a_dry_run_prints_an_estimate_and_writes_nothing(place):
     before = set(place.rglob("*"))
     done = trained(place, "faces", *TINY, "--dry-run", "--json", "--cache-dir", "dry", "-o", "dry")
     values = json.loads(done.stdout)
@@ -293,23 +295,23 @@ def test_a_dry_run_tells_what_it_would_take_and_makes_nothing(place):
     assert set(place.rglob("*")) == before
 
 
-def test_a_dry_run_sees_that_labels_are_of_other_faces(place):
+def test_a_dry_run_refuses_labels_of_other_faces(place):
     (place / "others.csv").write_text("name,Smiling\nanna,1\nbert,0\n")
     done = trained(place, "faces", *TINY, "--dry-run", "--labels", "others.csv", code=1)
     assert "--labels: none belongs to a face" in done.stderr
     assert "labels like 'anna'" in done.stderr
 
 
-def test_a_dry_run_tells_that_memory_is_too_little(faces_folder, here, monkeypatch):
+def test_a_dry_run_warns_of_too_little_memory(faces_folder, here, monkeypatch):
     command = ("train", faces_folder, *TINY, "--stages", "vae", "--dry-run")
     assert "lower --batch-size" not in here(*command).stdout
     monkeypatch.setattr("facevae.memory.total_bytes", lambda _: 50_000_000)
     assert re.search(
-        r"GB, and there are 0\.1; lower --batch-size$", here(*command).stdout, re.MULTILINE
+        r"GB, of 0\.1 GB in all; lower --batch-size$", here(*command).stdout, re.MULTILINE
     )
 
 
-def test_a_dry_run_tells_of_the_stages_that_are_chosen_and_of_their_time(place):
+def test_a_dry_run_estimates_the_chosen_stages(place):
     options = [*("--stages", "vae,finish"), *("--max-time", "1m30s")]
     values = json.loads(trained(place, "faces", *TINY, *options, "--dry-run", "--json").stdout)
     assert values["prior_seconds"] == 0
@@ -339,7 +341,7 @@ print(json.dumps(found))
 
 
 def refusals(place: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
-    """Exit code and stderr of each command, which must leave nothing, all in one process."""
+    """Exit code and stderr of each command; all run in one process and must leave no files."""
     before = set(place.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
@@ -355,7 +357,7 @@ def refusals(place: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
     return [(code, err) for code, _, err in found]
 
 
-def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(place):
+def test_invalid_input_is_refused_in_one_line_and_leaves_nothing(place):
     (place / "void").mkdir()
     save(tiny_bundle(), place / "tiny.safetensors")
     expected = {
@@ -382,13 +384,13 @@ def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(place)
         assert said in err
 
 
-def test_a_file_is_no_folder_for_a_run_which_is_said_before_any_work(place):
+def test_a_file_as_run_folder_is_refused_before_any_work(place):
     refused = trained(place, "faces", *TINY, "-o", "labels.csv", "--cache-dir", "unused", code=1)
     assert refused.stderr.startswith("error: labels.csv: is a file")
     assert not (place / "unused").exists()
 
 
-def test_settings_that_cannot_be_meant_are_usage_errors(place):
+def test_invalid_settings_are_usage_errors(place):
     bad = [
         ["--size", "100"],
         ["--size", "512"],
@@ -428,7 +430,7 @@ def test_settings_that_cannot_be_meant_are_usage_errors(place):
         assert "Traceback" not in err
 
 
-def test_init_takes_the_network_of_the_model_it_goes_on_from(place):
+def test_init_takes_the_network_of_the_named_model(place):
     init = tiny_bundle(ModelConfig(32, 6, (8, 16)))
     save(init, place / "init.safetensors")
     done = trained(

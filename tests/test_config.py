@@ -1,4 +1,4 @@
-"""What can be meant is accepted, goes to JSON and back, and everything else is refused at once."""
+"""Valid settings are accepted and survive JSON; all others are refused when created."""
 
 import dataclasses
 import json
@@ -146,7 +146,7 @@ def test_the_paper_preset_is_the_paper():
 
 
 def test_an_unknown_preset_lists_those_there_are():
-    with pytest.raises(UsageError, match="--preset huge") as caught:
+    with pytest.raises(UsageError, match="preset=huge") as caught:
         preset("huge")
     assert all(name in str(caught.value) for name in PRESETS)
 

@@ -1,4 +1,4 @@
-"""Results go to stdout, talk to stderr, and nothing else happens to either."""
+"""Results go to stdout, messages to stderr, and nothing else is written to either."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_no_word_of_a_table_is_broken(capsys, monkeypatch):
     for width in range(20, 120):
         lines = shown(capsys, monkeypatch, width)
         assert words <= {word for line in lines for word in line.split()}, width
-        if width >= 45:  # what the words themselves need
+        if width >= 45:  # room for the longest words
             assert max(map(len, lines)) <= width
             assert "─" in lines[1] + lines[2]
 
@@ -190,7 +190,7 @@ def test_no_line_of_a_terminal_is_longer_than_it_is_wide(width, term):
     ) as process:
         os.close(end)
         shown = b""
-        with suppress(OSError):  # how a pseudo-terminal says that there is no more
+        with suppress(OSError):  # a pseudo-terminal's end of file
             while part := os.read(main, 4096):
                 shown += part
     os.close(main)

@@ -36,13 +36,13 @@ def test_samples_are_pinned_along_the_curve(tmp_path):
     save(draw_curves(some_records(), tmp_path), pinned)
     assert share_of(plain, MAGENTA) == 0
     assert share_of(pinned, MAGENTA) > 0.005
-    # the second picture is half the space of one more
+    # a third picture between them fills more of the panel
     Image.new("RGB", (128, 128), MAGENTA).save(tmp_path / "samples-0002.png")
     save(draw_curves(some_records(), tmp_path), plain)
     assert share_of(plain, MAGENTA) > 1.3 * share_of(pinned, MAGENTA)
 
 
-def test_samples_of_a_finish_are_not_pinned_to_a_divergence_that_it_does_not_change(tmp_path):
+def test_samples_of_a_finish_are_not_pinned_along_the_divergence(tmp_path):
     records = some_records()
     for step in range(5):
         finish = {"event": "epoch", "stage": "finish", "step": 40 + step, "psnr": 14.0}
@@ -53,7 +53,7 @@ def test_samples_of_a_finish_are_not_pinned_to_a_divergence_that_it_does_not_cha
 
 
 @pytest.mark.parametrize("num_epochs", [0, 1])
-def test_curves_of_hardly_anything_are_drawn(tmp_path, num_epochs):
+def test_curves_of_few_records_are_drawn(tmp_path, num_epochs):
     save(draw_curves(some_records(num_epochs), tmp_path), tmp_path / "curves.png")
     assert share_of(tmp_path / "curves.png", (255, 255, 255)) > 0.3
 
@@ -72,11 +72,11 @@ def test_the_losses_of_a_finish_have_panels_of_their_own():
     records = [{"event": "finish", **place, "generator_loss": 0.7, "mse": 0.1}]
     figure = draw_figures(records)
     drawn = {ax.get_ylabel(): [line.get_label() for line in ax.lines] for ax in figure.axes}
-    assert drawn["finish: loss of what is made"] == ["finish"]
+    assert drawn["finish: generator loss"] == ["finish"]
     assert drawn["mean squared error"] == ["finish"]
 
 
-def test_the_prior_s_losses_are_drawn_over_the_latents_it_has_seen():
+def test_losses_of_the_prior_are_drawn_over_the_latents_seen():
     place = {"event": "prior", "images": 10, "seconds": 1.0}
     steps = [{**place, "step": i, "latents": 1024 * i, "flow_loss": 1 / i} for i in (20, 40, 60)]
     steps[-1] |= {"train_flow_loss": 0.02, "held_out_flow_loss": 0.03}
@@ -85,7 +85,7 @@ def test_the_prior_s_losses_are_drawn_over_the_latents_it_has_seen():
         line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
     }
     assert drawn == {
-        "of steps": ([20480, 40960, 61440], [1 / 20, 1 / 40, 1 / 60]),
+        "training steps": ([20480, 40960, 61440], [1 / 20, 1 / 40, 1 / 60]),
         "training faces": ([61440], [0.02]),
         "held-out faces": ([61440], [0.03]),
     }

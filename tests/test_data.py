@@ -1,4 +1,4 @@
-"""A data set is the same wherever it is stored, converted once, and split by names alone."""
+"""A data set is the same however it is stored, converted once, and split by names alone."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def save_noise(path, seed, size=24):
 
 def pack(shard, folder):
     with tarfile.open(shard, "w") as tar:
-        # in an order of its own, to show that it does not matter
+        # in a different order, which must not matter
         for file in sorted(folder.rglob("*"), reverse=True):
             if file.is_file():
                 tar.add(file, file.relative_to(folder))
@@ -233,7 +233,7 @@ def test_one_face_is_held_out_where_chance_would_leave_a_side_empty(tmp_path, wa
 
 
 class Calls(list):
-    """Remembers how far each progress call said the work was."""
+    """Records the number done in each progress call."""
 
     def __call__(self, _task, done, total):
         self.append((done, total))
@@ -298,7 +298,7 @@ def test_an_interrupted_conversion_goes_on_with_what_is_left(tmp_path):
     assert (entry.size, entry.num_faces, entry.complete) == (32, 0, False)
     assert 0 < stopped[0] < 150
 
-    # what is done is not read again: it could not be, for nothing but its size and time is left
+    # converted pictures are not read again: these no longer hold anything but their size and time
     for i in range(stopped[0]):
         path = folder / f"{i:03}.png"
         status = path.stat()
@@ -405,7 +405,7 @@ def test_a_shard_that_is_cut_off_in_a_header_is_refused(tmp_path, left):
     with tarfile.open(whole, "w") as tar:
         for i in range(3):
             add_member(tar, f"{i}.png", png_bytes(i))
-            end = tar.offset  # where the next header is, or the end of the archive
+            end = tar.offset  # offset of the next header, or of the end of the archive
     content = whole.read_bytes()
     first = load(tmp_path, whole)
     assert len(first.train) + len(first.held_out) == 3
@@ -414,13 +414,13 @@ def test_a_shard_that_is_cut_off_in_a_header_is_refused(tmp_path, left):
     (tmp_path / "cut.tar").write_bytes(content[: last + left])
     with pytest.raises(DataError, match="cut off in the middle"):
         load(tmp_path, tmp_path / "cut.tar")
-    # archives that lack their end alone are read by all
+    # an archive that lacks only its end marker can be read
     (tmp_path / "endless.tar").write_bytes(content[:end])
     assert len(load(tmp_path, tmp_path / "endless.tar").skipped) == 0
 
 
 def declared(name, size, kind=tarfile.REGTYPE):
-    """A header alone that declares so many bytes."""
+    """A tar header without content that declares a file of this size."""
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
     return member.tobuf(tarfile.GNU_FORMAT) + bytes(512)
@@ -445,7 +445,7 @@ def test_a_shard_that_claims_what_cannot_be_is_one_line(tmp_path, content):
 
 
 def test_a_sparse_member_takes_no_more_memory_than_the_shard_holds(tmp_path):
-    """It says that it is 1 TB, of which nothing is stored."""
+    """A member that declares 1 TB but stores nothing."""
     sparse = bytearray(declared("sparse.png", 0, tarfile.GNUTYPE_SPARSE)[:512])
     sparse[483:495] = tarfile.itn(2**40, 12, tarfile.GNU_FORMAT)
     sparse[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(sparse))[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from facevae.discriminator import Augmentation, Discriminator, of_images, steepness
+from facevae.discriminator import Augmentation, Discriminator, mean_logit, penalty_logit
 from facevae.runtime import generator
 
 
@@ -32,8 +32,8 @@ def test_a_patch_is_judged_by_what_is_within_28_pixels():
 
 
 def test_whole_and_patches_count_half_each():
-    verdicts = torch.tensor([[2.0, 0.0, 4.0, 8.0]])
-    assert of_images(verdicts).tolist() == [3.0]
+    logits = torch.tensor([[2.0, 0.0, 4.0, 8.0]])
+    assert mean_logit(logits).tolist() == [3.0]
 
 
 def test_r1_takes_many_patches_for_as_steep_as_one():
@@ -42,7 +42,7 @@ def test_r1_takes_many_patches_for_as_steep_as_one():
     for num_patches in (1, 4, 64):
         images = torch.rand(2, 1, 1 + num_patches, requires_grad=True)
         logits = 3 * images.flatten(1)
-        (gradient,) = torch.autograd.grad(steepness(logits).sum(), images)
+        (gradient,) = torch.autograd.grad(penalty_logit(logits).sum(), images)
         sizes.append(gradient.square().sum().item() / 2)
     assert sizes == pytest.approx([9.0] * 3)
 
@@ -60,16 +60,16 @@ def test_a_discriminator_soon_tells_texture_that_is_faint_beside_light_and_shade
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert of_images(real).min() > of_images(made).max()
+    assert mean_logit(real).min() > mean_logit(made).max()
 
 
 def test_augmentation_is_alike_for_all_of_a_step_and_gradients_pass_it():
     images = torch.rand(4, 3, 32, 32, requires_grad=True)
-    augment = Augmentation.drawn(4, 32, generator(1, 2))
+    augment = Augmentation.sample(4, 32, generator(1, 2))
     once, again = augment(images), augment(images)
     assert once.equal(again)
     assert once.shape == images.shape
-    assert not once.equal(Augmentation.drawn(4, 32, generator(1, 3))(images))
+    assert not once.equal(Augmentation.sample(4, 32, generator(1, 3))(images))
     once.sum().backward()
     assert images.grad.abs().sum() > 0
 
@@ -77,7 +77,7 @@ def test_augmentation_is_alike_for_all_of_a_step_and_gradients_pass_it():
 def test_augmentation_is_light():
     images = torch.rand(64, 3, 32, 32).clamp(0.3, 0.7)
     for seed in range(20):
-        augmented = Augmentation.drawn(64, 32, generator(seed))(images)
+        augmented = Augmentation.sample(64, 32, generator(seed))(images)
         inner = augmented[:, :, 4:-4, 4:-4]
         assert inner.min() > 0
         assert inner.max() < 1

@@ -7,11 +7,22 @@ import pytest
 import torch
 from tiny import ATTRIBUTES, tiny_bundle
 
-from facevae.edits import measure_edit, plan_edit, relative_distance, sum_of_faces
+from facevae.attributes import Attribute
+from facevae.edits import (
+    edit_directions,
+    kept_by_default,
+    measure_edit,
+    plan_edit,
+    relative_distance,
+    sum_of_faces,
+)
 from facevae.errors import UsageError
 from facevae.hub import load_model
 from facevae.images import to_pixels
 from facevae.latents import decode, encode_pixels, latents_of_seeds
+
+NAMES = ["5_o_Clock_Shadow", "Blond_Hair", "Eyeglasses", "Male", "No_Beard", "Smiling"]
+NAMES += ["Wavy_Hair", "Wearing_Hat", "Young"]
 
 
 @pytest.fixture
@@ -105,13 +116,13 @@ def test_what_is_edited_and_not_asked_to_move_is_held_still(bundle):
 @pytest.mark.parametrize(
     ("wanted", "keep", "said"),
     [
-        (["smile", "SMILING"], None, "--attr SMILING: is named twice"),
-        (["beard", "smile", "no_beard"], None, "--attr no_beard: is named twice"),
-        (["man", "woman"], None, "--attr woman: is named twice"),
-        (["smile"], ["glasses", "Smiling"], "--keep Smiling: is to be edited too"),
-        (["smile"], ["nothing"], "--keep nothing: "),
-        (["smile"], ["none", "all"], "--keep none: "),
-        (["hair"], None, "--attr hair: "),
+        (["smile", "SMILING"], None, "attribute=SMILING: is named twice"),
+        (["beard", "smile", "no_beard"], None, "attribute=no_beard: is named twice"),
+        (["man", "woman"], None, "attribute=woman: is named twice"),
+        (["smile"], ["glasses", "Smiling"], "keep=Smiling: is to be edited too"),
+        (["smile"], ["nothing"], "keep=nothing: "),
+        (["smile"], ["none", "all"], "keep=none: "),
+        (["hair"], None, "attribute=hair: "),
     ],
 )
 def test_what_cannot_be_meant_is_refused(bundle, wanted, keep, said):
@@ -144,6 +155,96 @@ def test_what_was_learned_by_the_papers_means_is_edited_by_them_alone(bundle):
     assert edit.kept == []
     torch.testing.assert_close(edit.etas[0], bundle.directions[place])
     assert plan_edit(bundle, ["smile"], ["male"]).kept == ["Male"], "unless it is asked for"
+
+
+# ---------------------------------------------------------------- directions of edits
+
+
+@pytest.fixture
+def learned():
+    """Directions (5, 12) of which some have much in common, with their scorers."""
+    rng = np.random.default_rng(6)
+    directions = rng.normal(size=(5, 12))
+    directions[1] = 0.6 * directions[0] + 0.8 * directions[1]
+    mixing = rng.normal(size=(12, 12))
+    scorers = directions @ np.linalg.inv(mixing @ mixing.T / 4 + np.eye(12))
+    scorers /= (scorers * directions).sum(1, keepdims=True)
+    return torch.from_numpy(directions).float(), torch.from_numpy(scorers).float()
+
+
+@pytest.mark.parametrize(
+    ("edited", "kept"),
+    [([0], [1]), ([0], [1, 2, 3]), ([1, 0], []), ([3, 1], [0, 4]), ([2, 4, 0], [1])],
+)
+def test_an_edit_moves_its_own_score_by_1_and_those_of_others_not_at_all(learned, edited, kept):
+    directions, scorers = learned
+    etas = edit_directions(directions, scorers, edited, kept)
+    effects = etas @ scorers[[*edited, *kept]].T
+    torch.testing.assert_close(
+        effects, torch.eye(len(edited), len(edited) + len(kept)), rtol=0, atol=1e-5
+    )
+    assert etas.dtype == torch.float32
+
+
+def test_with_one_edited_and_none_kept_an_edit_goes_the_plain_direction(learned):
+    directions, scorers = learned
+    for i in range(5):
+        torch.testing.assert_close(edit_directions(directions, scorers, [i])[0], directions[i])
+
+
+def test_an_edit_is_the_shortest_way_that_the_directions_allow(learned):
+    """It is a sum of the directions of what is edited and kept, and of no others."""
+    directions, scorers = learned
+    eta = edit_directions(directions, scorers, [0], [1, 3])[0].double().numpy()
+    basis = directions[[0, 1, 3]].double().numpy()
+    weights, *_ = np.linalg.lstsq(basis.T, eta, rcond=None)
+    np.testing.assert_allclose(weights @ basis, eta, atol=1e-5)
+
+
+def test_the_order_of_what_is_kept_does_not_count(learned):
+    directions, scorers = learned
+    first = edit_directions(directions, scorers, [0, 2], [1, 3, 4])
+    torch.testing.assert_close(first, edit_directions(directions, scorers, [0, 2], [4, 1, 3]))
+    swapped = edit_directions(directions, scorers, [2, 0], [1, 3, 4])
+    torch.testing.assert_close(first, swapped[[1, 0]])
+
+
+@pytest.mark.parametrize("difference", [0.0, 1e-9, 0.01])
+def test_attributes_that_are_too_alike_to_be_told_apart_are_refused(learned, difference):
+    directions, scorers = (part.clone() for part in learned)
+    directions[1] = directions[0] + difference * directions[1]
+    scorers[1] = scorers[0] + difference * scorers[1]
+    with pytest.raises(UsageError, match=r"too alike.*`keep`"):
+        edit_directions(directions, scorers, [0], [1])
+    with pytest.raises(UsageError, match="too alike"):
+        edit_directions(directions, scorers, [0, 1])
+    edit_directions(directions, scorers, [0], [2, 3])
+
+
+def attributes_of(*names, method="lda"):
+    return [Attribute(name, 1, 1, method=method) for name in names]
+
+
+def test_gender_age_smile_and_glasses_are_kept_by_default_as_far_as_there_are():
+    attributes = attributes_of(*NAMES)
+    kept = [NAMES[i] for i in kept_by_default(attributes, [NAMES.index("Wearing_Hat")])]
+    assert sorted(kept) == ["Eyeglasses", "Male", "Smiling", "Young"]
+    kept = [
+        NAMES[i] for i in kept_by_default(attributes, [NAMES.index("Male"), NAMES.index("Young")])
+    ]
+    assert sorted(kept) == ["Eyeglasses", "Smiling"]
+    # FFHQ's names for them
+    ffhq = attributes_of("Headwear", "Age", "Smile", "Female", "Eyeglasses", "Sunglasses")
+    assert sorted(kept_by_default(ffhq, [0])) == [1, 2, 3, 4]
+    assert kept_by_default(attributes_of("Hat", "Freckles"), [0]) == []
+
+
+def test_what_was_learned_by_the_papers_means_keeps_nothing():
+    attributes = attributes_of(*NAMES)
+    attributes[2] = dataclasses.replace(attributes[2], method="mean")
+    assert kept_by_default(attributes, [2]) == []
+    assert kept_by_default(attributes, [0, 2]) == []
+    assert 2 in kept_by_default(attributes, [0])
 
 
 # ---------------------------------------------------------------- measuring
@@ -201,14 +302,14 @@ def test_a_sum_that_is_among_faces_stays_as_it_is(bundle):
 
 
 def test_distance_1_is_between_two_faces_taken_at_random(bundle):
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     covariance = bundle.latent_covariance.double().numpy()
-    faces = draw.normal(size=(4000, len(covariance))) @ np.linalg.cholesky(covariance).T
+    faces = rng.normal(size=(4000, len(covariance))) @ np.linalg.cholesky(covariance).T
     steps = torch.from_numpy(faces[:2000] - faces[2000:]).float()
     distances = relative_distance(bundle, steps)
     assert float(distances.square().mean().sqrt()) == pytest.approx(1, abs=0.03)
     # Mahalanobis' length, whatever the units of the dimensions
-    squares = np.einsum("nd,de,ne->n", *(steps.numpy(), np.linalg.inv(covariance), steps.numpy()))
+    squares = np.einsum("nd,de,ne->n", steps.numpy(), np.linalg.inv(covariance), steps.numpy())
     expected = np.sqrt(squares / (2 * len(covariance)))
     np.testing.assert_allclose(distances.numpy(), expected, rtol=2e-3)
     torch.testing.assert_close(relative_distance(bundle, 3 * steps), 3 * distances)

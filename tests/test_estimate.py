@@ -75,9 +75,9 @@ def test_the_run_folder_takes_about_what_was_estimated(faces_folder, tmp_path):
 def test_steps_that_do_not_fit_into_memory_are_not_tried(faces_folder, tmp_path, monkeypatch):
     peaks = {2: 1_000_000, 8: 7_000_000}
     monkeypatch.setattr(estimating, "_peak_of_steps", lambda _model, _train, size, _: peaks[size])
-    tried, noise = [], estimating._of_noise
+    tried, noise = [], estimating._noise_batches
     monkeypatch.setattr(
-        estimating, "_of_noise", lambda size, *more: tried.append(size) or noise(size, *more)
+        estimating, "_noise_batches", lambda size, *more: tried.append(size) or noise(size, *more)
     )
     for total, expected in ((0, 16), (15_000_000, 16), (14_999_999, 8)):
         monkeypatch.setattr(estimating, "total_bytes", lambda _, total=total: total)

@@ -1,4 +1,4 @@
-"""What is measured, of which faces, and that it is the same each time."""
+"""Which faces are evaluated, what is measured of them, and that results are repeatable."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def measure(faces, rows, model, **options):
 # ---------------------------------------------------------------- which faces
 
 
-def test_the_split_says_which_faces_count(faces, bundle):
+def test_the_split_chooses_the_faces(faces, bundle):
     known = dataclasses.replace(bundle, provenance={"fingerprint": faces.fingerprint})
     assert is_training_set(known, faces)
     assert not is_training_set(bundle, faces)
@@ -62,25 +62,27 @@ def test_the_split_says_which_faces_count(faces, bundle):
     assert choose_rows(faces, "all").tolist() == list(range(60))
 
 
-def test_a_model_that_says_nothing_of_its_data_was_not_trained_on_them(faces, bundle):
-    nothing = dataclasses.replace(bundle, provenance={})
-    assert not is_training_set(nothing, dataclasses.replace(faces, fingerprint="None"))
+def test_a_model_without_provenance_was_not_trained_on_the_data(faces, bundle):
+    unknown = dataclasses.replace(bundle, provenance={})
+    assert not is_training_set(unknown, dataclasses.replace(faces, fingerprint="None"))
 
 
 @pytest.mark.parametrize(
     ("found", "problem"),
-    [(framing.FFHQ, None), (None, "not framed alike"), ("moved", "framed otherwise")],
+    [(framing.FFHQ, None), (None, "not framed alike"), ("moved", "not framed like the model's")],
 )
-def test_another_framing_than_the_models_is_told(faces, bundle, monkeypatch, found, problem):
+def test_another_framing_than_the_models_gives_a_warning(
+    faces, bundle, monkeypatch, found, problem
+):
     if found == "moved":
         points = tuple((x * 0.6 + 0.05, y * 0.6) for x, y in framing.FFHQ.points)
         found = framing.Framing(points, framing.FFHQ.spreads)
     monkeypatch.setattr(evaluation, "measure_framing", lambda _: found)
     framed = dataclasses.replace(bundle, framing=framing.FFHQ)
-    told = framing_problem(framed, faces, faces.train)
-    assert told is None if problem is None else problem in told
-    assert framing_problem(bundle, faces, faces.train) is None  # it has none to be unlike
-    assert framing_problem(framed, faces, faces.train[:7]) is None  # too few to tell
+    warning = framing_problem(framed, faces, faces.train)
+    assert warning is None if problem is None else problem in warning
+    assert framing_problem(bundle, faces, faces.train) is None  # the model states no framing
+    assert framing_problem(framed, faces, faces.train[:7]) is None  # too few to measure
 
 
 # ---------------------------------------------------------------- figures
@@ -136,14 +138,14 @@ def test_midpoints_are_halfway_between_faces(faces, bundle, model):
     assert figures["swd_midpoints"] != figures["swd_reconstructions"]
 
 
-def test_what_is_beyond_the_faces_is_sampled_all_the_same(faces, model):
+def test_more_samples_than_faces_are_all_measured(faces, model):
     result = measure(faces, faces.held_out, model, num_samples=70)
     assert len(result.latents) == 70
     assert len(result.samples) == 64
     assert len(result.reconstructions) == len(result.originals) == min(16, len(faces.held_out))
 
 
-def test_the_floor_is_of_as_many_other_faces_or_else_of_halves(faces):
+def test_the_floor_compares_with_other_faces_or_else_between_halves(faces):
     held_out = Evaluation(faces, faces.held_out, CPU, num_samples=40)
     assert held_out.num_floor == len(faces.held_out)
     everything = Evaluation(faces, np.arange(60), CPU, num_samples=40)
@@ -153,30 +155,30 @@ def test_the_floor_is_of_as_many_other_faces_or_else_of_halves(faces):
     assert (one.swd_floor, one.num_floor) == (None, 0)
 
 
-def test_faces_taken_for_samples_come_near_the_floor_and_noise_does_not(faces, model):
-    """The scale of the figure: real faces, then what is not like them at all."""
+def test_samples_of_an_untrained_model_are_farther_away_than_real_faces(faces, model):
+    """The distance of an untrained model is well above that between sets of real faces."""
     measured = Evaluation(faces, faces.held_out, CPU, num_samples=40)
     assert measured.measure(model).figures["swd"]["mean"] > 1.5 * measured.swd_floor["mean"]
 
 
-def test_the_same_again_is_the_same(faces, model):
+def test_repeated_measurements_are_equal(faces, model):
     first, again = (measure(faces, faces.train, model).figures for _ in range(2))
     assert json.dumps(first) == json.dumps(again)
 
 
-def test_ways_begin_and_end_at_reconstructions(faces, bundle, model):
+def test_interpolations_begin_and_end_at_reconstructions(faces, bundle, model):
     measured = Evaluation(faces, faces.train, CPU, num_samples=40)
-    ways = measured.measure(model).ways
-    assert ways.shape == (6, 8, 32, 32, 3)
+    pictures = measured.measure(model).interpolations
+    assert pictures.shape == (6, 8, 32, 32, 3)
     images = next(batches_of(faces, faces.train[measured.order[2:4]], CPU))
     with torch.no_grad():
         ends = to_pixels(bundle.vae.decode(bundle.vae.encode(images)[0]))
-    assert np.abs(ways[1, [0, -1]].astype(int) - ends).max() <= 1
+    assert np.abs(pictures[1, [0, -1]].astype(int) - ends).max() <= 1
 
 
-def test_a_baseline_has_no_posteriors_to_speak_of(faces, bundle):
-    plainly = Candidate("pca", bundle.vae, bundle.prior, CONFIG.latent_dim)
-    result = measure(faces, faces.train, plainly)
+def test_a_baseline_has_no_figures_of_posteriors(faces, bundle):
+    baseline = Candidate("pca", bundle.vae, bundle.prior, CONFIG.latent_dim)
+    result = measure(faces, faces.train, baseline)
     for name in ("kl", "kl_nats", "kl_dims", "active_units", "posterior_distance"):
         assert result.figures[name] is None
         assert name in result.reasons
@@ -187,11 +189,11 @@ def test_one_face_has_no_distribution(faces, model):
     result = measure(faces, faces.train[:1], model, num_samples=1, features=lambda p: p.flatten(1))
     for name in ("fid", "kid", "active_units", "posterior_distance"):
         assert result.figures[name] is None, name
-        assert result.reasons[name] == "one face has no distribution"
+        assert result.reasons[name] == "a distribution needs at least two images"
     json.dumps(result.figures, allow_nan=False)
 
 
-def test_features_and_lpips_are_taken_where_they_are_given(faces, model):
+def test_features_and_lpips_are_measured_when_given(faces, model):
     pytest.importorskip("torchmetrics")
     result = measure(
         faces,
@@ -206,13 +208,13 @@ def test_features_and_lpips_are_taken_where_they_are_given(faces, model):
     assert measure(faces, faces.train, model).figures["fid"] is None
 
 
-def test_progress_is_told_to_the_end(faces, model):
-    told = {}
+def test_progress_is_reported_to_the_end(faces, model):
+    reported = {}
 
     def progress(task, done, total):
-        assert told.get(task, (0,))[0] < done <= total
-        told[task] = (done, total)
+        assert reported.get(task, (0,))[0] < done <= total
+        reported[task] = (done, total)
 
     Evaluation(faces, faces.train, CPU, num_samples=40, progress=progress).measure(model)
-    assert {"Real faces", "Reconstructing (tiny)", "Sampling (tiny)"} <= told.keys()
-    assert all(done == total for done, total in told.values())
+    assert {"Real faces", "Reconstructing (tiny)", "Sampling (tiny)"} <= reported.keys()
+    assert all(done == total for done, total in reported.values())

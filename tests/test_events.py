@@ -1,4 +1,4 @@
-"""Event files, read back by TensorBoard itself."""
+"""Event files, read back by TensorBoard."""
 
 import dataclasses
 import shutil
@@ -25,7 +25,7 @@ SHORT = dataclasses.replace(TRAIN, prior="normal")
 
 
 def read_back(folder):
-    """All that TensorBoard finds in a folder, nothing thinned out."""
+    """Everything TensorBoard finds in a folder, without subsampling."""
     sizes = dict.fromkeys(("scalars", "histograms", "images", "tensors"), 0)
     found = accumulator.EventAccumulator(str(folder), size_guidance=sizes)
     found.Reload()
@@ -56,7 +56,7 @@ def _no_plots(monkeypatch):
 
 
 def trained(folder, faces, *, tensorboard: bool = True, epochs: int = 2) -> list[str]:
-    """The notices of a training in `folder`."""
+    """Train in `folder` and return the notices."""
     config = dataclasses.replace(SHORT, epochs=epochs)
     run = dataclasses.replace(tiny_run(folder, faces, train=config), tensorboard=tensorboard)
     ear = Ear()
@@ -66,7 +66,7 @@ def trained(folder, faces, *, tensorboard: bool = True, epochs: int = 2) -> list
 
 @pytest.fixture(scope="module")
 def whole(faces, tmp_path_factory):
-    """The folder of a run with event files that was never stopped."""
+    """The folder of an uninterrupted run with event files."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
@@ -74,7 +74,7 @@ def whole(faces, tmp_path_factory):
     return folder
 
 
-def test_every_figure_stands_at_the_images_seen_as_in_metrics_jsonl(whole):
+def test_every_figure_is_at_the_number_of_images_seen(whole):
     for tag, event in (
         ("train/reconstruction_nats", "steps"),
         ("train/kl_nats", "steps"),
@@ -92,7 +92,7 @@ def test_every_figure_stands_at_the_images_seen_as_in_metrics_jsonl(whole):
     assert not {tag.split("/")[1] for tag in tags} & {"images", "step", "seconds", "epoch"}
 
 
-def test_histograms_pictures_and_settings_are_there(whole, faces):
+def test_histograms_pictures_and_settings_are_written(whole, faces):
     found = read_back(whole / "tensorboard")
     latents = found.Histograms("latents/latents")
     assert [e.step for e in latents] == [r[0] for r in recorded(whole, "epoch", "psnr")]
@@ -106,12 +106,12 @@ def test_histograms_pictures_and_settings_are_there(whole, faces):
     assert f"| identity.train.batch_size | {SHORT.batch_size} |" in text
 
 
-def test_a_run_that_steps_back_has_no_point_twice_or_out_of_order(whole, faces, tmp_path):
+def test_a_run_that_repeats_steps_has_no_point_twice_or_out_of_order(whole, faces, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     (folder / "model.safetensors").unlink()
     states = folder / "state"
-    # as after a crash: the newest state is lost, so what was recorded since is made again
+    # as after a crash: the newest state is lost, so its steps are repeated
     (states / "network-earlier.safetensors").replace(states / "network.safetensors")
     notices = trained(folder, faces)
     assert any("going on with the network after step 3" in notice for notice in notices)
@@ -121,13 +121,13 @@ def test_a_run_that_steps_back_has_no_point_twice_or_out_of_order(whole, faces, 
         assert steps == [step for step, _ in points(whole / "tensorboard", tag)]
 
 
-def test_an_open_tensorboard_forgets_what_is_made_again(tmp_path):
+def test_an_open_tensorboard_discards_repeated_steps(tmp_path):
     events = Events(tmp_path, tmp_path)
     records = [{"event": "steps", "images": i, "seconds": i, "mse": 1 / i} for i in (10, 20, 30)]
     events.begin({}, records)
     (first,) = tmp_path.iterdir()
     events.close()
-    # the second file comes into the same second, and so under the same name, in a test only
+    # two files begun within a second, as only in a test, would have the same name
     first = first.rename(first.with_name("events.out.tfevents.0.first"))
     reader = read_back(tmp_path)
     assert [e.step for e in reader.Scalars("train/mse")] == [10, 20, 30]
@@ -137,10 +137,10 @@ def test_an_open_tensorboard_forgets_what_is_made_again(tmp_path):
     reader.Reload()
     found = [(e.step, e.value) for e in reader.Scalars("train/mse")]
     assert found == [(10, pytest.approx(0.1)), (20, 7.0)]
-    assert first.stat().st_size == 0, "what nobody needs should take no room"
+    assert first.stat().st_size == 0, "earlier event files are emptied"
 
 
-def test_a_finished_run_gets_event_files_afterwards_and_is_otherwise_left_alone(faces, tmp_path):
+def test_event_files_of_a_finished_run_can_be_added_afterwards(faces, tmp_path):
     folder = tmp_path / "run"
     trained(folder, faces, tensorboard=False)
     assert not (folder / "tensorboard").exists()
@@ -151,14 +151,14 @@ def test_a_finished_run_gets_event_files_afterwards_and_is_otherwise_left_alone(
     assert points(folder / "tensorboard", "held_out/psnr") == recorded(folder, "epoch", "psnr")
 
 
-def test_without_the_option_tensorboardx_is_not_even_imported(faces, tmp_path, monkeypatch):
+def test_without_the_option_tensorboardx_is_not_imported(faces, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     trained(tmp_path / "run", faces, tensorboard=False)
     with pytest.raises(UsageError, match=r"pip install 'facevae\[tensorboard\]'"):
         require_tensorboard()
 
 
-def test_records_without_histograms_or_pictures_are_written_all_the_same(tmp_path):
+def test_records_without_histograms_or_pictures_are_written(tmp_path):
     events = Events(tmp_path / "events", tmp_path)
     record = {"event": "epoch", "images": 5, "seconds": 1.0, "psnr": 12.5, "samples": "gone.png"}
     events.begin({"odd": "a|b\nc", "nested": {"x": None}}, [record])
@@ -185,13 +185,13 @@ def test_losses_of_the_prior_stand_at_the_latents_it_has_seen(tmp_path):
     assert read_back(tmp_path / "events").Tags()["scalars"] == ["prior/flow_loss"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FacevaeError, match="without --tensorboard"):
         Events(tmp_path / "file", tmp_path).begin({}, [])
 
 
-def test_pictures_are_passed_on_as_they_are(tmp_path):
+def test_pictures_keep_their_bytes(tmp_path):
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "s.png")
     events = Events(tmp_path / "events", tmp_path)
     record = {"event": "epoch", "images": 5, "seconds": 1.0, "samples": "s.png"}

@@ -1,4 +1,4 @@
-"""Faces are found in photographs and brought into a framing."""
+"""Faces are detected in photographs and cut out in a framing."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ from facevae.pictures import Picture
 from facevae.training import train
 
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"
-# where the eyes of that portrait were put when it was cut out
+# positions of the eyes in that portrait, by which it was cut out
 EYES = np.array([[0.32, 0.33], [0.68, 0.33]])
 
 
@@ -94,7 +94,7 @@ def test_a_picture_framed_so_already_is_not_resampled() -> None:
     (face,) = find_faces(picture)
     framing = Framing(tuple(map(tuple, (face.points / 256).tolist())), (0.02,) * 5)
     assert np.array_equal(place(picture, framing).cut(256), np.asarray(picture))
-    # nor is one that is nearly so
+    # a picture that nearly has the framing stays as it is, too
     near = Framing(tuple((x + 0.05, y - 0.05) for x, y in framing.points), (0.02,) * 5)
     assert np.array_equal(place(picture, near).cut(256), np.asarray(picture))
     far = Framing(tuple((x + 0.12, y - 0.12) for x, y in framing.points), (0.02,) * 5)
@@ -120,7 +120,7 @@ def test_a_face_at_the_edge_is_framed_with_what_there_is() -> None:
 
 def test_a_picture_without_a_face_says_so_and_how_to_go_on(tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), "navy").save(tmp_path / "sea.png")
-    with pytest.raises(ImageError, match=r"sea\.png: no face found.*--no-align"):
+    with pytest.raises(ImageError, match=r"sea\.png: no face found; crop closer$"):
         load_face(tmp_path / "sea.png", 64, FFHQ)
     assert load_face(tmp_path / "sea.png", 64, None).shape == (64, 64, 3)
 
@@ -171,7 +171,7 @@ def test_what_is_no_framing_is_refused(bad: object) -> None:
 
 
 def faces_of_all_shapes(count: int = 40) -> list[np.ndarray]:
-    """Five points (5, 2) each, of faces of unlike proportions anywhere in a photo."""
+    """Points (5, 2) of faces with different proportions at random places in a photo."""
     rng = np.random.default_rng(5)
     shapes = []
     for _ in range(count):
@@ -185,7 +185,7 @@ def faces_of_all_shapes(count: int = 40) -> list[np.ndarray]:
 
 
 def square_of_ffhqs_rule(points: np.ndarray) -> np.ndarray:
-    """The corners (4,), clockwise, as the authors published it for their data set."""
+    """The corners (4,), clockwise, by the rule that the authors published for their data set."""
     left, right, _, mouth_left, mouth_right = points
     eyes, mouth = (left + right) / 2, (mouth_left + mouth_right) / 2
     eye_to_eye, eye_to_mouth = right - left, mouth - eyes
@@ -199,14 +199,14 @@ def square_of_ffhqs_rule(points: np.ndarray) -> np.ndarray:
 
 
 def square_of_eyes(points: np.ndarray) -> np.ndarray:
-    """The corners of the square in which the eyes are where `EYES` has them."""
+    """The corners of the square in which the eyes are at `EYES`."""
     left, right = points[:2] @ (1, 1j)
     start, end = EYES @ (1, 1j)
     return left + (right - left) / (end - start) * (np.array([0, 1, 1 + 1j, 1j]) - start)
 
 
 def measured(rule: Callable, monkeypatch: pytest.MonkeyPatch) -> Framing | None:
-    """The framing of pictures of such faces that were cut out by `rule`."""
+    """The framing of pictures of random faces that were cut out by `rule`."""
     found = []
     for points in faces_of_all_shapes():
         square = rule(points)
@@ -220,7 +220,7 @@ def measured(rule: Callable, monkeypatch: pytest.MonkeyPatch) -> Framing | None:
 def test_pictures_framed_by_ffhqs_rule_are_known_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     framing = measured(square_of_ffhqs_rule, monkeypatch)
     assert framing is not None
-    # the authors' rule takes a square of twice that length
+    # the authors' rule takes a square with twice that length as its side
     assert framing.extent == pytest.approx(0.5, abs=1e-6)
     by_points = dataclasses.replace(framing, extent=None)
     errors = {}
@@ -267,7 +267,7 @@ def test_a_photo_that_lies_on_its_side_is_turned_upright(turns: int) -> None:
     assert (there.turns, again.turns) == (0, turns)
     assert np.array_equal(np.asarray(again.picture), np.asarray(photo))
     assert np.array_equal(again.cut(96), there.cut(96))
-    # the photo stays the way round it was
+    # the photo keeps its orientation
     assert np.array_equal(again.photo, np.asarray(lying))
     pasted = again.paste(np.zeros((96, 96, 3), np.uint8))
     expected = Image.fromarray(there.paste(np.zeros((96, 96, 3), np.uint8)))
@@ -292,7 +292,7 @@ def test_a_photo_without_a_face_is_left_as_it_is() -> None:
 
 
 def inside(square: np.ndarray, shape: tuple[int, ...], margin: float = 0) -> np.ndarray:
-    """Which pixels (H, W) lie within the square, widened by `margin` pixels."""
+    """A mask (H, W) of the pixels in the square, widened by `margin` pixels."""
     ys, xs = np.mgrid[: shape[0], : shape[1]] + 0.5
     across = square[1] - square[0]
     places = (xs + 1j * ys - square[0]) / across
@@ -330,7 +330,7 @@ def test_a_face_put_back_unchanged_leaves_the_photo_nearly_as_it_was(
     side = abs(found.square[1] - found.square[0])
     blur = 1 if size >= side else side / size
     assert np.abs(after - before)[within].mean() < 2.4 * blur
-    # Pillow cuts off what it should round, here twice
+    # Pillow truncates where it should round, here twice
     assert -1 < (after - before)[within].mean() < 0.2
 
 
@@ -351,7 +351,7 @@ def test_what_is_put_in_fills_the_middle_and_fades_to_the_edges(found: Placed) -
     after = found.paste(green).astype(int)
     middle = found.square.mean() + 0.7 * (found.square - found.square.mean())
     assert (after[inside(middle, before.shape)] == (0, 255, 0)).all()
-    # along the outermost hundredth next to nothing is to be seen
+    # in the outermost hundredth there is almost no visible change
     inner = found.square.mean() + 0.98 * (found.square - found.square.mean())
     rim = inside(found.square, before.shape) & ~inside(inner, before.shape)
     assert np.abs(after - before)[rim].mean() < 6
@@ -364,7 +364,7 @@ def test_a_change_of_nothing_changes_nothing_at_all(found: Placed) -> None:
 
 
 def test_with_what_it_stands_for_only_the_difference_is_put_in(found: Placed) -> None:
-    """The photo's own detail, which neither picture has, stays where they differ little."""
+    """Detail of the photo that neither picture has is kept where the two differ little."""
     rng = np.random.default_rng(1)
     detail = rng.integers(60, 120, np.asarray(found.picture).shape, dtype=np.uint8)
     grainy = Placed(Image.fromarray(detail), found.square, found.turns)
@@ -372,7 +372,7 @@ def test_with_what_it_stands_for_only_the_difference_is_put_in(found: Placed) ->
     after = grainy.paste(flat + 5, flat).astype(int)
     middle = inside(found.square.mean() + 0.7 * (found.square - found.square.mean()), after.shape)
     assert (after[middle] - detail[middle] == 5).all()
-    # and goes where they differ much: it was of what is taken away
+    # and removed where they differ much: it belonged to what the edit removed
     assert (np.abs(grainy.paste(flat + 120, flat)[middle].astype(int) - 220) <= 1).all()
     half = np.arange(64)[:, None, None] < 32
     parts = grainy.paste(np.where(half, flat + 120, flat), flat).astype(int)
@@ -420,7 +420,7 @@ def test_without_a_framing_the_centred_square_is_taken_and_put_back() -> None:
 def test_a_photo_is_placed_the_way_its_camera_says(tmp_path: Path) -> None:
     photo = placed(0, 1, 100 + 60j, (500, 420))
     tag = Image.Exif()
-    tag[274] = 6  # turn it by 90° clockwise to see it
+    tag[274] = 6  # to be displayed turned by 90° clockwise
     photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=tag)
     found = place_photo(tmp_path / "a.png", FFHQ)
     assert (found.turns, found.photo.shape) == (0, (420, 500, 3))
@@ -480,9 +480,9 @@ def test_pictures_that_are_not_framed_alike_have_no_framing() -> None:
 
 
 def test_photographs_of_the_published_framing_are_recovered(real_faces: Path) -> None:
-    """Turned, scaled and shifted by known amounts, some laid on a side, the square is found again.
+    """The square is found again after a known rotation, scale and shift, some by quarter turns.
 
-    `tests/benchmarks/alignment.py` does so with more of them.
+    `tests/benchmarks/alignment.py` does the same with more photographs.
     """
     rng = np.random.default_rng(0)
     errors, rolls = [], []
@@ -503,7 +503,7 @@ def test_photographs_of_the_published_framing_are_recovered(real_faces: Path) ->
         errors.append(np.abs(found.square - square).mean() / (256 * scale))
         rolls.append(abs(np.angle((found.square[1] - found.square[0]) / turn, deg=True)))
     assert len(errors) == 40
-    # 2.5 % and 1° are promised of them all, which forty tell to within two standard errors
+    # the claim is 2.5 % and 1° for all photographs; forty test it to two standard errors
     for found, promised in ((errors, 0.025), (rolls, 1)):
         assert np.median(found) <= promised
         assert np.mean(found) <= promised + 2 * np.std(found) / math.sqrt(len(found))
@@ -555,7 +555,8 @@ def test_align_makes_a_training_set_and_names_what_it_left_out(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-2.png", "a.png"]
     assert "sea.png: no face found" in done.stderr
     assert re.search(
-        r"far\.png: its face is too small, \d\d pixels a side of at least 32", done.stderr
+        r"far\.png: its face has \d\d pixels a side; at least 32 are needed",
+        done.stderr,
     )
     for path in (tmp_path / "out").iterdir():
         with Image.open(path) as aligned:
@@ -567,7 +568,10 @@ def test_align_makes_a_training_set_and_names_what_it_left_out(
 def test_align_of_an_empty_folder_says_so(tmp_path: Path, facevae: Command) -> None:
     (tmp_path / "nothing").mkdir()
     done = facevae("align", "nothing", "-o", "out", code=1)
-    assert done.stderr == "error: nothing: no pictures in there\n"
+    assert (
+        done.stderr
+        == "error: nothing: no pictures in there; name a folder of PNG, JPEG or WebP files\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -581,7 +585,7 @@ def test_align_without_any_face_fails_and_leaves_nothing(tmp_path: Path, facevae
 def test_a_training_records_how_its_faces_are_framed_from_the_first_epoch_on(
     tmp_path: Path,
 ) -> None:
-    """On faces that the model in the package makes, which are framed as it was trained."""
+    """Tested on faces from the packaged model, which have the framing of its training set."""
     packaged, _ = load_model()
     for seed in range(24):
         picture = to_pixels(decode(packaged.vae, latents_of_seeds(packaged, [seed])))[0]
@@ -602,7 +606,7 @@ def test_a_training_records_how_its_faces_are_framed_from_the_first_epoch_on(
 
 
 def test_a_face_from_the_side_is_told_from_one_from_the_front() -> None:
-    """By hand: the middle of eyes and mouth, which a profile's nose lies far beside."""
+    """Computed by hand: a profile's nose is far from the middle of the eyes and mouth."""
     front = np.array([[40, 40], [80, 40], [60, 65], [44, 90], [76, 90]], float)
     assert not is_profile(front)
     assert not is_profile(front + np.array([(0, 0), (0, 0), (8, 0), (0, 0), (0, 0)]))

@@ -1,4 +1,4 @@
-"""Figures of reconstructions, from a coder whose errors are known."""
+"""Figures of reconstructions by a coder with known errors."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def images(count=10):
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_scores_are_those_of_each_image_whatever_the_batches():
+def test_scores_do_not_depend_on_the_batch_size():
     real = images()
     for size in (1, 3, 10):
         found = reconstruct(Dimmer(), real.split(size))
@@ -32,7 +32,7 @@ def test_scores_are_those_of_each_image_whatever_the_batches():
         assert found.sharpness == pytest.approx(0.81)
 
 
-def test_a_score_of_ones_own_is_taken_beside_the_others():
+def test_a_custom_score_is_taken_beside_the_others():
     found = reconstruct(Dimmer(), [images()], {**SCORES, "ssim": metrics.ssim})
     assert found.average("ssim") == pytest.approx(
         float(metrics.ssim(images() * 0.9, images()).mean())
@@ -45,7 +45,7 @@ def test_the_average_psnr_is_of_images_and_not_of_errors():
     assert found.average("psnr") == pytest.approx(30, abs=1e-3)  # of 40 and 20 dB
 
 
-def test_latents_are_measured_as_metrics_does():
+def test_figures_of_latents_are_those_of_metrics():
     found = reconstruct(Dimmer(), [images()])
     expected = float(metrics.kl_nats(found.mean, found.logvar).mean())
     assert found.kl_nats == pytest.approx(expected)

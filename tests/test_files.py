@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and never replace another by accident."""
+"""Files are written whole or not at all, and never replace another by accident."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from facevae import files
 from facevae.errors import FacevaeError, UsageError
 
-# takes the lock on the folder it is given, says so, and holds it until its stdin ends
+# locks the folder in its argument, reports it, and keeps the lock until its stdin is closed
 HOLDER = """
 import sys
 from pathlib import Path
@@ -157,7 +157,7 @@ def test_a_lock_excludes_another_process_until_that_ends(tmp_path):
         with pytest.raises(FacevaeError, match="run: this run is in use by another facevae"):
             take(tmp_path / "run")
         assert take(tmp_path / "another")
-        holder.communicate()  # closes its stdin: it leaves the lock of its own accord
+        holder.communicate()  # closes its stdin, so that it releases the lock
         assert holder.returncode == 0
         assert take(tmp_path / "run")
     finally:

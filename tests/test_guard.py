@@ -125,7 +125,7 @@ def test_one_bad_step_in_three_is_no_failing(fit):
 def test_what_begins_anew_may_have_gradients_of_any_size_but_not_forget_what_was_skipped(fit):
     assert not fit.step(25, factor=10 * MOST_GROWTH)
     assert fit.guard.counts().num_skipped == 1
-    fit.guard.begin_anew()
+    fit.guard.reset()
     assert fit.step(25, factor=10 * MOST_GROWTH)
     counts = fit.guard.counts()
     assert (counts.num_sound, counts.num_skipped) == (1, 1)

@@ -1,4 +1,4 @@
-"""Full disks, folders that cannot be written, files that vanish, signals: one line, nothing lost."""
+"""Full disks, read-only folders, vanishing files, signals: a one-line error, and nothing is lost."""
 
 import dataclasses
 import errno
@@ -39,17 +39,14 @@ FINISHED = dataclasses.replace(TRAIN, epochs=1, prior="gaussian", stages=STAGES,
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """Without plots, and without looking for faces in drawings, which take longest."""
+    """Turn off plots, and the search for faces in drawings, which take longest."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(training, "_measure_framing", lambda _work: None)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where `faces/` are, and the folders of runs on them that nothing befell.
-
-    They are `whole/`, and `finished/` with a finish.
-    """
+    """A folder with `faces/` and two undisturbed runs: `whole/`, and `finished/` with a finish."""
     root = tmp_path_factory.mktemp("hardship")
     (root / "faces").mkdir()
     for i in range(30):
@@ -78,7 +75,7 @@ def check_same(place, bundle, name="whole"):
 
 @contextmanager
 def room_for(num_bytes):
-    """No file may grow beyond that: the system refuses as it does on a full disk."""
+    """Limit the size of files: writing beyond it fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -180,7 +177,7 @@ def copy(source, path):
 
 @pytest.fixture
 def read_only(monkeypatch, tmp_path, place):
-    """As where no file or folder may be made: the superuser may otherwise make them anywhere."""
+    """Make the creation of files and folders fail, even for the superuser."""
 
     def refuse(path, *_args, **_kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
@@ -218,7 +215,7 @@ def test_a_folder_that_cannot_be_written_into_is_named_with_what_to_do(place, tm
 def test_a_file_that_vanishes_ends_the_conversion_which_goes_on_when_it_is_back(
     place, tmp_path, monkeypatch, kind
 ):
-    """It is not left out for good as a damaged picture is: it may lie on a disk that was pulled."""
+    """Unlike a damaged picture, it is not skipped for good: its disk may only be unplugged."""
     source, away = tmp_path / "faces", tmp_path / "away"
     shutil.copytree(place / "faces", source)
     lost = source / "020.png"

@@ -114,7 +114,9 @@ def test_what_is_nowhere_is_refused_by_name(tmp_path, monkeypatch, name):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"no model\.safetensors in this folder"):
+    with pytest.raises(
+        ModelError, match=r"no model\.safetensors in this folder; name a model file, or"
+    ):
         hub.locate(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Every kind of picture comes in upright and in sRGB, and goes out whole or not at all."""
+"""Every kind of picture is read upright and in sRGB, and written whole or not at all."""
 
 import io
 import struct
@@ -24,13 +24,13 @@ def random_pixels(*shape, seed=0):
 
 
 def smooth_pixels(height, width):
-    """A picture that a lossy format keeps: one colour slowly becoming another."""
+    """A picture that survives lossy formats: a smooth gradient between two colours."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 255 // height, x * 255 // width, 128 + 0 * x], axis=2).astype(np.uint8)
 
 
 def middle(path, size=16):
-    """The colour at the middle of a picture as it is loaded."""
+    """The colour at the middle of a picture after loading."""
     return images.load_square(path, size)[size // 2, size // 2].astype(int)
 
 
@@ -74,13 +74,13 @@ def test_to_pixels_rounds_to_the_nearest_level_and_clips():
 def test_a_loaded_picture_becomes_an_image_without_a_warning(tmp_path):
     images.save_picture(tmp_path / "a.png", smooth_pixels(8, 8))
     pixels = images.load_square(tmp_path / "a.png", 8)
-    assert pixels.flags.writeable  # torch warns, once a process, of memory that is not
+    assert pixels.flags.writeable  # torch warns about read-only memory, once per process
     assert images.from_pixels(pixels).shape == (3, 8, 8)
 
 
 # ---------------------------------------------------------------- reading
 
-# how a picture must be stored for each tag, by what the standard says of row 0 and column 0
+# how a picture is stored for each tag: where the standard has row 0 and column 0
 STORED_AS = {
     1: lambda upright: upright,  # top, left
     2: lambda upright: upright[:, ::-1],  # top, right
@@ -98,7 +98,7 @@ STORED_AS = {
 def test_every_orientation_is_shown_upright(tmp_path, orientation, suffix):
     upright = np.zeros((32, 32, 3), np.uint8)
     upright[:16, :16], upright[:16, 16:], upright[16:, :16] = RED, GREEN, BLUE
-    # in 6, row 0 of what is stored is the right side: stored[0, j] is upright[j, -1]
+    # with tag 6, row 0 of the stored picture is the right side: stored[0, j] is upright[j, -1]
     stored = np.ascontiguousarray(STORED_AS[orientation](upright))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -193,7 +193,7 @@ def test_a_cmyk_jpeg_is_shown_in_its_colours(tmp_path, ink, expected):
 
 
 def swapped_profile():
-    """A colour profile whose red is what a screen calls blue, and whose blue is red."""
+    """A colour profile in which red and blue are exchanged."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     count = struct.unpack(">I", profile[128:132])[0]
     table, rest = profile[132 : 132 + 12 * count], profile[132 + 12 * count :]
@@ -282,7 +282,7 @@ def test_an_open_file_is_read_as_a_path_is(tmp_path):
 
 
 def header_only(width, height):
-    """The beginning of a PNG that claims to be of this size."""
+    """The beginning of a PNG whose header declares this size."""
 
     def chunk(kind, data):
         return (
@@ -332,7 +332,7 @@ def test_a_bomb_is_known_by_its_size_alone(tmp_path):
 
 
 def test_pictures_that_are_programs_are_not_run(tmp_path, monkeypatch):
-    """Pillow would hand PostScript to Ghostscript, whatever the file is called."""
+    """Pillow passes PostScript to Ghostscript whatever the name of the file."""
 
     def run(*_args, **_kwargs):
         pytest.fail("it was run")
@@ -340,7 +340,7 @@ def test_pictures_that_are_programs_are_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"a\.png: .*EPS is a program"):
+    with pytest.raises(ImageError, match=r"a\.png: .*EPS is a vector format"):
         images.load_square(tmp_path / "a.png", 32)
 
 
@@ -348,7 +348,7 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     monkeypatch.setattr(images, "_LARGE", 1000)
-    monkeypatch.setattr(images, "upright", lambda _image: images._one_at_a_time.locked())
+    monkeypatch.setattr(images, "upright", lambda _image: images._large_picture_lock.locked())
     assert images.open_picture(tmp_path / "a.png")
     assert not images.open_picture(tmp_path / "small.png")
 
@@ -422,7 +422,7 @@ def test_a_picture_is_written_as_its_suffix_says(tmp_path, suffix):
     with Image.open(path) as image:
         assert image.format == Image.registered_extensions()[suffix.lower()]
         got = np.asarray(image.convert("RGB")).astype(int)
-    tolerance = 4 if image.format == "JPEG" else 0  # the only one that is lossy
+    tolerance = 4 if image.format == "JPEG" else 0  # the only lossy one
     assert np.abs(got - pixels).mean() <= tolerance
     assert list(path.parent.iterdir()) == [path]
 
@@ -542,7 +542,7 @@ def test_a_folder_that_may_not_be_read_is_no_damaged_picture(tmp_path, monkeypat
 def test_tiles_are_the_inverse_of_a_grid():
     pictures = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 3), np.uint8)
     assert np.array_equal(images.tiles(images.grid(pictures, 3), 5), pictures)
-    # what is left over at the edges belongs to no tile
+    # pixels left over at the edges belong to no tile
     assert np.array_equal(images.tiles(images.grid(pictures, 3)[:9], 5), pictures[:3])
 
 

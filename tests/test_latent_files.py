@@ -131,7 +131,9 @@ def test_a_copy_at_half_precision_is_the_same_model_and_others_are_not(tmp_path)
 
 
 def test_latents_of_another_model_are_refused_by_its_name(path):
-    with pytest.raises(LatentsError, match=r"latents of another model \('runs/a', .*--model"):
+    with pytest.raises(
+        LatentsError, match=r"latents of another model \('runs/a', .*name theirs with `model`"
+    ):
         open_latents(path, D, "0" * 16)
 
 

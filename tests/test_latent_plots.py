@@ -17,17 +17,17 @@ def test_histograms_of_any_number_of_dimensions_are_drawn(tmp_path, num_dims):
     assert share_of(tmp_path / "latents.png", orange) > 0
 
 
-def test_latents_of_which_none_lies_near_0_leave_the_density_alone(tmp_path):
+def test_without_latents_near_0_only_the_density_is_drawn(tmp_path):
     save(draw_histograms(torch.tensor([[9.0, 0.1], [-8.0, 0.2]])), tmp_path / "latents.png")
     assert share_of(tmp_path / "latents.png", (255, 127, 14)) > 0
 
 
-def test_wide_latents_overflow_the_density_and_narrow_ones_stand_high_in_it(tmp_path):
+def test_narrow_latents_make_higher_histograms_than_wide_ones(tmp_path):
     shares = []
     for scale in (0.2, 1.0):
-        draw = torch.Generator().manual_seed(0)
-        latents = scale * torch.randn(2000, 1, generator=draw)
+        rng = torch.Generator().manual_seed(0)
+        latents = scale * torch.randn(2000, 1, generator=rng)
         save(draw_histograms(latents), tmp_path / "latents.png")
         shares.append(share_of(tmp_path / "latents.png", (31, 119, 180)))
-    # both have the same area, but the axes end where the higher one does
+    # both have the same area, but the axes end at the top of the higher one
     assert shares[0] < shares[1]

@@ -214,7 +214,7 @@ def test_a_bad_seed_is_refused_by_name(bundle, seed):
 
 def test_numbers_beyond_what_a_model_can_decode_are_refused():
     bundle = tiny_bundle()
-    with pytest.raises(UsageError, match="smaller alpha or temperature"):
+    with pytest.raises(UsageError, match="NaN or infinity; use a smaller alpha or temperature"):
         decode(bundle.vae, torch.full((1, bundle.config.latent_dim), 3e38))
 
 

@@ -3,64 +3,9 @@
 import ast
 from pathlib import Path
 
-import facevae
+from layers import LAYERS, PACKAGE
+from reference import README, with_modules
 
-PACKAGE = Path(facevae.__file__).parent
-
-# a module may use those of lower layers only; `cli` is a package of its own, at the top
-LAYERS = [
-    (
-        *("errors", "console", "losses", "detection", "hub_client"),
-        *("blocks", "budget", "states", "augment"),
-        *("image_features", "memory", "signals"),
-    ),
-    (
-        *("files", "config", "runtime", "metrics", "attribute_names", "hub_files"),
-        "parallel",
-    ),
-    (
-        *(
-            "images",
-            "texture",
-            "prior",
-            "attributes",
-            "latent_files",
-            "labels",
-            "tables",
-            "swd",
-            "guard",
-        ),
-        *("fast", "discriminator"),
-    ),
-    (
-        *(
-            "model",
-            "pictures",
-            "framing",
-            "label_files",
-            "outputs",
-            "plots",
-            "events",
-            "perceptual",
-        ),
-        *("critic", "formats"),
-    ),
-    (
-        *("flow_matching", "projected", "conversion", "faces", "bundle", "figures", "page"),
-        *("curves", "latent_plots"),
-    ),
-    ("data", "hub", "latents", "card", "export", "run_folders"),
-    ("batches", "runs", "edits", "sources"),
-    (
-        *("stages", "adversary", "learning", "baselines", "evaluation"),
-        *("novelty", "package", "api", "earlier", "report"),
-    ),
-    ("snapshots", "estimate", "steps", "gallery", "publish"),
-    ("network_fit", "prior_fit", "finish_fit"),
-    ("training",),
-    ("cli",),
-    ("__main__", "__init__"),
-]
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 
 
@@ -103,13 +48,9 @@ def test_the_table_names_every_module_and_no_other():
     assert {name.split(".")[0] for name in SOURCES} == LAYER_OF.keys()
 
 
-def test_the_readme_shows_the_table():
-    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
-    tree = readme.split("```\nfacevae/\n", 1)[1].split("  cli/", 1)[0]
-    shown = [line[:42].split("  ")[1] for line in tree.splitlines()]
-    rows = " ".join(f"{row}" if row.endswith(",") else f"{row};" for row in shown)
-    groups = [{name.strip() for name in row.split(",")} for row in rows.rstrip(";").split(";")]
-    assert groups == [set(layer) for layer in LAYERS[: LAYER_OF["cli"]]]
+def test_the_readme_shows_every_module_in_its_own_words():
+    text = README.read_text("utf-8")
+    assert with_modules(text) == text, "run: python tests/reference.py"
 
 
 def test_imports_point_downward_only():

@@ -1,4 +1,4 @@
-"""Metrics against their definitions, written out plainly."""
+"""Metrics against plain implementations of their definitions."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_psnr_is_its_definition_of_each_image():
     assert metrics.psnr(made, real).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_psnr_of_one_level_everywhere_is_that_of_8_bits():
+def test_psnr_of_an_error_of_one_level_of_8_bits():
     real = random_images(0) * 0.5
     assert metrics.psnr(real + 1 / 255, real).tolist() == pytest.approx(
         [20 * math.log10(255)] * 3, abs=1e-3
@@ -47,7 +47,7 @@ def test_sharpness_is_the_variance_of_the_laplacian():
         assert got.item() == pytest.approx(np.var(laplacian, ddof=1), rel=1e-4)
 
 
-def test_sharpness_knows_no_brightness_and_no_slope_but_knows_blur():
+def test_sharpness_ignores_brightness_and_slopes_but_not_blur():
     images = random_images(3, height=16, width=16)
     ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
     assert metrics.sharpness(ramp).item() == pytest.approx(0, abs=1e-10)
@@ -57,17 +57,17 @@ def test_sharpness_knows_no_brightness_and_no_slope_but_knows_blur():
 
 
 def test_active_units_are_those_whose_mean_varies():
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     spread = torch.tensor([1.0, 0.5, 0.2, 0.05, 0.001, 0.0])  # variances from 1 down past 0.01
-    mean = torch.randn(500, 6, generator=draw) * spread + 3
+    mean = torch.randn(500, 6, generator=rng) * spread + 3
     assert metrics.active_units(mean) == 3
     assert metrics.active_units(mean, threshold=0.1) == 2
     assert metrics.active_units(torch.full((10, 4), 5.0)) == 0
 
 
 def test_kl_nats_is_that_of_the_joint_distribution():
-    draw = torch.Generator().manual_seed(0)
-    mean, logvar = torch.randn(2, 5, 3, generator=draw, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    mean, logvar = torch.randn(2, 5, 3, generator=rng, dtype=torch.float64)
     prior = torch.distributions.MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
     expected = [
         torch.distributions.kl_divergence(
@@ -90,27 +90,29 @@ def test_a_histogram_counts_every_value_once():
 
 
 def test_the_principal_plane_is_that_of_most_variance():
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     spread = torch.tensor([0.1, 5.0, 0.2, 2.0])
-    latents = 3 + torch.randn(500, 4, generator=draw) * spread
-    places, shares = metrics.principal_plane(latents)
+    latents = 3 + torch.randn(500, 4, generator=rng) * spread
+    coordinates, shares = metrics.principal_plane(latents)
     centred = latents - latents.mean(0)
     for axis, dim in ((0, 1), (1, 3)):
-        assert torch.corrcoef(torch.stack([places[:, axis], centred[:, dim]]))[0, 1] > 0.99
+        assert torch.corrcoef(torch.stack([coordinates[:, axis], centred[:, dim]]))[0, 1] > 0.99
     expected = np.sort(np.linalg.eigvalsh(np.cov(latents.numpy().T)))[::-1]
     assert shares.tolist() == pytest.approx((expected / expected.sum())[:2].tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (2, 3)])
-def test_a_plane_of_hardly_anything_is_flat(shape):
-    places, shares = metrics.principal_plane(torch.arange(math.prod(shape)).float().view(shape))
-    assert places.shape == (shape[0], 2)
-    assert places.isfinite().all()
+def test_the_principal_plane_of_few_points_or_dimensions_is_finite(shape):
+    coordinates, shares = metrics.principal_plane(
+        torch.arange(math.prod(shape)).float().view(shape)
+    )
+    assert coordinates.shape == (shape[0], 2)
+    assert coordinates.isfinite().all()
     assert shares.isfinite().all()
 
 
 def plain_ssim(x, y):
-    """Of one channel: Wang et al. 2004, window by window."""
+    """SSIM of one channel by Wang et al. 2004, window by window."""
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     window /= window.sum()
@@ -121,9 +123,9 @@ def plain_ssim(x, y):
             mean_a, mean_b = (window * a).sum(), (window * b).sum()
             var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
             shared = (window * (a - mean_a) * (b - mean_b)).sum()
-            likeness = (2 * mean_a * mean_b + 0.01**2) * (2 * shared + 0.03**2)
+            similarity = (2 * mean_a * mean_b + 0.01**2) * (2 * shared + 0.03**2)
             total = (mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2)
-            found.append(likeness / total)
+            found.append(similarity / total)
     return np.mean(found)
 
 
@@ -155,14 +157,14 @@ def test_ssim_of_the_same_picture_is_one_and_of_its_negative_is_less():
 
 
 def test_the_distance_from_a_standard_normal_is_that_of_the_moments():
-    draw = torch.Generator().manual_seed(0)
-    mean = torch.randn(200_000, 3, generator=draw) * torch.tensor([2.0, 0.5, 0.0])
+    rng = torch.Generator().manual_seed(0)
+    mean = torch.randn(200_000, 3, generator=rng) * torch.tensor([2.0, 0.5, 0.0])
     mean += torch.tensor([0.0, 1.0, 0.0])
     logvar = torch.tensor([0.0, math.log(0.75), 0.0]).expand_as(mean)
     # the aggregate is N((0, 1, 0), diag(5, 1, 1))
     expected = math.sqrt(1 + (math.sqrt(5) - 1) ** 2)
     assert metrics.normal_distance(mean, logvar) == pytest.approx(expected, rel=1e-2)
-    standard = torch.randn(200_000, 3, generator=draw)
+    standard = torch.randn(200_000, 3, generator=rng)
     assert metrics.normal_distance(standard, torch.full_like(standard, -30)) < 0.02
 
 
@@ -176,9 +178,9 @@ def test_the_distance_from_a_standard_normal_sees_dependence_between_dimensions(
 
 
 def test_the_nearest_is_found_with_its_distance():
-    draw = torch.Generator().manual_seed(0)
-    others = torch.randn(50, 4, generator=draw)
-    points = torch.cat([torch.randn(9, 4, generator=draw), others[33:34]])
+    rng = torch.Generator().manual_seed(0)
+    others = torch.randn(50, 4, generator=rng)
+    points = torch.cat([torch.randn(9, 4, generator=rng), others[33:34]])
     distances, rows = metrics.nearest(points, others, chunk=4)
     every = (points[:, None] - others[None]).double().norm(dim=2)
     assert rows.tolist() == every.argmin(1).tolist()

@@ -1,4 +1,4 @@
-"""Pulling from olah, a mirror of the Hub that others wrote, which serves git repositories."""
+"""Models are pulled from olah, an independent mirror of the Hub that serves git repositories."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory):
-    """Its address, and the commits of `someone/faces`: the one with tag v1, and the newest."""
+    """The mirror's address, and two commits of `someone/faces`: tag v1 and the newest."""
     folder = tmp_path_factory.mktemp("mirror")
     repository = folder / "models" / "someone" / "faces"
     commits = []

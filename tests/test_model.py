@@ -375,7 +375,7 @@ def test_group_norm_is_torchs_own_and_keeps_the_precision_of_its_features():
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_on_cuda_what_stands_between_convolutions_keeps_their_precision():
-    """By tensors that have no values, but say what they would be on that device."""
+    """Shown with fake tensors, which have no values, but have a device and a dtype."""
     mode = FakeTensorMode()
 
     def on_cuda(tensor):

@@ -1,4 +1,4 @@
-"""Copies are found, and what is new is as far away as faces that were never seen."""
+"""Copies of training faces are detected; new faces are as far away as held-out ones."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Shrinker:
-    """Latents are 4 × 4 thumbnails, known but for a little noise."""
+    """Encodes faces as 4 × 4 thumbnails, with posteriors of little variance."""
 
     def encode(self, images):
         small = torch.nn.functional.avg_pool2d(images, 8).flatten(1)
@@ -29,7 +29,7 @@ def faces():
 
 
 def draws(count, seed=1):
-    """Latents of faces that are nobody's, from the distribution of all."""
+    """Latents of new faces, from the distribution of all faces."""
     levels = torch.randint(256, (count, 48), generator=torch.Generator().manual_seed(seed))
     return levels / 255
 
@@ -48,14 +48,14 @@ def test_copies_are_near_and_their_originals_are_shown(faces):
     assert np.array_equal(found.neighbours, faces.pixels[40:56])
 
 
-def test_a_copy_of_a_mirrored_face_is_one_too(faces):
+def test_a_copy_of_a_mirrored_face_is_detected(faces):
     flipped = next(batches_of(faces, faces.train[7:8], CPU)).flip(-1)
     found = measure_novelty(Shrinker(), faces, Shrinker().encode(flipped)[0])
     assert found.samples.max() < 1e-3
     assert np.array_equal(found.neighbours[0], faces.pixels[7][:, ::-1])
 
 
-def test_the_distance_knows_no_scale_of_the_latents(faces):
+def test_the_distance_does_not_depend_on_the_scale_of_the_latents(faces):
     class Louder(Shrinker):
         def encode(self, images):
             mean, logvar = super().encode(images)
@@ -67,6 +67,6 @@ def test_the_distance_knows_no_scale_of_the_latents(faces):
     assert other["held_out"] == pytest.approx(one["held_out"], rel=1e-3)
 
 
-def test_the_same_again_is_the_same(faces):
+def test_repeated_measurements_are_equal(faces):
     one, two = (measure_novelty(Shrinker(), faces, draws(50), seed=3) for _ in range(2))
     assert one.figures() == two.figures()

@@ -15,7 +15,7 @@ def _here(tmp_path, monkeypatch):
 
 
 def frames(count: int, size: int = 16) -> np.ndarray:
-    """Pictures that are all different, and flat, so that any codec keeps them apart."""
+    """Flat pictures of different colours, which any codec keeps distinct."""
     sheet = np.zeros((count, size, size, 3), np.uint8)
     sheet[..., 0] = np.linspace(0, 255, count).astype(np.uint8)[:, None, None]
     sheet[..., 2] = 128
@@ -53,7 +53,7 @@ def test_a_place_below_a_file_is_refused_before_the_work(named):
 
 def test_a_folder_that_nothing_may_be_put_into_is_refused_before_the_work(monkeypatch):
     Path("closed").mkdir()
-    # for whom tests run as, all folders may be open
+    # the user who runs the tests may be able to write everywhere
     monkeypatch.setattr("os.access", lambda path, _: Path(path) != Path("closed"))
     for named in ("closed/grid.png", "closed/deeper/grid.png", "closed/"):
         with pytest.raises(FacevaeError, match=r"cannot be written there \(Permission denied\)"):

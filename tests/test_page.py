@@ -15,7 +15,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Reader(HTMLParser):
-    """What a page holds, and whether its elements are nested as they are closed."""
+    """Collects the content of a page and checks that its elements are properly nested."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 
 def check_page(page: str) -> Reader:
-    """Read a page that must be whole, and need nothing from elsewhere."""
+    """Parse a page and check that it is well-formed and self-contained."""
     assert page.startswith("<!DOCTYPE html>\n<html lang=")
     reader = Reader(page)
     ids = reader.attributes.get("id", [])
@@ -64,7 +64,7 @@ def check_page(page: str) -> Reader:
 NASTY = "</td><script>alert('1')</script> & \"quoted\" {{ 7 * 7 }} <img src=x onerror=y>"
 
 
-def test_whatever_a_text_holds_it_is_shown_as_it_is():
+def test_text_of_any_kind_is_escaped():
     section = Section(
         f"Part {NASTY}",
         NASTY,
@@ -77,7 +77,7 @@ def test_whatever_a_text_holds_it_is_shown_as_it_is():
     assert "onerror" not in reader.attributes
 
 
-def test_a_page_of_nothing_is_a_page():
+def test_a_page_without_sections_is_well_formed():
     assert "a model" in check_page(render("a model", "", [], [])).words
 
 
@@ -86,7 +86,7 @@ def test_links_lead_to_the_sections():
     assert [a for a in reader.addresses if a.startswith("#")] == ["#one", "#two-words"]
 
 
-def test_a_drawing_is_svg_that_light_and_dark_pages_can_show():
+def test_a_drawing_is_svg_for_light_and_dark_pages():
     from base64 import b64decode
 
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def test_a_drawing_is_svg_that_light_and_dark_pages_can_show():
     assert "<dc:date>" not in svg
 
 
-def test_without_the_extra_one_line_names_it(monkeypatch):
+def test_the_error_names_the_missing_extra(monkeypatch):
     for module in ("matplotlib", "jinja2"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)

@@ -1,4 +1,4 @@
-"""Several processes that train one model: forked ones, and those of torchrun itself."""
+"""Several processes train one model: forked ones, and those of torchrun."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from facevae.batches import Batches
 from facevae.bundle import load
 from facevae.config import STAGES
 from facevae.data import load_faces
-from facevae.errors import DataError, ProcessError, RunError, Stopped, UsageError
+from facevae.errors import DataError, FacevaeError, ProcessError, RunError, Stopped, UsageError
 from facevae.flow_matching import PriorStage
 from facevae.model import VAE
 from facevae.prior import FlowPrior, GaussianPrior
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 def together(count: int, work: Callable) -> list:
-    """What `work()` returns, or raises, in each of `count` processes that have joined."""
+    """What `work()` returns or raises in each process of a group of `count`."""
     port = free_port()
 
     def one(rank: int, pipe) -> None:
@@ -58,8 +58,9 @@ def together(count: int, work: Callable) -> list:
         try:
             with parallel.joined(CPU):
                 pipe.send(work())
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-            pipe.send(error if len(error.args) == 1 else traceback.format_exc())
+        except Exception as error:  # noqa: BLE001 - any error is sent back
+            is_picklable = isinstance(error, FacevaeError) or len(error.args) == 1
+            pipe.send(error if is_picklable else traceback.format_exc())
 
     pipes = [FORK.Pipe(duplex=False) for _ in range(count)]
     processes = [FORK.Process(target=one, args=(i, pipes[i][1])) for i in range(count)]
@@ -84,7 +85,7 @@ def faces(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
-    """In float32, where only the order of sums differs, and without plots, which take long."""
+    """Train in float32, in which only the order of sums differs, and without plots, which are slow."""
     for module in (stages, flow_matching, adversary, critic, projected, prior_fit):
         monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -107,7 +108,7 @@ IDLE += ("textured.levels.0.0.bias", "textured.levels.0.1.running_mean")
 
 
 def assert_close(found: dict, wanted: dict) -> None:
-    """Up to what rounding does, which may send single activations to the other side of a kink."""
+    """Compare up to rounding, which may move single activations across the kink of a function."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         if not name.endswith(IDLE):
@@ -147,7 +148,7 @@ def test_a_process_without_a_gpu_of_its_own_is_told_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize("device", [CPU, torch.device("cuda:0")], ids=str)
 def test_a_process_that_has_failed_alone_does_not_wait_for_the_others(monkeypatch, device):
-    """Which NCCL would as it takes leave of them, while they wait for this process."""
+    """NCCL would wait for them when it shuts down, while they wait for this process."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     left = []

@@ -91,19 +91,19 @@ def hub(tmp_path, monkeypatch):
 
 def test_published_weights_in_the_cache_are_used_as_they_are(hub):
     (hub / f"net-2015-12-05-{DIGEST}.pth").write_bytes(WEIGHTS)
-    perceptual._published(URL.format(DIGEST), download=True)
+    perceptual._ensure_weights(URL.format(DIGEST), download=True)
 
 
 def test_other_weights_under_the_published_name_are_refused(hub):
     (hub / f"net-2015-12-05-{DIGEST}.pth").write_bytes(b"random ones")
     with pytest.raises(MissingWeightsError, match="not the published weights"):
-        perceptual._published(URL.format(DIGEST), download=True)
+        perceptual._ensure_weights(URL.format(DIGEST), download=True)
 
 
 @pytest.mark.parametrize("download", [True, False])
 def test_missing_weights_are_named_with_where_they_belong(hub, download):
     with pytest.raises(MissingWeightsError) as caught:
-        perceptual._published(URL.format(DIGEST), download=download)
+        perceptual._ensure_weights(URL.format(DIGEST), download=download)
     assert str(hub) in str(caught.value)
     assert URL.format(DIGEST) in str(caught.value)
 

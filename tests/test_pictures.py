@@ -1,4 +1,4 @@
-"""Pictures are found wherever they are kept, once each, in an order that only names decide."""
+"""Pictures are found wherever they are stored, once each, in an order that depends on names."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Priors are maps from noise to latents that follow what they were fitted to."""
+"""Priors map noise to latents with the distribution that they were fitted to."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from facevae.runtime import face_noise
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tensors as small as these lose time to a second thread, on a busy machine very much."""
+    """Use one thread: for small tensors, a second one costs time, and most on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,7 +38,7 @@ def correlated(count, dims, seed=0):
 
 
 def stirred_flow(latent_dim, width=16, blocks=2, seed=0):
-    """A flow whose every weight matters: as after a training, without one."""
+    """An untrained flow in which every weight has an effect, as after a training."""
     torch.manual_seed(seed)
     flow = FlowPrior(latent_dim, width, blocks).eval()
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_the_steps_are_enough_for_a_smooth_flow():
 
 
 def runge_kutta(flow, points, steps):
-    """The same path by the classic method of fourth order."""
+    """The same path, integrated with the classic fourth-order Runge-Kutta method."""
     h = 1 / steps
     for i in range(steps):
         t = points.new_full((len(points), 1), i * h)
@@ -161,14 +161,14 @@ def runge_kutta(flow, points, steps):
 
 
 def bimodal(count, seed):
-    """Two narrow modes at (±2, 0), half of the points each."""
+    """Points in two narrow modes at (±2, 0), half of them in each."""
     sides = torch.randint(2, (count,), generator=draw(seed)) * 4.0 - 2
     centres = torch.stack([sides, torch.zeros(count)], dim=1)
     return centres + 0.3 * torch.randn(count, 2, generator=draw(seed + 1))
 
 
 def sliced_distance(a, b, directions=32):
-    """The mean over directions of the Wasserstein-1 distance of two sets of as many points."""
+    """Mean over directions of the Wasserstein-1 distance between two sets of equal size."""
     angles = torch.arange(directions) * torch.pi / directions
     lines = torch.stack([angles.cos(), angles.sin()])
     return ((a @ lines).sort(0).values - (b @ lines).sort(0).values).abs().mean().item()
@@ -197,7 +197,7 @@ def test_a_flow_learns_two_modes_that_a_gaussian_cannot():
 
 
 def test_a_flow_that_is_told_of_changes_gives_what_was_not_changed():
-    """Of changed latents, three times as many, and elsewhere: told of them, and not."""
+    """Three times as many changed latents lie elsewhere; with and without the condition."""
     plain = bimodal(1024, seed=0)
     changes = torch.zeros(4096, NUM_CHANGES)
     changes[1024:, 2] = torch.randn(3072, generator=draw(3)).sign()
@@ -287,7 +287,7 @@ def test_guidance_ends_where_the_flow_says_so():
 def test_only_a_flow_can_be_guided():
     with pytest.raises(UsageError, match="only a flow can be guided, and this prior is gaussian"):
         sample_latents(GaussianPrior(3), torch.zeros(1, 3), guidance=2.0)
-    with pytest.raises(UsageError, match=r"--guidance 10\.1: must be 0 to 10"):
+    with pytest.raises(UsageError, match=r"guidance=10\.1: must be 0 to 10"):
         sample_latents(FlowPrior(3, 8, 1), torch.zeros(1, 3), guidance=10.1)
 
 
@@ -326,7 +326,7 @@ def test_a_flow_holds_a_gaussian_and_all_hold_the_normal():
     ids=lambda value: value if isinstance(value, str) else kind_of(value),
 )
 def test_a_prior_that_a_model_does_not_hold_is_refused(prior, kind):
-    with pytest.raises(UsageError, match=f"--prior {kind}: .*holds a {kind_of(prior)} prior"):
+    with pytest.raises(UsageError, match=f"prior={kind}: .*holds a {kind_of(prior)} prior"):
         other_prior(prior, kind)
 
 
@@ -342,7 +342,7 @@ def test_a_residual_flow_begins_as_one_gaussian_and_a_plain_one_does_too():
 
 
 def test_where_latents_are_one_gaussian_a_residual_flow_has_nothing_to_learn():
-    """Its velocity is the best there is: no multiple of it comes nearer to latents − noise."""
+    """Its velocity is optimal: no multiple of it is closer to latents − noise."""
     draw = torch.Generator().manual_seed(0)
     noise, latents = torch.randn(2, 4000, 3, generator=draw)
     times = torch.rand(4000, 1, generator=draw)

@@ -44,12 +44,12 @@ def test_a_flow_is_measured_alike_each_time_and_on_as_many_draws_of_few_faces():
 
 
 def fields(colours: torch.Tensor, _: float = 0.0) -> torch.Tensor:
-    """Images (N, 3, 32, 32) in [0, 1] of one colour each, of latents (N, 3)."""
+    """Images (N, 3, 32, 32) in [0, 1] of one colour each, decoded from latents (N, 3)."""
     return (0.5 + 0.1 * colours).clamp(0, 1).view(-1, 3, 1, 1).expand(-1, 3, 32, 32)
 
 
 def test_a_flow_is_guided_so_that_samples_differ_as_much_as_faces_do():
-    """Latents are colours, and a flow that spreads them more, the more it is guided."""
+    """Latents are colours, and the flow spreads them in proportion to its guidance."""
     flow = FlowPrior(3, width=8, blocks=1, residual=True).eval()
     learned = flow.velocity
 
@@ -80,7 +80,7 @@ def test_a_flow_is_guided_so_that_samples_differ_as_much_as_faces_do():
 
 
 def warned(folder, held_out, **settings) -> list[str]:
-    """What is told of a flow whose losses on held-out faces were these."""
+    """The notices after the fit of a flow with these held-out losses."""
     folder, ear = RunFolder(folder), Ear()
     for i, loss in enumerate(held_out, start=1):
         place = {"event": "prior", "step": i, "images": 0, "seconds": 0.0, "latents": 100 * i}

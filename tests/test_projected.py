@@ -48,38 +48,39 @@ def test_finer_levels_hold_what_coarser_ones_found(projection):
     images = torch.full((1, 3, 64, 64), 0.5)
     changed = images.clone()
     changed[..., 40:, 40:] = 1.0
-    own, mixed = (
+    finest, mixed = (
         (a - b)[..., :2, :2].abs().max()
         for a, b in (
             (projection.features(images)[0], projection.features(changed)[0]),
             (projection(images)[0], projection(changed)[0]),
         )
     )
-    assert own == 0 < mixed
+    assert finest == 0 < mixed
 
 
 def test_it_soon_tells_faces_from_blurred_ones_that_it_has_not_seen(projection, faces):
     blurred = functional.avg_pool2d(faces, 5, stride=1, padding=2, count_include_pad=False)
     real, made = (list(map(torch.Tensor.detach, projection(images))) for images in (faces, blurred))
-    judge = critic()
+    discriminator = critic()
 
     def part(levels, rows):
         return [level[rows] for level in levels]
 
     for index in range(30):
         rows = slice(8 * (index % 2), 8 * (index % 2) + 8)
-        _, is_sound = judge.learn(part(real, rows), part(made, rows))
+        _, is_sound = discriminator.update(part(real, rows), part(made, rows))
         assert is_sound
     rest = slice(16, 24)
-    assert judge.judge(part(real, rest)) < judge.judge(part(made, rest)) - 0.5
+    of_real, of_made = (discriminator.generator_loss(part(some, rest)) for some in (real, made))
+    assert of_real < of_made - 0.5
 
 
 def test_its_verdict_leads_back_to_pictures_and_teaches_it_nothing(projection, faces):
-    judge = critic()
+    discriminator = critic()
     images = faces[:4].clone().requires_grad_()
-    judge.judge(projection(images)).backward()
+    discriminator.generator_loss(projection(images)).backward()
     assert images.grad.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in judge.network.parameters())
+    assert all(parameter.grad is None for parameter in discriminator.network.parameters())
 
 
 def test_the_spectral_norm_of_each_kernel_is_one():
@@ -98,9 +99,9 @@ def test_going_on_from_a_state_is_going_on(projection, faces):
     levels = [level.detach() for level in projection(faces)]
     real, made = ([level[rows] for level in levels] for rows in (slice(0, 8), slice(8, 16)))
     first = critic()
-    first.learn(real, made)
+    first.update(real, made)
     with seeded(9):
         other = ProjectedCritic(CPU, 8, records=False)
     other.restore({name: tensor.clone() for name, tensor in first.state().items()})
-    assert first.learn(real, made)[0].equal(other.learn(real, made)[0])
-    assert first.judge(made).equal(other.judge(made))
+    assert first.update(real, made)[0].equal(other.update(real, made)[0])
+    assert first.generator_loss(made).equal(other.generator_loss(made))

@@ -14,7 +14,7 @@ from facevae.data import load_faces
 from facevae.errors import FacevaeError, ModelError
 from facevae.label_files import read_labels
 from facevae.report import write_report
-from facevae.sources import _seconds_of, open_source
+from facevae.sources import _time_budget, open_source
 from facevae.training import train
 
 pytest.importorskip("jinja2")
@@ -22,14 +22,21 @@ pytest.importorskip("matplotlib")
 
 CPU = torch.device("cpu")
 ALL = (
-    *("Samples", "Reconstructions", "Training", "Latents", "Attributes", "Morph"),
-    *("Configuration", "Provenance", "Reproduce"),
+    "Samples",
+    "Reconstructions",
+    "Training",
+    "Latents",
+    "Attributes",
+    "Morph",
+    "Configuration",
+    "Provenance",
+    "Reproduce",
 )
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a finished run of labelled faces, `run`, and their cache."""
+    """A folder with the finished run `run` on labelled faces, and their cache."""
     root = tmp_path_factory.mktemp("report")
     (root / "faces").mkdir()
     for i in range(48):
@@ -46,7 +53,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """Fewer faces than for people, for time's sake."""
+    """Show fewer faces, to save time."""
     monkeypatch.setattr(report, "_NUM_SAMPLES", 4)
     monkeypatch.setattr(report, "_NUM_GENERATED", 40)
     monkeypatch.setattr(report.latent_plots, "NUM_HISTOGRAMS", 2)
@@ -61,10 +68,10 @@ def sections(reader) -> list[str]:
     return [name for name in ALL if f"#{name.casefold()}" in reader.addresses]
 
 
-def test_a_finished_run_is_shown_whole(place, tmp_path):
-    told = []
+def test_a_finished_run_has_all_sections(place, tmp_path):
+    progress = []
     source = open_source(str(place / "run"), CPU, place / "cache")
-    write_report(source, tmp_path / "page.html", lambda *parts: told.append(parts))
+    write_report(source, tmp_path / "page.html", lambda *call: progress.append(call))
     reader = check_page((tmp_path / "page.html").read_text("utf-8"))
     assert sections(reader) == list(ALL)
     figures = load(place / "run" / "model.safetensors").provenance["figures"]
@@ -79,18 +86,18 @@ def test_a_finished_run_is_shown_whole(place, tmp_path):
         "This page holds pictures of the training data",
     ):
         assert text in reader.words, text
-    assert told[-1] == ("Drawing", len(ALL), len(ALL))
+    assert progress[-1] == ("Drawing", len(ALL), len(ALL))
 
 
-def test_without_the_data_generated_faces_take_their_place_and_it_says_so(place, tmp_path):
+def test_without_the_data_latents_of_generated_faces_are_shown(place, tmp_path):
     reader = reported(place / "run", tmp_path / "page.html", tmp_path / "another-cache")
     assert "Of 40 generated faces" in reader.words
     assert "held-out faces: on the map" not in reader.words
-    # the reconstructions that the run has drawn are pictures of the data all the same
+    # the run's pictures of reconstructions still show the data
     assert "This page holds pictures of the training data" in reader.words
 
 
-def test_a_model_alone_has_the_parts_that_it_knows(tmp_path):
+def test_a_model_alone_has_the_sections_it_has_data_for(tmp_path):
     bundle = tiny_bundle()
     bundle.provenance |= {"preset": "paper", "sources": ["my faces"], "train": TRAIN.to_dict()}
     save(bundle, tmp_path / "model.safetensors")
@@ -104,7 +111,7 @@ def test_a_model_alone_has_the_parts_that_it_knows(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["epochs", "steps", "beginning", "config"])
-def test_an_unfinished_run_is_shown_as_far_as_it_is(place, tmp_path, left):
+def test_an_unfinished_run_is_shown_as_far_as_it_got(place, tmp_path, left):
     folder = tmp_path / "run"
     shutil.copytree(place / "run", folder)
     (folder / "model.safetensors").unlink()
@@ -123,19 +130,19 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(place, tmp_path, left):
 
 
 @pytest.mark.parametrize("is_complete", [True, False])
-def test_the_finish_is_told_and_drawn(place, tmp_path, is_complete):
+def test_the_finish_is_shown(place, tmp_path, is_complete):
     folder = tmp_path / "run"
     shutil.copytree(place / "run", folder)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     last = next(r for r in map(json.loads, reversed(lines)) if r["event"] == "epoch")
-    made = {
+    losses = {
         "generator_loss": 0.7,
         "discriminator_loss": 1.4,
         "projected_loss": 1.2,
         "feature_loss": 0.2,
         "mse": 0.01,
     }
-    lines.append(json.dumps({**last, "event": "finish", **made}))
+    lines.append(json.dumps({**last, "event": "finish", **losses}))
     lines.append(json.dumps({**last, "stage": "finish", "epoch": 3}))
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     bundle = load(folder / "model.safetensors")
@@ -147,10 +154,10 @@ def test_the_finish_is_told_and_drawn(place, tmp_path, is_complete):
     assert "epochs of the finish" in reader.words
 
 
-def test_a_command_by_time_and_stages_is_put_together(tmp_path):
+def test_a_command_with_time_and_stages_is_reconstructed(tmp_path):
     bundle = tiny_bundle(dataclasses.replace(CONFIG, residual_blocks=1))
-    chosen = {"max_seconds": 90.0, "stages": ["vae", "finish"], "finish_weight": 3.0}
-    settings = TRAIN.to_dict() | chosen
+    changed = {"max_seconds": 90.0, "stages": ["vae", "finish"], "finish_weight": 3.0}
+    settings = TRAIN.to_dict() | changed
     bundle.provenance |= {"preset": "compact", "train": settings}
     save(bundle, tmp_path / "m.safetensors")
     command = open_source(str(tmp_path / "m.safetensors"), CPU).equivalent_command()
@@ -169,7 +176,7 @@ def test_a_run_without_its_pictures_has_its_curves(place, tmp_path):
     assert "Reconstructions" not in sections(reader)
 
 
-def test_damaged_pictures_are_left_out_with_a_word(place, tmp_path):
+def test_damaged_pictures_are_left_out_with_a_reason(place, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(place / "run", folder)
     for picture in (folder / "pictures").glob("*.png"):
@@ -205,7 +212,7 @@ def test_latents_of_one_or_two_dimensions_have_a_map(tmp_path, dims):
     assert "Latents" in sections(reader)
 
 
-def test_provenance_of_any_kind_is_no_reason_to_fail(tmp_path):
+def test_provenance_of_unexpected_types_is_no_error(tmp_path):
     bundle = tiny_bundle()
     bundle.provenance = {
         "figures": ["<b>"],
@@ -224,14 +231,14 @@ def test_provenance_of_any_kind_is_no_reason_to_fail(tmp_path):
     assert not reader.tags & {"b", "i", "u"}
 
 
-def test_no_command_is_made_up_for_what_no_option_asks_for(tmp_path):
+def test_no_command_is_given_for_settings_without_options(tmp_path):
     bundle = tiny_bundle()
     bundle.provenance |= {"preset": "ae", "train": TRAIN.to_dict()}
     save(bundle, tmp_path / "m.safetensors")
     assert open_source(str(tmp_path / "m.safetensors"), CPU).equivalent_command() == ""
 
 
-def test_what_is_neither_run_nor_model_is_named(tmp_path):
+def test_a_folder_that_is_neither_run_nor_model_is_an_error(tmp_path):
     with pytest.raises(ModelError, match="no model"):
         open_source(str(tmp_path), CPU)
     (tmp_path / "config.json").write_text('{"model_type": "another tool\'s"}')
@@ -242,7 +249,7 @@ def test_what_is_neither_run_nor_model_is_named(tmp_path):
         open_source(str(tmp_path), CPU)
 
 
-def test_a_damaged_cache_is_as_good_as_none(place, tmp_path):
+def test_a_damaged_cache_is_ignored(place, tmp_path):
     shutil.copytree(place / "cache", tmp_path / "cache")
     (pixels,) = (tmp_path / "cache").rglob("pixels.npy")
     pixels.write_bytes(pixels.read_bytes()[:1000])
@@ -258,5 +265,5 @@ def test_a_damaged_cache_is_as_good_as_none(place, tmp_path):
         ({}, 5.0),
     ],
 )
-def test_the_time_of_stages_that_were_asked_for_one_by_one_is_that_of_all(seconds, wanted):
-    assert _seconds_of({"stage_seconds": seconds}, {"max_seconds": 5.0}) == wanted
+def test_the_time_budget_is_the_sum_over_stages_trained_one_by_one(seconds, wanted):
+    assert _time_budget({"stage_seconds": seconds}, {"max_seconds": 5.0}) == wanted

@@ -73,7 +73,7 @@ def test_what_is_no_device_is_refused_with_what_may_be_named(name):
 
 @pytest.mark.parametrize("name", ["cpu:1", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_refused_with_what_is(name):
-    with pytest.raises(UsageError, match=f"--device {name}: not on this machine; it has cpu"):
+    with pytest.raises(UsageError, match=f"device={name}: not on this machine; it has cpu"):
         runtime.select_device(name)
 
 

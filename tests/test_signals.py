@@ -1,4 +1,4 @@
-"""A stop can be asked for once, and is one at the second time."""
+"""The first stop signal is only recorded; the second one has its usual effect."""
 
 import signal
 import threading

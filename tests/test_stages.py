@@ -12,7 +12,6 @@ from tiny import CONFIG, TRAIN, differing
 
 from facevae import flow_matching, losses, stages
 from facevae.batches import Batches
-from facevae.bundle import load_state, save_state
 from facevae.config import ModelConfig
 from facevae.data import Faces
 from facevae.fast import LEAST_SECONDS, WARM_UP, WATCHED, AcceleratedStep
@@ -23,6 +22,7 @@ from facevae.model import VAE
 from facevae.prior import FlowPrior
 from facevae.runtime import training_precision
 from facevae.stages import NetworkStage
+from facevae.tensor_files import load_state, save_state
 
 CPU = torch.device("cpu")
 
@@ -212,7 +212,11 @@ def test_the_kl_divergence_counts_by_its_weight(faces):
 
 def recorded(stage):
     """Have its steps recorded from now on, by the recorder that is returned."""
-    live = [*stage.state().values(), stage.guard._kept, stage.optimizer.param_groups[0]["lr"]]
+    live = [
+        *stage.state().values(),
+        stage.guard.kept_statistics,
+        stage.optimizer.param_groups[0]["lr"],
+    ]
     record = Recorder(lambda: live)
     stage._update = AcceleratedStep(
         stage._update_from, *part_of(stage), pytest.fail, lambda _: 0.0, record=record

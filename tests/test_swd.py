@@ -56,7 +56,9 @@ def test_the_distance_is_its_definition():
     real, made = pictures(2, 5), pictures(3, 5) ** 2
     found = SlicedWasserstein(real.split(2), 32, seed=4)(made.split(3))
     for side, a, b in zip((32, 16), laplacian_pyramid(real), laplacian_pyramid(made), strict=True):
-        rows, columns, directions = swd._places(side, swd.generator(4, swd._DRAW, side))
+        rows, columns, directions = swd._draw_places(
+            side, swd.generator(4, swd.Stream.PATCHES, side)
+        )
         corners = list(zip(rows[:, 0, 0].tolist(), columns[:, 0, 0].tolist(), strict=True))
         assert len(corners) == 64
         patches = [
@@ -76,7 +78,7 @@ def test_the_distance_is_its_definition():
 
 
 def test_directions_have_length_one_and_patches_lie_within():
-    rows, columns, directions = swd._places(16, torch.Generator().manual_seed(0))
+    rows, columns, directions = swd._draw_places(16, torch.Generator().manual_seed(0))
     assert directions.shape == (147, 128)
     torch.testing.assert_close(directions.norm(dim=0), torch.ones(128))
     assert rows.min() >= 0

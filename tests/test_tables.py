@@ -39,7 +39,7 @@ def features(**kinds):
 
 
 def write(path, columns, *, rows=10, metadata=None):
-    """A table in either format, in groups of `rows` rows."""
+    """Write a table in the format of the suffix, in groups of `rows` rows."""
     table = pa.table(columns).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
@@ -81,7 +81,7 @@ def test_groups_without_a_row_that_is_wanted_are_not_read(tmp_path):
 
 
 def blind(path, group, column=0):
-    """Spoil a column, which is first that of pictures, in one row group."""
+    """Damage a column in one row group; column 0 has the pictures."""
     chunk = pq.ParquetFile(path).metadata.row_group(group).column(column)
     raw = bytearray(path.read_bytes())
     start = chunk.dictionary_page_offset or chunk.data_page_offset

@@ -21,7 +21,7 @@ from torch import nn
 from facevae import batches, budget, estimate, losses, steps
 from facevae.adversary import FinishStage
 from facevae.batches import Batches
-from facevae.bundle import load, load_state, save
+from facevae.bundle import load, save
 from facevae.config import STAGES, ModelConfig
 from facevae.critic import Critic
 from facevae.data import load_faces
@@ -35,6 +35,7 @@ from facevae.model import sample_posterior
 from facevae.run_folders import read_metrics
 from facevae.snapshots import snapshot
 from facevae.stages import NetworkStage
+from facevae.tensor_files import load_state
 from facevae.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_features")
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("quick_features")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Faces, labels and a long enough training on them, without the plots, which take longest."""
+    """A folder with pictures in `faces/`, half of them with glasses, and `labels.csv`."""
     root = tmp_path_factory.mktemp("training")
     folder = root / "faces"
     folder.mkdir()
@@ -60,13 +61,13 @@ def faces(data):
 
 @pytest.fixture(autouse=True)
 def _no_plots(monkeypatch):
-    """As where the extra `plot` is not installed: matplotlib takes longer than all the rest."""
+    """As if the extra `plot` were not installed: matplotlib takes longer than everything else."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @pytest.fixture(scope="module")
 def whole(data, faces):
-    """The folder of a run that was never stopped, its model, and what it told."""
+    """The folder of an uninterrupted run, its model, and what its listener received."""
     ear = Ear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
@@ -84,7 +85,7 @@ def _last_epoch(records: list[dict]) -> dict:
 
 
 def same_records(a: list[dict], b: list[dict]) -> bool:
-    """Alike in all but what the machine has taken for them."""
+    """Whether records agree, except for times, speeds and memory, which depend on the machine."""
     costs = ("seconds", "images_per_second", "latents_per_second", "process_bytes")
     plain = [[{k: v for k, v in r.items() if k not in costs} for r in part] for part in (a, b)]
     return plain[0] == plain[1]
@@ -108,7 +109,7 @@ def test_another_seed_ends_elsewhere(faces, whole, tmp_path):
 
 
 def test_a_run_stopped_again_and_again_ends_as_if_it_never_was(faces, whole, tmp_path, monkeypatch):
-    """Stopped before every step of both stages by a real signal to this process."""
+    """A real signal stops the run before every step of both stages."""
     folder = tmp_path / "run"
     labels = read_labels(whole[0].parent / "labels.csv")
     step, stops = NetworkStage.step, []
@@ -159,7 +160,7 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before_it(faces, whole, tmp
 
 
 def test_when_no_state_can_be_read_the_run_says_so_and_starts_over(faces, whole, tmp_path):
-    """What it has made so far stays until it has made as much again."""
+    """The model stays until the new training has reached the same progress."""
     folder, labels = tmp_path / "run", read_labels(whole[0].parent / "labels.csv")
     shutil.copytree(whole[0], folder)
     model = folder / "model.safetensors"
@@ -247,7 +248,7 @@ def test_figures_that_are_not_finite_end_the_run_with_advice(faces, tmp_path):
 
 
 def spoil(monkeypatch, is_spoilt):
-    """Have the batches of those steps hold what is no number."""
+    """Fill the batches of these steps with NaN."""
     whole = Batches.__call__
 
     def batch(self, step):
@@ -273,7 +274,7 @@ def test_bad_steps_are_skipped_and_counted_wherever_a_run_tells_of_itself(
 def test_a_run_with_bad_steps_that_was_stopped_ends_as_if_it_never_was(
     faces, tmp_path, monkeypatch
 ):
-    """Without averaged weights too, whose batch norm knows nothing of batches that were bad."""
+    """Also without averaged weights: batch norms must not keep statistics of bad batches."""
     spoil(monkeypatch, lambda step: step in (1, 2))
     plain = dataclasses.replace(TRAIN, ema_images=0)
     whole = train(tiny_run(tmp_path / "whole", faces, train=plain), Ear())
@@ -337,7 +338,7 @@ def test_bad_steps_of_the_prior_are_skipped_too_and_when_all_are_it_is_told(
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """As on a GPU of which so many bytes are free: a step takes 1 MB, and 100 kB for each face."""
+    """Simulate a GPU with so many free bytes: a step takes 1 MB, and 100 kB for each face."""
     step, peak = NetworkStage.step, [0]
 
     def limited(free):
@@ -717,7 +718,7 @@ def test_what_a_killed_process_left_half_written_is_cleared(faces, whole, tmp_pa
 
 def test_each_epoch_has_a_number_and_pictures_of_its_own(faces, tmp_path, monkeypatch):
     """A batch size that divides no epoch must not skip or repeat one."""
-    monkeypatch.setattr(steps, "_SHARE_BESIDE", math.inf)
+    monkeypatch.setattr(steps, "_MEASURING_SHARE", math.inf)
     long = dataclasses.replace(TRAIN, epochs=7, batch_size=29, prior="normal")
     ear = Ear()
     train(tiny_run(tmp_path / "run", faces, train=long), ear)
@@ -731,7 +732,7 @@ def test_where_time_is_short_the_first_epoch_and_the_last_are_shown_and_training
     long = dataclasses.replace(TRAIN, epochs=5, prior="normal")
     shown, ends = [], []
     for number, share in enumerate((0.0, math.inf)):
-        monkeypatch.setattr(steps, "_SHARE_BESIDE", share)
+        monkeypatch.setattr(steps, "_MEASURING_SHARE", share)
         ear = Ear()
         bundle = train(tiny_run(tmp_path / f"{number}", faces, train=long), ear)
         shown.append([figures["epoch"] for figures in ear.epochs])
@@ -749,7 +750,7 @@ RESIDUAL = dataclasses.replace(CONFIG, residual_blocks=1)
 
 @pytest.fixture(scope="module")
 def finished(data, faces):
-    """The folder of a run of all stages that was never stopped, its model, and what it told."""
+    """The folder of an uninterrupted run of all stages, its model, and what its listener received."""
     ear = Ear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
@@ -760,7 +761,7 @@ def finished(data, faces):
 
 
 def interrupting(step):
-    """The step of a stage, at every second of which someone presses Ctrl-C."""
+    """The step of a stage, with a Ctrl-C at every second one."""
 
     def interrupted(self, index):
         if index % 2:
@@ -939,7 +940,7 @@ def test_there_is_nothing_to_go_on_with_in_an_empty_folder(faces, tmp_path, stag
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """Budgets by a clock that goes on by 10 ms whenever one looks at it."""
+    """Budgets with a clock that advances by 10 ms at every reading."""
     now = SimpleNamespace(seconds=0.0)
 
     def monotonic() -> float:
@@ -972,7 +973,7 @@ def test_a_run_of_so_much_time_ends_with_all_its_stages_and_is_complete(faces, t
 
 
 def check_epochs(faces, folder):
-    """Each has a number and pictures of its own; one that was broken off, a broken number."""
+    """Each has its own number and pictures; an incomplete one has a fractional number."""
     epochs = [r for r in records(folder) if r["event"] == "epoch"]
     assert len({(r["stage"], r["epoch"]) for r in epochs}) == len(epochs)
     named = [r[kind] for r in epochs for kind in ("reconstructions", "samples")]
@@ -1005,7 +1006,7 @@ SHORT = dataclasses.replace(
 
 
 def stages_after(faces, folder, *trainings, labels=None) -> tuple:
-    """The model after these trainings in one folder, and what the last of them told."""
+    """The model after these trainings in one folder, and the listener of the last of them."""
     for changes in trainings:
         ear = Ear()
         config = dataclasses.replace(SHORT, **changes)

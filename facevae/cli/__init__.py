@@ -22,13 +22,14 @@ from facevae.cli.hub import pull, push
 from facevae.cli.models import cache, info
 from facevae.cli.morph import morph
 from facevae.cli.report import report
+from facevae.cli.session import error_line
 from facevae.cli.train import train
 from facevae.console import Console, is_heard
 from facevae.errors import FacevaeError, ProcessError, Stopped
 
-_NARROW = 70  # columns: below, the frames of help leave no room for the options' names
-
-_INTERRUPTED = 130  # what typer ends a command with after Ctrl-C, as shells do
+_NARROW = 70  # columns; below that, the frames of the help leave no room for option names
+_INTERRUPTED = 130  # typer's exit code after Ctrl-C, as in shells
+_ASKED_FOR_HELP = "NoArgsIsHelpError"  # click's, raised after it has printed the help
 
 app = typer.Typer(
     name="facevae",
@@ -40,8 +41,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    *(train, reconstruct, sample, morph, arith),
-    *(align, report, export, info, cache, pull, push),
+    train,
+    reconstruct,
+    sample,
+    morph,
+    arith,
+    align,
+    report,
+    export,
+    info,
+    cache,
+    pull,
+    push,
 )
 for command in COMMANDS:
     app.command()(command)
@@ -74,10 +85,10 @@ def _options(
 
 
 def _one_line(error: Any) -> str:
-    """What to tell of an expected failure; nothing of one that is not."""
+    """The line to print for an expected failure; empty for any other exception."""
     if isinstance(error, FacevaeError):
-        return str(error)
-    # typer's own failures, of whose classes it says nothing
+        return error_line(error)
+    # typer's own errors, whose classes are not public
     if hasattr(error, "format_message"):
         message = error.format_message().rstrip(".").replace("\n", " ")
         where = error.ctx.command_path if getattr(error, "ctx", None) else app.info.name
@@ -100,23 +111,20 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def main() -> None:
-    """Run the command line; every expected failure ends here, as one line and an exit code."""
+    """Run the command line; an expected failure ends as one line on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # file names need not be valid text
+            # file names may not be valid text
             stream.reconfigure(errors="backslashreplace")
-    # Pillow's, of large or oddly tagged pictures, which are fine
+    # Pillow's warnings about large or oddly tagged pictures, which are usable
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if shutil.get_terminal_size().columns < _NARROW:
         app.rich_markup_mode = None
     sys.exit(_run())
 
 
-_ASKED_FOR_HELP = "NoArgsIsHelpError"  # click's, with the help printed already
-
-
 def _run() -> int:
-    """Run the command that was given; returns the exit code."""
+    """Run the given command; returns the exit code."""
     try:
         code = app(prog_name=app.info.name, standalone_mode=False)
     except Stopped as stopped:
@@ -129,7 +137,7 @@ def _run() -> int:
         Console(quiet=Console.is_quiet).say(f"{kept} the same command goes on from here")
         return stopped.exit_code
     except BrokenPipeError:
-        # whoever read our output has had enough
+        # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
+from facevae.cli.session import error_line
 from facevae.config import SIZES
 from facevae.console import Console, counted
 from facevae.errors import ImageError, UsageError
@@ -36,7 +37,7 @@ def align(
 
       facevae align holiday/ -o faces/ --framing default --size 128
     """
-    from facevae.faces import OR_AS_IT_IS, load_faces_of
+    from facevae.faces import load_faces_of
     from facevae.images import save_picture
     from facevae.outputs import choose_folder, folder_paths
     from facevae.pictures import Picture, find_photos
@@ -52,7 +53,7 @@ def align(
     faces = load_faces_of(photos_of, size, wanted, face_number, least_side=min(SIZES))
     for i, found in enumerate(faces):
         if isinstance(found, ImageError):
-            skipped.append(str(found).removesuffix(OR_AS_IT_IS))
+            skipped.append(error_line(found, has_no_align=False))
         else:
             save_picture(paths[i], found)
             written.append(str(paths[i]))

@@ -1,4 +1,4 @@
-"""`arith`."""
+"""`arith`: edit a face by latent arithmetic."""
 
 import math
 import re
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from facevae.edits import Edit
     from facevae.framing import Placed
     from facevae.images import Pixels
+
+_MAX_SWEEPS = 2  # across and down
+_STILL = 0.3  # largest change of a score, in α, of an attribute reported as held still
 
 FaceArgument = Annotated[
     str, typer.Argument(metavar="FACE", help="A photo, seed:N, or LATENTS.npz#NAME.")
@@ -108,7 +111,8 @@ def arith(
     _check(faces, attrs, sweeps, compare=compare, paste=paste)
     alphas, kept = _alphas(attrs, alpha, sweeps), kept_names(keep, attrs)
     check_photo_options(faces, align=align, number=face_number)
-    default = "-".join([_stem(face), *map(_plain, attrs), *["sweep"] * bool(sweeps)]) + ".png"
+    parts = [_stem(face), *map(_file_name_part, attrs), *["sweep"] * bool(sweeps)]
+    default = "-".join(parts) + ".png"
     target, moving = sequence_output(output, default, animate, fps, faces)
     bundle, used = open_model(console, model, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
@@ -123,23 +127,23 @@ def arith(
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
     sides = original.shape[:2]
     check_sequence(target, len(alphas) + compare, sides, animate=moving, columns=columns)
-    added, removed = ([read(name)[1] for name in part] for part in (plus, minus))
+    added, removed = ([read(name)[1] for name in names] for names in (plus, minus))
     summed = sum_of_faces(bundle, latent, added, removed)
     repeated = summed.repeat(len(alphas), 1)
     edited = edit.apply(repeated, torch.tensor(alphas)) if edit else repeated
-    drawn = partial(decode, bundle.vae, texture=texture)
-    images = drawn(edited)
+    draw = partial(decode, bundle.vae, texture=texture)
+    images = draw(edited)
     frames = to_pixels(images)
     if paste:
-        unedited = to_pixels(drawn(latent[None]))[0]
+        unedited = to_pixels(draw(latent[None]))[0]
         frames = np.stack([placed.paste(frame, unedited) for frame in frames])
     more = {"attributes": attrs, "alphas": alphas}
     if edit and paste:
-        start = to_pixels(drawn(summed[None]))[0]
+        start = to_pixels(draw(summed[None]))[0]
         photos = [placed.paste(start, unedited), *frames]
         more |= _report_pasted(console, bundle, edit, placed, photos)
     elif edit:
-        more |= _report(console, bundle, edit, drawn(summed[None])[0], images)
+        more |= _report(console, bundle, edit, draw(summed[None])[0], images)
     if compare:
         frames = np.concatenate([original[None], frames])
     written = write_frames(target, frames, moving=moving, fps=fps, columns=columns)
@@ -154,28 +158,28 @@ def _check(
     compare: bool,
     paste: bool,
 ) -> None:
-    """Raise `UsageError` where options do not go together, or leave nothing to do."""
+    """Raise `UsageError` for options that do not fit together, or that leave nothing to do."""
     face, *others = faces
     if not (attrs or others):
         msg = "nothing to do; name an --attr, or faces with --minus and --plus"
         raise UsageError(msg)
     if compare and len(sweeps) == _MAX_SWEEPS:
-        msg = "--compare has no place in a grid of two sweeps; leave one of them out"
+        msg = "--compare does not work with a grid of two sweeps; leave out --compare or a --sweep"
         raise UsageError(msg)
     if paste and not is_photo(face):
-        msg = f"{face}: --paste puts an edit back into a photo, and this is none"
+        msg = f"{face}: --paste puts an edit back into a photo, and this is not a photo"
         raise UsageError(msg)
 
 
 def _place(console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool) -> "Placed":
-    """Where in a photo the face is that is to be edited."""
+    """Locate the face to edit in a photo; warns if it is seen from the side."""
     from facevae.faces import place_photo
     from facevae.files import expanded
 
     framing = bundle.framing if align else None
     placed = place_photo(expanded(photo), framing, number)
     if placed.is_profile:
-        console.warn(f"{photo}: the face looks far to a side; edits are for faces from the front")
+        console.warn(f"{photo}: the face looks far to a side; edits work best from the front")
     return placed
 
 
@@ -186,7 +190,7 @@ def _report_pasted(
     placed: "Placed",
     photos: "Sequence[Pixels]",
 ) -> dict[str, object]:
-    """`_report` of whole photos (H, W, 3) into which the edit was pasted, after one without it."""
+    """`_report` for whole photos (H, W, 3) with pasted faces: the unedited one, then the edited."""
     import numpy as np
     import torch
 
@@ -205,56 +209,53 @@ def _report(
     images: "Tensor",
     seen: str = "its own picture",
 ) -> dict[str, object]:
-    """Say how far the edit moved what it should, and what it should not."""
+    """Say how far the edit moved each score, and return the figures for JSON.
+
+    `before` (3, S, S) is the unedited face, `images` (N, 3, S, S) are the edits.
+    """
     from facevae.edits import measure_edit
 
     outcome = measure_edit(bundle, edit, before, images)
     names = [*edit.edited, *edit.kept]
     moved = [dict(zip(names, map(_rounded, row), strict=True)) for row in outcome.moved.tolist()]
     distances = list(map(_rounded, outcome.distance.tolist()))
-    # of many pictures, the one that went farthest
+    # of several pictures, describe the one that went farthest
     farthest = max(range(len(moved)), key=lambda i: distances[i])
-    far = moved[farthest]
-    strayed = [name for name in edit.kept if abs(far[name]) > _STRAYED]
+    changes = moved[farthest]
+    also_moved = [name for name in edit.kept if abs(changes[name]) > _STILL]
     groups = {
         "moved": edit.edited,
-        "but also moved": strayed,
-        "held still": [name for name in edit.kept if name not in strayed],
+        "but also moved:": also_moved,
+        "held still:": [name for name in edit.kept if name not in also_moved],
     }
     parts = [
-        f"{what}{':' * (what != 'moved')} {', '.join(f'{name} {far[name]:+.2f}' for name in names)}"
-        for what, names in groups.items()
-        if names
+        f"{title} {', '.join(f'{name} {changes[name]:+.2f}' for name in group)}"
+        for title, group in groups.items()
+        if group
     ]
-    whose = f"the farthest of {len(moved)}: " if len(moved) > 1 else ""
+    which = f"the farthest of {len(moved)}: " if len(moved) > 1 else ""
     console.say(
-        f"{whose}{'; '.join(parts)}; "
+        f"{which}{'; '.join(parts)}; "
         f"{distances[farthest]:.0%} of the way to someone else, as the model sees {seen}"
     )
     warn_if_far(console, distances[farthest])
     return {"kept": edit.kept, "moved": moved, "distance": distances}
 
 
-_STRAYED = 0.3  # of an α, beyond which a score cannot be said to have been held still
-
-
 def _rounded(value: float) -> float:
     return round(value, 4)
-
-
-_MAX_SWEEPS = 2  # across and down
 
 
 def _alphas(
     attrs: Sequence[str], alpha: Sequence[float] | None, sweeps: Sequence[str]
 ) -> list[list[float]]:
-    """One row of alphas, an attribute each, for every picture to make. Raises `UsageError`.
+    """Alphas for each picture to make, one for each attribute. Raises `UsageError`.
 
-    Sweeps are of the first attributes, the first of them across; alphas are of the rest.
+    The sweeps vary the first attributes, the first of them fastest (across); `alpha` sets the rest.
     """
     if len(sweeps) > min(len(attrs), _MAX_SWEEPS):
         msg = (
-            f"{len(sweeps)} --sweep for {len(attrs)} --attr; each needs one of its own, two at most"
+            f"{len(sweeps)} --sweep for {len(attrs)} --attr; give at most one each, and at most two"
         )
         raise UsageError(msg)
     swept = [options.parse_sweep(text) for text in sweeps]
@@ -265,7 +266,7 @@ def _alphas(
     fixed = [options.finite("--alpha", value) for value in alpha or [1.0]]
     if alpha and not num_fixed:
         msg = (
-            f"--alpha {alpha[0]:g}: {attrs[-1]} is swept already; --alpha is for a further --attr"
+            f"--alpha {alpha[0]:g}: {attrs[-1]} is swept already; --alpha needs another --attr"
             if swept
             else f"--alpha {alpha[0]:g}: says how much of an --attr; name one"
         )
@@ -274,13 +275,14 @@ def _alphas(
         msg = f"{len(fixed)} --alpha for {num_fixed} --attr; give one for all, or one each"
         raise UsageError(msg)
     fixed = fixed * num_fixed if len(fixed) == 1 else fixed
-    return [[*reversed(places), *fixed] for places in product(*reversed(swept))]
+    return [[*reversed(values), *fixed] for values in product(*reversed(swept))]
 
 
-def _plain(name: str) -> str:
-    """An attribute's name as part of a file's."""
-    return re.sub(r"[^\w-]+", "-", name)
+def _file_name_part(attribute: str) -> str:
+    """An attribute's name with only letters, digits, underscores and dashes."""
+    return re.sub(r"[^\w-]+", "-", attribute)
 
 
 def _stem(face: str) -> str:
+    """A photo's stem, or another face's name with only letters, digits, underscores and dashes."""
     return Path(face).stem if is_photo(face) else re.sub(r"\W+", "-", face)

@@ -26,8 +26,9 @@ app = typer.Typer(
 )
 
 _NAME = re.compile(r"[^,]*[^\W_][^,]*")
-_FEW = 10  # faces, from whose average much else does not drop out yet
-_NUM_RELATED, _RELATED = 2, 0.2  # how many correlated attributes to name, from which correlation on
+_FEW = 10  # faces; an average of fewer keeps much else that they have in common
+_NUM_RELATED = 2  # correlated attributes to list
+_MIN_CORRELATION = 0.2  # of a correlated attribute to list
 
 
 @app.command("list")
@@ -74,16 +75,22 @@ def list_attributes(
 
 
 def _row(record: dict[str, Any]) -> tuple[object, ...]:
-    related = sorted(record["correlations"].items(), key=lambda item: -abs(item[1]))
-    accuracy = "not measured" if record["accuracy"] is None else f"{record['accuracy']:.0%}"
+    """An attribute's row in the table of `attributes list`."""
+    correlations = sorted(record["correlations"].items(), key=lambda item: -abs(item[1]))
+    related = [item for item in correlations[:_NUM_RELATED] if abs(item[1]) >= _MIN_CORRELATION]
     return (
         record["name"],
-        accuracy,
+        _percentage(record["accuracy"]),
         record["num_positives"],
         f"+{record['unit']:.3g}" if record["continuous"] else "no → yes",
         f"{record['spread']:.2f}",
-        "\n".join(f"{name} {r:+.1f}" for name, r in related[:_NUM_RELATED] if abs(r) >= _RELATED),
+        "\n".join(f"{name} {correlation:+.1f}" for name, correlation in related),
     )
+
+
+def _percentage(accuracy: float | None) -> str:
+    """A held-out accuracy as people read it."""
+    return "not measured" if accuracy is None else f"{accuracy:.0%}"
 
 
 @app.command("learn")
@@ -152,12 +159,11 @@ def learn_attributes(
     check_there([*(data or []), *(labels or []), *(having or []), *(lacking or [])])
     target = _target(locate(model, quiet=quiet), output)
     bundle, used = open_model(console, model, device)
-    skipped: list[str] = []
     if labels:
-        examples = labelled_faces(console, bundle, data or [], labels, align, cache_dir, skipped)
+        examples, skipped = labelled_faces(console, bundle, data or [], labels, align, cache_dir)
     else:
-        assert name is not None  # noqa: S101 - checked
-        examples = sorted_faces(console, bundle, name, having or [], lacking or [], align, skipped)
+        assert name is not None  # noqa: S101 - checked above
+        examples, skipped = sorted_faces(console, bundle, name, having or [], lacking or [], align)
     for reason in skipped:
         console.warn(f"left out: {reason}")
     earlier = [attribute.name for attribute in bundle.attributes]
@@ -186,11 +192,11 @@ def _warn(
     *,
     are_labelled: bool,
 ) -> None:
-    """Say what of the new attributes is not to be trusted, or stands in another's place."""
+    """Warn of new attributes that are unreliable or that change the meaning of a name."""
     from facevae.attribute_names import match_attribute
 
     if replaced := [name for name in learned if name in earlier]:
-        console.warn(f"{', '.join(replaced)}: what was known of that before is replaced")
+        console.warn(f"{', '.join(replaced)}: replaced, the model had an attribute of that name")
     rare = [
         a.name
         for a in bundle.attributes
@@ -198,18 +204,18 @@ def _warn(
     ]
     if rare and are_labelled:
         console.warn(
-            f"{', '.join(rare)}: fewer than {_FEW} labelled faces are without it; are they all that there are?"
+            f"{', '.join(rare)}: fewer than {_FEW} labelled faces are without it; check the labels"
         )
     few = [a.name for a in bundle.attributes if a.name in learned and a.num_positives < _FEW]
     if few:
         console.warn(
-            f"{', '.join(few)}: from fewer than {_FEW} faces, so an edit brings much else that these have in common"
+            f"{', '.join(few)}: from fewer than {_FEW} faces, so an edit may add other things that they have in common"
         )
     for name in learned:
         with suppress(UsageError):
             meant = earlier[match_attribute(name, earlier)[0]]
             if meant not in learned:
-                console.warn(f"--attr {name} meant {meant} before; now it means what was learned")
+                console.warn(f"--attr {name} meant {meant} before; now it means the new attribute")
 
 
 def _check(
@@ -219,17 +225,18 @@ def _check(
     having: Sequence[Path] | None,
     lacking: Sequence[Path] | None,
 ) -> None:
+    """Raise `UsageError` for options of `attributes learn` that do not fit together."""
     if bool(labels) == bool(having):
-        msg = "name --labels, or photos with --with (and --without), one or the other"
+        msg = "give either --labels, or photos with --with (and --without), one or the other"
         raise UsageError(msg)
     if having and not name:
-        msg = "--with needs a --name for what those faces have"
+        msg = "--with needs a --name for the attribute that those faces have"
         raise UsageError(msg)
     if name and (not _NAME.fullmatch(name) or name.casefold() in ("none", "all")):
-        msg = f"--name {name}: --attr and --keep could not find it; use letters or digits, no comma, and neither none nor all"
+        msg = f"--name {name}: --attr and --keep could not find it; use letters or digits and no comma, and not 'none' or 'all'"
         raise UsageError(msg)
     if having and data:
-        msg = f"{data[0]}: DATA is for --labels; give photos of faces a --with or --without of their own"
+        msg = f"{data[0]}: DATA is for --labels; give photos with --with or --without instead"
         raise UsageError(msg)
     if labels and (name or lacking):
         msg = "--name and --without go with --with, not with --labels"
@@ -237,7 +244,7 @@ def _check(
 
 
 def _target(located: "Located", output: Path | None) -> Path:
-    """The file to write: `output`, or the model's own if it is the user's."""
+    """The file to write: `output`, or else the model's own file, unless it is the packaged model."""
     from facevae.files import check_place, expanded
     from facevae.hub import DEFAULT
     from facevae.outputs import SUFFIX_OF_MODELS
@@ -248,8 +255,8 @@ def _target(located: "Located", output: Path | None) -> Path:
             raise UsageError(msg)
         check_place(output)
         return output
-    # a folder called "default" here makes the packaged model nobody's to write
+    # the packaged model is never written, even if there is a local folder called "default"
     if located.name == DEFAULT or not expanded(located.name).exists():
-        msg = f"{located.name}: stays as it is; name the model to write with -o mine{SUFFIX_OF_MODELS}"
+        msg = f"{located.name}: cannot be changed; name a file to write with -o mine{SUFFIX_OF_MODELS}"
         raise UsageError(msg)
     return located.path

@@ -1,4 +1,4 @@
-"""What `morph` and `arith` share: attributes, and where frames go."""
+"""What `morph` and `arith` share: options of attributes, checks of faces, and output of frames."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from facevae.console import Console
     from facevae.images import Pixels
     from facevae.outputs import Output
+
+_FAR = 0.6  # of the distance between two random faces; edits beyond about this break faces
 
 Attr = Annotated[
     list[str] | None,
@@ -33,11 +35,15 @@ Keep = Annotated[
 def sequence_output(
     output: str | None,
     default: str,
-    animate: bool | None,  # noqa: FBT001 - yes, no, or as the suffix says
+    animate: bool | None,  # noqa: FBT001 - None lets the suffix decide
     fps: float,
     faces: Sequence[str],
 ) -> "tuple[Output, bool]":
-    """Where frames go, and whether they move; a face that is not there is refused too."""
+    """Target of the frames, and whether it is an animation.
+
+    Raises `UsageError` if target and options do not fit together; also checks that each of the
+    faces exists.
+    """
     from facevae.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
     from facevae.latents import check_face
     from facevae.outputs import choose_output
@@ -48,14 +54,14 @@ def sequence_output(
     target = choose_output(output, default, animation=animate is not False, inputs=photos)
     moving = target.is_animation if animate is None else animate
     if animate and target.is_folder:
-        msg = f"--animate: {target.path} is a folder, of stills; name a .gif, .webp or .mp4 with -o"
+        msg = f"--animate: {target.path} is a folder for stills; name a .gif, .webp or .mp4 with -o"
         raise UsageError(msg)
     suffix = target.path.suffix.lower()
     if moving and not target.is_folder and suffix not in (*ANIMATION_SUFFIXES, *VIDEO_SUFFIXES):
-        msg = f"{target.path}: '{suffix}' cannot move; use .gif, .webp, .png or .mp4"
+        msg = f"{target.path}: '{suffix}' cannot hold an animation; use .gif, .webp, .png or .mp4"
         raise UsageError(msg)
     if fps != options.FRAMES_PER_SECOND and not moving:
-        msg = f"--fps {fps:g}: {target.path} is to hold stills; name a .gif, .webp or .mp4 with -o"
+        msg = f"--fps {fps:g}: {target.path} holds stills; name a .gif, .webp or .mp4 with -o"
         raise UsageError(msg)
     for name in faces:
         check_face(name)
@@ -65,17 +71,14 @@ def sequence_output(
 def write_frames(
     target: "Output", frames: "Pixels", *, moving: bool, fps: float, columns: int | None = None
 ) -> list[Path]:
-    """Write frames (N, H, W, 3) where they go; returns the files."""
+    """Write frames (N, H, W, 3) to the target and return the paths of the files."""
     from facevae.outputs import write_sequence
 
     return write_sequence(target, frames, animate=moving, frames_per_second=fps, columns=columns)
 
 
-_FAR = 0.6  # of the way to someone else: from about there on edits of faces break
-
-
 def warn_if_far(console: "Console", distance: float) -> None:
-    """Tell the user where an edit goes farther than faces do; 1 is from one face to another."""
+    """Warn that an edit may break the face; a distance of 1 is between two random faces."""
     if distance > _FAR:
         console.warn(
             "the face goes so far that it may fall apart; use a smaller --alpha, or --keep fewer"
@@ -83,11 +86,11 @@ def warn_if_far(console: "Console", distance: float) -> None:
 
 
 def kept_names(keep: str | None, attrs: Sequence[str]) -> list[str] | None:
-    """What --keep names; None for what is usual. Raises `UsageError`."""
+    """Names in --keep; None, without it, stands for the default. Raises `UsageError`."""
     if keep is None:
         return None
     if not attrs:
-        msg = "--keep says what an --attr leaves as it is; name one"
+        msg = "--keep says what an --attr must not change; name an --attr"
         raise UsageError(msg)
     names = [name.strip() for name in keep.split(",") if name.strip()] or ["none"]
     if alone := [name for name in names if name.casefold() in ("none", "all") and names[1:]]:
@@ -97,18 +100,18 @@ def kept_names(keep: str | None, attrs: Sequence[str]) -> list[str] | None:
 
 
 def check_photo_options(faces: Sequence[str], *, align: bool, number: int) -> None:
-    """Raise `UsageError` for what is said of photos, where no face is one, or that says two things."""
+    """Raise `UsageError` for options of photos that contradict each other or have no photo."""
     if number != 1 and not align:
         msg = f"--face {number}: --no-align looks for no face; leave one of them out"
         raise UsageError(msg)
-    said = [f"--face {number}"] * (number != 1) + ["--no-align"] * (not align)
-    if said and not any(map(is_photo, faces)):
-        msg = f"{said[0]}: says how to look at a photo, and {faces[0]} is none; leave it out"
+    given = [f"--face {number}"] * (number != 1) + ["--no-align"] * (not align)
+    if given and not any(map(is_photo, faces)):
+        msg = f"{given[0]}: is for photos, and {faces[0]} is not a photo; leave it out"
         raise UsageError(msg)
 
 
 def is_photo(face: str) -> bool:
-    """Whether a face is neither a seed's nor one in a file of latents."""
+    """Whether a face is a photo, that is neither a seed nor a face in a file of latents."""
     from facevae.latent_files import split_name
 
     return not face.startswith("seed:") and split_name(face) is None

@@ -1,4 +1,4 @@
-"""`train --dry-run`."""
+"""The estimate that `train --dry-run` prints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from facevae.labels import Labels
 
 
-def tell_estimate(
+def print_estimate(
     console: Console,
     data: list[str],
     chosen: Preset,
@@ -22,7 +22,7 @@ def tell_estimate(
     folder: Path,
     cache_dir: Path | None,
 ) -> None:
-    """What the run would take, measured on a few steps."""
+    """Print the time, disk and memory that a run would take, measured on a few steps."""
     from facevae.estimate import estimate
     from facevae.memory import total_bytes
 
@@ -30,12 +30,11 @@ def tell_estimate(
     disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"
     time = duration(found.convert_seconds) if found.convert_seconds else "done before"
     speed = f"{found.images_per_second:,.0f} images/s"
-    run_megabytes, gigabytes = found.run_bytes / 1e6, found.memory_bytes / 1e9
-    there_is = total_bytes(device)
-    is_too_much = 0 < there_is < found.memory_bytes
-    too_much = f", and there are {there_is / 1e9:,.1f}; lower --batch-size" if is_too_much else ""
-    train, finish_speed = chosen.train, f"{found.finish_images_per_second:,.0f} images/s"
-    lengths = {
+    finish_speed = f"{found.finish_images_per_second:,.0f} images/s"
+    available = total_bytes(device)
+    is_too_much = 0 < available < found.memory_bytes
+    advice = f", of {available / 1e9:,.1f} GB in all; lower --batch-size" if is_too_much else ""
+    stages = {
         "vae": f"training:   {duration(found.train_seconds)} for {found.epochs:g} epochs at {speed}",
         "prior": f"prior:      {duration(found.prior_seconds)}",
         "finish": f"finish:     {duration(found.finish_seconds)} for {found.finish_epochs:g} epochs at {finish_speed}",
@@ -43,8 +42,8 @@ def tell_estimate(
     lines = [
         f"pictures:   {found.num_pictures:,}",
         f"converting: {time}; {disk}",
-        *(lengths[stage] for stage in train.stages),
-        f"memory:     about {gigabytes:,.1f} GB{too_much}",
-        f"run folder: about {run_megabytes:,.0f} MB in {folder}",
+        *(stages[stage] for stage in chosen.train.stages),
+        f"memory:     about {found.memory_bytes / 1e9:,.1f} GB{advice}",
+        f"run folder: about {found.run_bytes / 1e6:,.0f} MB in {folder}",
     ]
     console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})

@@ -1,4 +1,4 @@
-"""`eval`."""
+"""The command `eval`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from facevae.figures import Score
     from facevae.novelty import Novelty
     from facevae.perceptual import Features
-    from facevae.runs import Run
 
 _BASELINES = ("pca", "ae")
 
@@ -89,7 +88,6 @@ def evaluate(
       facevae eval runs/ffhq-base ./ffhq --baselines pca,ae -o report/
     """
     from facevae import memory
-    from facevae.baselines import autoencoder_run
     from facevae.data import load_faces
     from facevae.evaluation import Candidate, Evaluation, choose_rows, is_training_set
     from facevae.novelty import measure_novelty
@@ -97,15 +95,11 @@ def evaluate(
 
     # Check
     console = Console(quiet=quiet, as_json=json)
-    wanted = _parse_baselines(baselines, split)
-    of_autoencoder = {"--baseline-epochs": baseline_epochs, "--baseline-dir": baseline_dir}
-    for name, value in of_autoencoder.items():
-        if value is not None and "ae" not in wanted:
-            msg = f"{name} {value}: is for the autoencoder; add --baselines ae"
-            raise UsageError(msg)
+    names = _parse_baselines(baselines, split)
+    _check_autoencoder_options(names, baseline_epochs, baseline_dir)
     folder = _output_folder(output, data)
     if seed + num_samples - 1 > MAX_SEED:
-        msg = f"--seed {seed}: the last of {num_samples} seeds would be more than {MAX_SEED}"
+        msg = f"--seed {seed}: the last of {num_samples} seeds exceeds {MAX_SEED}; choose a smaller seed"
         raise UsageError(msg)
     check_there(data)
     bundle, used = open_model(console, model, device)
@@ -115,23 +109,20 @@ def evaluate(
     memory.keep_freed_memory()
     faces = load_faces(data, bundle.config.size, cache=cache_dir, progress=console.progress)
     known = is_training_set(bundle, faces)
-    _check_baselines(wanted, split, known=known)
+    _check_baselines(names, split, known=known)
     chosen: Split = split if split != "auto" else "held-out" if known else "all"
     rows = choose_rows(faces, chosen)
     about = scores.describe(console, bundle, faces, rows, chosen, data, known=known)
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)  # if that cannot be, then before the work
+        folder.mkdir(parents=True, exist_ok=True)  # fails before the long part if it cannot be made
 
     # Measure
     dim = bundle.config.latent_dim
     candidates = [Candidate(used["name"], bundle.vae, bundle.prior, dim, has_posteriors=True)]
-    if "ae" in wanted:  # the long one comes first
-        kept_in = baseline_dir or Path("runs")
-        run = autoencoder_run(bundle, faces, kept_in, bundle.device, epochs=baseline_epochs)
-        sources = [source_name(source) for source in data]
-        run = dataclasses.replace(run, sources=sources, command=typed_command())
-        candidates.append(_autoencoder(console, run))
-    if "pca" in wanted:
+    if "ae" in names:  # first, since it takes longest
+        runs = baseline_dir or Path("runs")
+        candidates.append(_autoencoder(console, bundle, faces, data, runs, baseline_epochs))
+    if "pca" in names:
         candidates.append(_eigenfaces(console, bundle, faces))
     evaluation = Evaluation(
         faces,
@@ -165,17 +156,27 @@ def evaluate(
 def _parse_baselines(text: str | None, split: str) -> list[str]:
     names = [] if text is None else [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in _BASELINES]:
-        msg = f"--baselines {text}: '{unknown[0]}' is none; name pca, ae or pca,ae"
+        msg = f"--baselines {text}: '{unknown[0]}' is not a baseline; name pca, ae or pca,ae"
         raise UsageError(msg)
     if names and split in ("train", "all"):
-        msg = f"--baselines are fitted to the training faces, so --split {split} would favour them"
+        msg = f"--baselines are fitted to the training faces, so --split {split} would favour them; use --split held-out"
         raise UsageError(msg)
     return names
 
 
-def _check_baselines(wanted: Sequence[str], split: str, *, known: bool) -> None:
-    if wanted and not known and split != "held-out":
-        msg = "--baselines: DATA is not what the model was trained on; with --split held-out they are fitted to the rest of DATA all the same"
+def _check_autoencoder_options(
+    baselines: Sequence[str], epochs: int | None, folder: Path | None
+) -> None:
+    for option, value in {"--baseline-epochs": epochs, "--baseline-dir": folder}.items():
+        if value is not None and "ae" not in baselines:
+            msg = f"{option} {value}: is for the autoencoder; add --baselines ae"
+            raise UsageError(msg)
+
+
+def _check_baselines(baselines: Sequence[str], split: str, *, known: bool) -> None:
+    """Refuse baselines on other DATA than the training set, unless --split is held-out."""
+    if baselines and not known and split != "held-out":
+        msg = "--baselines: DATA is not what the model was trained on; add --split held-out to fit them to the rest of DATA"
         raise UsageError(msg)
 
 
@@ -185,17 +186,20 @@ def _output_folder(output: Path | None, data: Sequence[str]) -> Path | None:
     if output is None:
         return None
     folder = choose_output(f"{output}/", "").path
-    if inside := [d for d in data if folder.resolve().is_relative_to(Path(d).resolve())]:
-        msg = f"{folder}: is within {inside[0]}, whose faces these pictures would join; name another -o"
+    if parents := [d for d in data if folder.resolve().is_relative_to(Path(d).resolve())]:
+        msg = f"-o {folder}: is within {parents[0]}, so its pictures would become faces of DATA; name another -o"
         raise UsageError(msg)
     return folder
 
 
 def _networks(
     device: "torch.device",
-    wanted: bool | None,  # noqa: FBT001 - yes, no, or where it can be
+    fid: bool | None,  # noqa: FBT001 - yes, no, or if it is available
 ) -> "tuple[Features | None, Score | None, dict[str, str]]":
-    """Inception and LPIPS, and why they are not there. Raises `FacevaeError` if they must be."""
+    """Inception and LPIPS, or None, and by figure the reasons why it cannot be measured.
+
+    Raises `FacevaeError` if `fid` is true and Inception is not available.
+    """
     from facevae.perceptual import load_inception, load_lpips
 
     features = lpips = None
@@ -204,12 +208,12 @@ def _networks(
         lpips = load_lpips(device)
     except FacevaeError as error:
         reasons["lpips"] = str(error)
-    if wanted is False:
+    if fid is False:
         return None, lpips, reasons | dict.fromkeys(("fid", "kid"), "--no-fid")
     try:
         features = load_inception(device)
     except FacevaeError as error:
-        if wanted:
+        if fid:
             msg = f"--fid: {error}"
             raise type(error)(msg) from error
         reasons |= dict.fromkeys(("fid", "kid"), str(error))
@@ -231,26 +235,38 @@ def _eigenfaces(console: Console, bundle: "Bundle", faces: "Faces") -> "Candidat
     return Candidate("pca", fitted, fitted.prior(), found)
 
 
-def _autoencoder(console: Console, run: "Run") -> "Candidate":
+def _autoencoder(
+    console: Console,
+    bundle: "Bundle",
+    faces: "Faces",
+    data: Sequence[str],
+    runs: Path,
+    epochs: int | None,
+) -> "Candidate":
+    """Train the autoencoder in a folder within `runs`, unless it is trained already."""
+    from facevae.baselines import autoencoder_run
     from facevae.evaluation import Candidate
     from facevae.training import train
 
+    run = autoencoder_run(bundle, faces, runs, bundle.device, epochs=epochs)
+    sources = [source_name(source) for source in data]
+    run = dataclasses.replace(run, sources=sources, command=typed_command())
     console.close()
     console.say(f"autoencoder: {run.train.epochs} epochs in {run.folder}")
-    trained = train(run, _Fitting(console)).to(run.device)
-    if (found := trained.provenance["epochs"]) != run.train.epochs:
-        msg = f"{run.folder}: has been trained for {found} epochs, not {run.train.epochs}; name another --baseline-dir"
+    trained = train(run, _BaselineListener(console)).to(run.device)
+    if (done := trained.provenance["epochs"]) != run.train.epochs:
+        msg = f"{run.folder}: has been trained for {done} epochs, not {run.train.epochs}; name another --baseline-dir"
         raise UsageError(msg)
     return Candidate("ae", trained.vae, trained.prior, run.model.latent_dim)
 
 
-class _Fitting:
-    """Tells how far a baseline is; its figures come in the end."""
+class _BaselineListener:
+    """Shows the progress of a baseline's training, with its held-out PSNR but without notices."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def progress(self, task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG002 - its likelihood says nothing here
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG002 - figures of its steps are not shown
         self.console.progress(f"Autoencoder: {task.lower()}", done, total)
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
@@ -258,7 +274,10 @@ class _Fitting:
         self.console.say(f"autoencoder, epoch {epoch:.0f}: held-out PSNR {psnr:.2f} dB")
 
     def notice(self, text: str) -> None:
-        """What a run has to say of its model is of no use here."""
+        """Ignore notices: they are about the run, not the evaluation."""
+
+
+# ---------------------------------------------------------------- output
 
 
 def _write(
@@ -268,7 +287,7 @@ def _write(
     results: "Sequence[Result]",
     novelty: "Novelty | None",
 ) -> list[str]:
-    """Write pictures and figures into the folder, if there is one; returns their paths."""
+    """Write pictures and figures into the folder, if one is given, and return their paths."""
     from facevae import plots
     from facevae.files import write_json
     from facevae.gallery import draw
@@ -276,7 +295,7 @@ def _write(
     if folder is None:
         return []
     if not plots.is_available():
-        console.say("no histograms: pip install 'facevae[plot]' draws them")
+        console.say("no histograms: they need the extra 'plot': pip install 'facevae[plot]'")
     paths = [str(path) for path in (*draw(folder, results, novelty), folder / "figures.json")]
     write_json(folder / "figures.json", {**values, "outputs": paths})
     return paths

@@ -1,9 +1,10 @@
-"""The faces from which `attributes learn` learns: with labels in tables, or sorted by hand."""
+"""Examples for `attributes learn`: faces with labels in tables, or faces sorted by hand."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facevae.cli.session import error_line
 from facevae.console import Console
 from facevae.errors import DataError, UsageError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from facevae.data import Faces
     from facevae.images import Pixels
     from facevae.labels import Values
-    from facevae.pictures import Opener, Picture
+    from facevae.pictures import Picture
 
 
 def labelled_faces(
@@ -25,19 +26,22 @@ def labelled_faces(
     labels: Sequence[str],
     align: bool,  # noqa: FBT001 - an option's value
     cache_dir: Path | None,
-    skipped: list[str],
-) -> "Examples":
-    """Faces with labels in tables: those of the training set, or of the photos in `data`."""
+) -> "tuple[Examples, list[str]]":
+    """Examples with labels in tables: the training set, or the photos in `data`.
+
+    The second result says which photos were skipped and why.
+    """
     import numpy as np
 
     from facevae.labels import merged
     from facevae.learning import examples_of_faces, find_labels
-    from facevae.pictures import find_data, list_pictures
+    from facevae.pictures import find_data, list_pictures, no_pictures
 
     table = merged([find_labels(source) for source in labels])
     for column in table.ignored:
         console.warn(f"left out: the column {column}, which is neither yes-or-no nor numbers")
     examples: Examples | None = None
+    skipped: list[str] = []
     faces = _training_faces(bundle, data, cache_dir)
     if faces is not None:
         console.say("learning from the model's training set")
@@ -45,15 +49,14 @@ def labelled_faces(
     elif data:
         pictures = list_pictures(find_data(data))
         if not pictures:
-            msg = f"{', '.join(data)}: no pictures in there"
-            raise DataError(msg)
+            raise DataError(no_pictures(data))
         values = table.rows_for([picture.stem for picture in pictures])
         rows = np.flatnonzero(~np.isnan(values).all(1))
         chosen = [pictures[row] for row in rows.tolist()]
         continuous = table.is_continuous.tolist()
         if chosen:
-            examples = _read(
-                console, bundle, chosen, values[rows], table.names, continuous, align, skipped
+            examples, skipped = _read(
+                console, bundle, chosen, values[rows], table.names, continuous, align
             )
     else:
         msg = "the model's training set is not on this machine; name the folder of labelled photos"
@@ -61,11 +64,11 @@ def labelled_faces(
     if examples is None:
         msg = f"none of the faces has a label in {', '.join(map(str, labels))}; names must match"
         raise DataError(msg)
-    return examples
+    return examples, skipped
 
 
 def _training_faces(bundle: "Bundle", data: list[str], cache_dir: Path | None) -> "Faces | None":
-    """The model's training set, if that is what `data` is, or if none is named and it is cached."""
+    """The model's training set, if `data` is that set, or if `data` is empty and the set is cached."""
     from facevae.data import cached_faces, converted, load_faces
     from facevae.pictures import find_data
 
@@ -85,21 +88,22 @@ def sorted_faces(
     having: list[Path],
     lacking: list[Path],
     align: bool,  # noqa: FBT001 - an option's value
-    skipped: list[str],
-) -> "Examples":
-    """Faces that have something and faces that do not, each in photos or folders of their own."""
+) -> "tuple[Examples, list[str]]":
+    """Examples of the attribute `name` from photos or folders of faces with it and without it.
+
+    The second result says which photos were skipped and why.
+    """
     import numpy as np
 
-    from facevae.pictures import find_files, list_pictures
+    from facevae.pictures import IMAGE_FILES, find_files, list_pictures, no_pictures
 
     sides = [list_pictures(find_files(side)) for side in (having, lacking)]
     if not sides[0] or (lacking and not sides[1]):
         empty = lacking if sides[0] else having
-        msg = f"{', '.join(map(str, empty))}: no pictures in there"
-        raise DataError(msg)
+        raise DataError(no_pictures(empty, IMAGE_FILES))
     marks = [1] * len(sides[0]) + [0] * len(sides[1])
     values = np.array(marks, np.float32)[:, None]
-    return _read(console, bundle, [*sides[0], *sides[1]], values, [name], [False], align, skipped)
+    return _read(console, bundle, [*sides[0], *sides[1]], values, [name], [False], align)
 
 
 def _read(
@@ -110,35 +114,39 @@ def _read(
     names: Sequence[str],
     continuous: Sequence[bool],
     align: bool,  # noqa: FBT001 - an option's value
-    skipped: list[str],
-) -> "Examples":
-    """The pictures, framed as the model's training faces are, with the labels of those readable."""
+) -> "tuple[Examples, list[str]]":
+    """Examples of the readable pictures, framed like the model's training faces.
+
+    The second result says which pictures were skipped and why. `values` (N, A) are their labels.
+    Raises `ImageError` if none is readable.
+    """
     from facevae.errors import ImageError
-    from facevae.faces import load_faces_of
+    from facevae.faces import load_keyed_faces
     from facevae.learning import examples_of_photos
     from facevae.pictures import opened
 
     framing = bundle.framing if align else None
+    skipped: list[str] = []
 
     def readable() -> "Iterator[tuple[Pixels, str, Values]]":
+        """Yield each readable picture with its stem and labels; note the others in `skipped`."""
+        photos = (
+            (i, pictures[i].name, opener)
+            for part in opened(pictures, range(len(pictures)))
+            for i, opener in part
+        )
         num_found = 0
-        order: list[int] = []
-
-        def photos() -> "Iterator[tuple[str, Opener]]":
-            for part in opened(pictures, range(len(pictures))):
-                for i, opener in part:
-                    order.append(i)
-                    yield pictures[i].name, opener
-
-        for done, found in enumerate(load_faces_of(photos(), bundle.config.size, framing)):
+        faces = load_keyed_faces(photos, bundle.config.size, framing)
+        for done, (i, found) in enumerate(faces):
             console.progress("Encoding", done + 1, len(pictures))
             if isinstance(found, ImageError):
-                skipped.append(str(found))
+                skipped.append(error_line(found))
             else:
                 num_found += 1
-                yield found, pictures[order[done]].stem, values[order[done]]
+                yield found, pictures[i].stem, values[i]
         if not num_found:
             msg = f"none of the {len(pictures)} photos can be used; the first: {skipped[0]}"
             raise ImageError(msg)
 
-    return examples_of_photos(bundle, readable(), names, continuous)
+    examples = examples_of_photos(bundle, readable(), names, continuous)
+    return examples, skipped

@@ -73,7 +73,7 @@ def export(
 
 
 def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: float) -> Path:
-    """Where to write. Raises `UsageError` for what cannot be meant."""
+    """The file or folder to write. Raises `UsageError` for options that contradict each other."""
     from facevae.files import check_place, expanded, unused
     from facevae.outputs import choose_folder
 
@@ -90,7 +90,9 @@ def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: 
         msg = f"--texture {texture:g}: is for ONNX, whose decoder has one; a model file has all"
         raise UsageError(msg)
     if output is None and half:
-        name = expanded(model.split("@", maxsplit=1)[0]).resolve().stem  # of a folder '.' too
+        name = (
+            expanded(model.split("@", maxsplit=1)[0]).resolve().stem
+        )  # resolved, so that '.' has a name too
         return unused(Path(f"{name}-half.safetensors"))
     target = expanded(output or "")
     if target.suffix.lower() != ".safetensors":

@@ -1,7 +1,6 @@
-"""`reconstruct` and `sample`."""
+"""The commands `reconstruct` and `sample`."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +9,7 @@ import typer
 from facevae.cli import options
 from facevae.cli.edits import check_photo_options, is_photo
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
-from facevae.cli.session import open_model, report_result
+from facevae.cli.session import error_line, open_model, report_result
 from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.console import Console
 from facevae.errors import ImageError, UsageError
@@ -20,11 +19,12 @@ if TYPE_CHECKING:
     from facevae.images import Pixels
     from facevae.outputs import Output
 
-_CHUNK = 64  # faces in memory at a time, where there may be any number
+_CHUNK = 64  # faces in memory at a time
 _MAX_ON_A_SHEET = 1024
-_NUMBER = 64  # of samples, where nothing else is asked for
-_HOT = 1.2  # a temperature above which more faces are broken than whole
-_STRONG = 4.0  # and a guidance
+_DEFAULT_NUMBER = 64  # of samples
+# values above which more faces are broken than whole
+_MAX_GOOD_TEMPERATURE = 1.2
+_MAX_GOOD_GUIDANCE = 4.0
 
 
 def reconstruct(
@@ -71,7 +71,7 @@ def reconstruct(
     check_photo_options([str(path) for path in images], align=align, number=face_number)
     if stored := stored_faces(images):
         if paste:
-            msg = f"{images[0]}: --paste puts faces back into photos, and this is none"
+            msg = f"{images[0]}: --paste needs photos, not a file of latents; leave out --paste"
             raise UsageError(msg)
         decode_stored(console, stored, output, model, device, texture, latents=latents)
         return
@@ -80,31 +80,33 @@ def reconstruct(
     target, paths = _places(output, files, paste=paste)
     stems = distinct_names([str(path) for path in files])
     bundle, used = open_model(console, model, device)
-    if not (paste or target.is_folder):
-        _check_sheet(target.path, len(files), bundle.config.size)
+    _check_sheet(target, len(files), bundle.config.size, paste=paste)
     keep.spare(Path(used["path"]))
 
     skipped: list[str] = []
-    rows: list[tuple[Pixels, Pixels]] = []
+    pairs: list[tuple[Pixels, Pixels]] = []
     written: list[Path] = []
     framing = bundle.framing if align else None
-    chunks = _read_chunks(files, bundle.config.size, framing, face_number, skipped)
-    for places, originals in chunks:
+    for faces, reasons in _load_chunks(files, bundle.config.size, framing, face_number):
+        skipped += reasons
+        if not faces:
+            continue
+        originals = np.stack(list(faces.values()))
         encoded = encode_pixels(bundle, originals)
-        keep.add([stems[place] for place in places], encoded)
+        keep.add([stems[i] for i in faces], encoded)
         pixels = to_pixels(decode(bundle.vae, encoded, texture))
         if paste or target.is_folder:
-            for place, picture in zip(places, pixels, strict=True):
-                whole = partial(place_photo, files[place], framing, face_number)
-                save_picture(paths[place], whole().paste(picture) if paste else picture)
-                written.append(paths[place])
+            for i, face in zip(faces, pixels, strict=True):
+                picture = place_photo(files[i], framing, face_number).paste(face) if paste else face
+                save_picture(paths[i], picture)
+                written.append(paths[i])
         else:
-            rows.append((originals, pixels))
-        console.progress("Reconstructing", places[-1] + 1, len(files))
+            pairs.append((originals, pixels))
+        console.progress("Reconstructing", max(faces) + 1, len(files))
     for reason in skipped:
         console.warn(f"left out: {reason}")
-    if rows:
-        upper, lower = (np.concatenate(part) for part in zip(*rows, strict=True))
+    if pairs:
+        upper, lower = (np.concatenate(part) for part in zip(*pairs, strict=True))
         save_picture(target.path, paired_grid(upper, lower))
         written = [target.path]
     if not written:
@@ -117,24 +119,25 @@ def reconstruct(
 def _places(
     output: str | None, files: Sequence[Path], *, paste: bool
 ) -> "tuple[Output, list[Path]]":
-    """Where reconstructions go, and the path of each, or of their sheet. Raises `UsageError`."""
+    """The output, and the path of each reconstruction or of the one sheet. Raises `UsageError`."""
     from facevae.outputs import choose_output, folder_paths
 
     names = [str(path) for path in files]
     target = choose_output(output, "reconstructions.png", inputs=names)
     if not target.is_folder and len(files) > (1 if paste else _MAX_ON_A_SHEET):
-        what = "whole photos do not go on" if paste else "pictures are too many for"
-        msg = f"{len(files):,} {what} one sheet; name a folder: -o out/"
+        kind = "whole photos" if paste else "pictures"
+        msg = f"{len(files):,} {kind} are too many for one sheet; name a folder: -o out/"
         raise UsageError(msg)
     return target, folder_paths(target, names, names) if target.is_folder else [target.path]
 
 
-def _check_sheet(path: Path, count: int, side: int) -> None:
-    """Raise `UsageError` where the format holds no sheet of pairs of so many faces."""
+def _check_sheet(target: "Output", count: int, side: int, *, paste: bool) -> None:
+    """Raise `UsageError` if the output is a sheet of `count` pairs that its format cannot hold."""
     from facevae.images import COLUMNS_OF_PAIRS
     from facevae.outputs import check_grid
 
-    check_grid(path, count, (2 * side, side), COLUMNS_OF_PAIRS)
+    if not (paste or target.is_folder):
+        check_grid(target.path, count, (2 * side, side), COLUMNS_OF_PAIRS)
 
 
 def _find_photos(images: list[Path]) -> list[Path]:
@@ -142,7 +145,7 @@ def _find_photos(images: list[Path]) -> list[Path]:
 
     for image in images:
         if not is_photo(str(image)) and not image.exists():
-            msg = f"{image}: reconstruct takes photos; see seeds with: facevae sample --seeds"
+            msg = f"{image}: reconstruct takes photos; for seeds use: facevae sample --seeds"
             raise UsageError(msg)
     return find_photos(images)
 
@@ -152,7 +155,7 @@ def sample(
     number: Annotated[
         int,
         typer.Option("--number", "-n", min=1, max=options.MAX_PICTURES, help="How many faces."),
-    ] = _NUMBER,
+    ] = _DEFAULT_NUMBER,
     output: options.Output = None,
     latents: options.Latents = None,
     seed: options.Seed = 0,
@@ -192,23 +195,23 @@ def sample(
     if guidance is not None:
         options.finite("--guidance", guidance)
     keep = LatentsKeeper(latents)
-    if seeds is not None and (number != _NUMBER or seed):
-        msg = f"--seeds {seeds}: says how many faces and which; leave out -n and --seed"
+    if seeds is not None and (number != _DEFAULT_NUMBER or seed):
+        msg = f"--seeds {seeds}: names the faces already; leave out -n and --seed"
         raise UsageError(msg)
     if seed + number - 1 > MAX_SEED:
         msg = f"--seed {seed}: the last of {number} seeds would be more than {MAX_SEED}"
         raise UsageError(msg)
     chosen = options.parse_seeds(seeds) if seeds is not None else [seed + i for i in range(number)]
-    if temperature > _HOT:
-        console.warn(f"at a temperature of {temperature:g} faces fall apart; 1 is as they are")
-    if guidance is not None and guidance > _STRONG:
+    if temperature > _MAX_GOOD_TEMPERATURE:
+        console.warn(f"at a temperature of {temperature:g} faces fall apart; the default is 1")
+    if guidance is not None and guidance > _MAX_GOOD_GUIDANCE:
         console.warn(
-            f"at a guidance of {guidance:g} faces break; without it they are as the model has it"
+            f"at a guidance of {guidance:g} faces break; the model's own is used without --guidance"
         )
     names = [f"seed-{s:04d}" for s in chosen]
     target = choose_output(output, "grid.png")
     if columns and target.is_folder:
-        msg = f"--columns {columns}: {target.path} is a folder, with a file for each face; leave it out"
+        msg = f"--columns {columns}: {target.path} is a folder, with a file for each face; leave out --columns"
         raise UsageError(msg)
     writer = FaceWriter(target, names, columns)
     bundle, used = open_model(console, model, device)
@@ -218,9 +221,9 @@ def sample(
         bundle.prior = other_prior(bundle.prior, prior)
 
     for start in range(0, len(chosen), _CHUNK):
-        some = chosen[start : start + _CHUNK]
-        drawn = latents_of_seeds(bundle, some, temperature, guidance)
-        keep.add([f"seed:{s}" for s in some], drawn)
+        chunk = chosen[start : start + _CHUNK]
+        drawn = latents_of_seeds(bundle, chunk, temperature, guidance)
+        keep.add([f"seed:{s}" for s in chunk], drawn)
         writer.add(to_pixels(decode(bundle.vae, drawn, texture)))
         console.progress("Sampling", writer.num_written, len(chosen))
     paths = writer.finish()
@@ -228,26 +231,26 @@ def sample(
     report_result(console, used, [*paths, *keep.paths], {"seeds": chosen})
 
 
-def _read_chunks(
-    files: Sequence[Path], size: int, framing: "Framing | None", number: int, skipped: list[str]
-) -> "Iterator[tuple[list[int], Pixels]]":
-    """Places and pixels of the pictures, some at a time; of several, some may be unreadable."""
-    import numpy as np
+def _load_chunks(
+    files: Sequence[Path], size: int, framing: "Framing | None", number: int
+) -> "Iterator[tuple[dict[int, Pixels], list[str]]]":
+    """Yield the faces of photos in chunks: by the index of the file, and why others are left out.
 
-    from facevae.faces import load_faces_of
+    Raises the `ImageError` of a photo if it is the only one.
+    """
+    from facevae.faces import load_keyed_faces
     from facevae.pictures import Picture
 
-    photos = [(str(path), Picture(path).open) for path in files]
-    places: list[int] = []
-    pixels: list[Pixels] = []
-    for place, found in enumerate(load_faces_of(photos, size, framing, number)):
+    photos = [(i, str(path), Picture(path).open) for i, path in enumerate(files)]
+    faces: dict[int, Pixels] = {}
+    skipped: list[str] = []
+    for i, found in load_keyed_faces(photos, size, framing, number):
         if not isinstance(found, ImageError):
-            pixels.append(found)
-            places.append(place)
+            faces[i] = found
         elif len(files) == 1:
             raise found
         else:
-            skipped.append(str(found))
-        if len(pixels) == _CHUNK or (pixels and place + 1 == len(files)):
-            yield places, np.stack(pixels)
-            places, pixels = [], []
+            skipped.append(error_line(found))
+        if len(faces) == _CHUNK or i + 1 == len(files):
+            yield faces, skipped
+            faces, skipped = {}, []

@@ -158,7 +158,7 @@ def push(
 
 
 def _warn_of_terms(console: Console, bundle: "Bundle", licence: "Licence") -> None:
-    """Say what whoever publishes a model should know of its terms."""
+    """Warn about missing or conflicting terms, and about missing figures."""
     if licence.identifier == "unknown":
         console.warn("the model carries no terms; without --license nobody knows what they may do")
     elif licence.terms and not licence.is_in_words:

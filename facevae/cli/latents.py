@@ -1,4 +1,4 @@
-"""Latents that commands keep, and files of them as faces."""
+"""`--latents`, and latents files given as faces."""
 
 import re
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from facevae.bundle import Bundle
 
-_CHUNK = 64  # faces in memory at a time, where each becomes a file
+_CHUNK = 64  # faces decoded at a time
 
 
 class LatentsKeeper:
-    """Gathers latents for `--latents`, where that was asked for, and writes them at the end."""
+    """Collects latents for `--latents`, if given, and writes them at the end."""
 
     def __init__(self, path: Path | None) -> None:
-        """Raise `UsageError` for a name that says no format."""
+        """Raise `UsageError` for a suffix that is not a format of latents."""
         from facevae.files import check_place, expanded
         from facevae.latent_files import check_suffix
 
@@ -33,20 +33,20 @@ class LatentsKeeper:
         self._parts: list[Tensor] = []
 
     def spare(self, model: Path) -> None:
-        """Raise `UsageError` where the model's own file would be replaced."""
+        """Raise `UsageError` if the model's own file would be replaced."""
         for path in self.paths:
             if path.exists() and path.samefile(model):
                 msg = f"--latents {path}: is the model itself and would be replaced; name another"
                 raise UsageError(msg)
 
     def add(self, names: Sequence[str], latents: "Tensor") -> None:
-        """Latents (N, D) with a name each; they take less memory than their paths' names do."""
+        """Add latents (N, D) with a name each; they take less memory than the names of their paths."""
         if self.paths:
             self._names += names
             self._parts.append(latents.cpu())
 
     def save(self, bundle: "Bundle", model: str) -> None:
-        """Write what was gathered."""
+        """Write the collected latents; `model` is the name of the model."""
         import torch
 
         from facevae.latent_files import LatentsOrigin, digest_of, save_latents
@@ -57,9 +57,9 @@ class LatentsKeeper:
 
 
 def stored_faces(images: Sequence[Path]) -> list[tuple[Path, str | None]]:
-    """The files of latents, and the face asked for in each; none where photos are named.
+    """Latents files, and the face chosen in each (None: all); empty if photos are named.
 
-    Raises `UsageError` for a mixture.
+    Raises `UsageError` for a mixture of the two.
     """
     from facevae.latent_files import split_name
 
@@ -81,7 +81,7 @@ def decode_stored(
     *,
     latents: Path | None,
 ) -> None:
-    """The faces of files of latents, or of one row of each: a grid, or one file each."""
+    """Decode latents files, or one row of each, into a grid or one picture each."""
     from facevae.images import to_pixels
     from facevae.latents import check_latents, decode, latents_file
     from facevae.outputs import FaceWriter, choose_output
@@ -109,5 +109,5 @@ def decode_stored(
 
 
 def _file_name(name: str) -> str:
-    """A face's name, which a file may give as it likes, as that of a picture."""
+    """Picture file name for a face, whose own name may hold any characters."""
     return re.sub(r"[^\w.-]+", "-", name)[:100] + ".png"

@@ -80,7 +80,7 @@ def cache(
     cleared = [entry for entry in entries if "all" in wanted or entry.key in wanted]
     for entry in cleared:
         with locked(entry.folder, "this cache"):
-            pass  # nobody is converting into it
+            pass  # refused while another process converts into it
         shutil.rmtree(entry.folder)
     shown = cleared if wanted else entries
     if json:

@@ -1,4 +1,4 @@
-"""`morph`."""
+"""`morph`: turn one face into another."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ from facevae.config import TRUE_TEXTURE
 from facevae.console import Console
 from facevae.errors import UsageError
 
-_CHUNK = 256  # pictures at a time
+_CHUNK = 256  # pictures decoded at a time
 
 
 def morph(
@@ -99,20 +99,20 @@ def morph(
     if edit:
         starts, stops = torch.tensor(ramps).T
         times = times_of(len(latents), loop=loop)[:, None]
-        path_alone = latents
+        unedited = latents
         latents = edit.apply(latents, (1 - times) * starts + times * stops)
-        warn_if_far(console, relative_distance(bundle, latents - path_alone).max().item())
-    parts = []
-    for part in latents.split(_CHUNK):
-        parts.append(to_pixels(decode(bundle.vae, part, texture)))
-        console.progress("Morphing", sum(map(len, parts)), len(latents))
-    frames = np.concatenate(parts)
+        warn_if_far(console, relative_distance(bundle, latents - unedited).max().item())
+    chunks = []
+    for chunk in latents.split(_CHUNK):
+        chunks.append(to_pixels(decode(bundle.vae, chunk, texture)))
+        console.progress("Morphing", sum(map(len, chunks)), len(latents))
+    frames = np.concatenate(chunks)
     written = write_frames(target, frames, moving=moving, fps=fps)
     report_result(console, used, written, {"num_pictures": len(frames)})
 
 
 def _ramps(attrs: Sequence[str], alpha: Sequence[str] | None) -> list[tuple[float, float]]:
-    """Where each attribute starts and ends along a morph. Raises `UsageError`."""
+    """Alphas of each attribute at the start and end of a morph. Raises `UsageError`."""
     if alpha and not attrs:
         msg = "--alpha says how much of an --attr; name one"
         raise UsageError(msg)

@@ -1,4 +1,4 @@
-"""Each option that commands share, declared once, and the little languages of their values."""
+"""Options that several commands share, and the parsers of option values."""
 
 import math
 import re
@@ -112,7 +112,7 @@ def parse_alpha(text: str | float) -> float:
     raise UsageError(msg)
 
 
-FRAMES_PER_SECOND = 12  # where nothing else is asked for
+FRAMES_PER_SECOND = 12  # by default
 FramesPerSecond = Annotated[
     float, typer.Option("--fps", min=0.1, max=100, help="Frames per second of an animation.")
 ]
@@ -145,7 +145,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_sweep(text: str) -> list[float]:
-    """`-3:3:7` (from, to, how many) → [-3, -2, …, 3]. Raises `UsageError`."""
+    """`-3:3:7` (from, to, count) → [-3, -2, …, 3]. Raises `UsageError`."""
     start, stop, count = _sweep_parts(text) or (0.0, 0.0, 0)
     if count < 2 or count > MAX_SWEEP:  # noqa: PLR2004 - both ends
         msg = f"--sweep {text}: write it as from:to:count, with a count of 2 to {MAX_SWEEP}, like -3:3:7"
@@ -173,7 +173,7 @@ def parse_ramp(text: str) -> tuple[float, float]:
 
 
 def finite(option: str, value: float) -> float:
-    """`value`, which `nan` and `inf` are not. Raises `UsageError`."""
+    """Return `value`. Raises `UsageError` if it is `nan` or `inf`."""
     if not math.isfinite(value):
         msg = f"{option} {value}: must be a finite number"
         raise UsageError(msg)
@@ -192,7 +192,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_stages(text: str) -> tuple[StageName, ...]:
-    """`vae,prior` → ("vae", "prior"), in the order in which they are gone through."""
+    """`vae,prior` → ("vae", "prior"), in the order of training. Raises `UsageError`."""
     asked = [part.strip().casefold() for part in text.split(",")]
     if unknown := [part for part in asked if part not in STAGES]:
         msg = f"--stages {text}: there is no stage '{unknown[0]}'; choose of {', '.join(STAGES)}"

@@ -1,4 +1,4 @@
-"""How commands that train go about a run: what it is made of, and what is told of it."""
+"""Shared by commands that train: the DATA argument, and messages about a run."""
 
 import shlex
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from facevae.labels import Labels
     from facevae.runs import Run
 
-_INSTALL_PLOT = "no curves or histograms: pip install 'facevae[plot]' draws them"
+_INSTALL_PLOT = "no curves or histograms: they need the extra 'plot': pip install 'facevae[plot]'"
 
 Data = Annotated[
     list[str],
@@ -27,15 +27,15 @@ Data = Annotated[
 ]
 
 
-class Talk:
-    """Tells a run's progress on the console."""
+class ConsoleListener:
+    """Shows a run's progress, figures and notices on the console."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = console.progress
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
-        """Say what was measured of held-out faces."""
+        """Print the figures of held-out faces."""
         if figures.get("stage") == "finish":
             self.console.say(
                 f"finish, epoch {figures['epoch']:.6g}: held-out PSNR {figures['psnr']:.2f} dB, "
@@ -48,59 +48,63 @@ class Talk:
         )
 
     def notice(self, text: str) -> None:
-        """Say it."""
+        """Print a notice."""
         self.console.say(text)
 
 
 def source_name(source: str) -> str:
-    """What of DATA is told and kept: an address, or a name without the folders above it."""
+    """The name of a source of DATA in messages and metadata: a URL, or a path's last part."""
     from facevae.hub_files import is_url
 
     return source if is_url(source) else Path(source).name or source
 
 
 def typed_command() -> str:
-    """The command that was given, as a shell would take it."""
+    """The command of this process, quoted for a shell."""
     return shlex.join(["facevae", *sys.argv[1:]])
 
 
 def warn_of_skipped(console: Console, faces: "Faces") -> None:
-    """Say how many pictures cannot be read, if there are any, and name the first."""
+    """Warn of pictures that cannot be read, naming the first three."""
     if faces.skipped:
         shown = "; ".join(faces.skipped[:3])
-        words = ("picture cannot be read and is", "pictures cannot be read and are")
-        console.warn(f"{counted(len(faces.skipped), *words)} left out: {shown}")
+        nouns = ("picture cannot be read and is", "pictures cannot be read and are")
+        console.warn(f"{counted(len(faces.skipped), *nouns)} left out: {shown}")
 
 
 def _check_labels(console: Console, labels: "Labels", stems: Sequence[str]) -> None:
-    """Say which attributes cannot be learned of these faces. Raises `DataError` where none can."""
+    """Warn of attributes that do not vary. Raises `DataError` if none of them does."""
     constant = labels.constant_for(stems)
     if len(constant) == len(labels.names):
         msg = (
-            f"--labels: nothing to learn, since all training faces have the same of "
-            f"{', '.join(constant[:3])}; name labels of faces with and without each"
+            f"--labels: nothing to learn, since all training faces have the same value of "
+            f"{', '.join(constant[:3])}; use labels that vary"
         )
         raise DataError(msg)
     if constant:
         console.warn(
-            f"not learned, since all training faces have the same of them: {', '.join(constant)}"
+            f"not learned, since all training faces have the same value: {', '.join(constant)}"
         )
 
 
 def describe_run(console: Console, run: "Run") -> None:
-    """Say what a run is made of. Raises `DataError` where no label belongs to a face."""
+    """Print the data, device and model of a run.
+
+    Raises `DataError` if no label belongs to a face, or if none can be learned.
+    """
     from facevae import plots
     from facevae.runtime import describe
 
     faces = run.faces
-    begun = f"preset {run.preset}"
+    model = f"preset {run.preset}"
     if run.init_name:
-        stays = "vae" not in run.train.stages
-        begun = f"the network of {run.init_name}" if stays else f"{begun}, from {run.init_name}"
+        trains_network = "vae" in run.train.stages
+        init = run.init_name
+        model = f"{model}, from {init}" if trains_network else f"the network of {init}"
     console.close()
     console.say(
         f"{counted(len(faces.train), 'face')} to train on, {len(faces.held_out):,} held out, at "
-        f"{faces.size} × {faces.size} px, on {describe(run.device)}; {begun}; "
+        f"{faces.size} × {faces.size} px, on {describe(run.device)}; {model}; "
         f"run folder {run.folder}"
     )
     warn_of_skipped(console, faces)

@@ -1,4 +1,4 @@
-"""What `eval` says: of which faces, and how they were measured, in JSON and in a table."""
+"""Output of `eval`, as JSON values and as a table: the figures, and what they were measured on."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,17 @@ def describe(
     *,
     known: bool,
 ) -> dict[str, Any]:
-    """What the figures are of; said, with a warning where the faces are not what they should be."""
+    """Describe the measured faces, as JSON values and to the user.
+
+    `known` is whether they are the model's training set. Warns of skipped faces, and of faces that
+    are not framed as the model expects.
+    """
     from facevae.evaluation import framing_problem
 
     crop = f"largest centred square, scaled to {faces.size} × {faces.size} px"
     names = ", ".join(map(source_name, data))
-    whose = "the model's training set" if known else "not its training set"
-    console.say(f"{len(rows):,} {_SPLITS[split]} of {names} ({whose}); {crop}")
+    origin = "the model's training set" if known else "not its training set"
+    console.say(f"{len(rows):,} {_SPLITS[split]} of {names} ({origin}); {crop}")
     warn_of_skipped(console, faces)
     if problem := framing_problem(bundle, faces, rows):
         console.warn(problem)
@@ -44,7 +48,7 @@ def describe(
 
 
 def feature_spaces(features: object, lpips: object) -> dict[str, str | None]:
-    """What the figures that compare more than pixels are measured in."""
+    """Feature space of each figure that compares more than pixels; None for one not measured."""
     from facevae.perceptual import ALEXNET, INCEPTION
 
     return {
@@ -61,13 +65,13 @@ def values(
     results: "Sequence[Result]",
     reasons: dict[str, str],
 ) -> dict[str, Any]:
-    """All there is to say, as JSON values: the model's figures, and the baselines' below it."""
+    """JSON values of an evaluation: the model's figures, which come first, and the baselines'."""
     model, *others = results
     if evaluation.swd_floor is None:
-        reasons = {**reasons, "swd_floor": "one real face has no other to be compared with"}
+        reasons = {**reasons, "swd_floor": "there is only one real face; comparing needs two"}
     if about["novelty"] is None:
-        why = "DATA is not the model's training set, by its fingerprint"
-        reasons = {**reasons, "novelty": why}
+        reason = "DATA is not the model's training set, by its fingerprint"
+        reasons = {**reasons, "novelty": reason}
     return {
         **about,
         "num_samples": evaluation.num_samples,
@@ -81,7 +85,7 @@ def values(
 
 
 def print_table(console: Console, values: dict[str, Any], results: "Sequence[Result]") -> None:
-    """The figures, a row each and a column for each candidate, unless JSON is asked for."""
+    """Print a row for each figure and a column for each candidate, unless the output is JSON."""
     if console.as_json:
         return
     spaces, novelty = values["features"], values["novelty"]
@@ -108,7 +112,7 @@ def _rows(
     floor: dict[str, float],
     novelty: dict[str, float] | None,
 ) -> list[tuple[object, ...]]:
-    """Label, a figure for each candidate, and what real faces have; none where nobody has one."""
+    """Table rows: label, the figure of each candidate, that of real faces; without empty rows."""
     levels = [key for key in figures[0]["swd"] if key != "mean"]
     thousandfold = [f["kid"] and 1000 * f["kid"] for f in figures]
     rows: list[tuple[object, ...]] = [
@@ -135,4 +139,5 @@ def _rows(
 
 
 def _each(figures: Sequence[dict[str, Any]], key: str, level: str | None = None) -> list[Any]:
+    """One figure, or one level of it, for each candidate."""
     return [f[key] if level is None else f[key][level] for f in figures]

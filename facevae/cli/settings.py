@@ -1,4 +1,4 @@
-"""What `train` was asked for, as settings that belong together."""
+"""Settings of `train` from its options."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_init(name: str | None, *, quiet: bool) -> "Bundle | None":
-    """The model to begin with, where one was named."""
+    """The model to start from, if one is named."""
     from facevae.hub import load_model
 
     return load_model(name, quiet=quiet)[0] if name else None
@@ -27,7 +27,11 @@ def configure(
     train: Mapping[str, Any],
     r_loss_factor: str | None,
 ) -> Preset:
-    """The preset with what was asked for in its place. Raises `UsageError`."""
+    """The preset with the given settings, and with the network of `init` if there is one.
+
+    Settings that are None keep the preset's value. Raises `UsageError` if a setting in `model`,
+    other than the dropout, differs from that of `init`.
+    """
     given = {key: value for key, value in model.items() if value is not None}
     if init and (
         wrong := [k for k, v in given.items() if k != "dropout" and v != getattr(init.config, k)]
@@ -40,7 +44,7 @@ def configure(
     settings = {key: value for key, value in train.items() if value is not None}
     stages = settings.get("stages", chosen.train.stages)
     if init and "vae" not in stages and init.prior_config.kind == "flow":
-        # its network stays, and so its flow is one to go on from
+        # the network is not trained, so the flow can be trained further and keeps its shape
         shape = init.prior_config
         settings |= {"prior_width": shape.width, "prior_blocks": shape.blocks}
     if r_loss_factor is not None:
@@ -55,27 +59,29 @@ def configure(
 def check_stages(
     chosen: Preset,
     *,
-    of_network: Mapping[str, object],
+    vae_options: Mapping[str, object],
     epochs: int | None,
     prior_epochs: int | None,
     finish_epochs: int | None,
     finish_weight: float | None,
     perceptual: bool,
-    goes_on: bool,
+    has_init: bool,
 ) -> None:
-    """Refuse two budgets for one stage, and what is for a stage that is left out.
+    """Raise `UsageError` for two budgets of one stage, or for options of a stage that is left out.
 
-    `of_network` are options of the stage vae, as they were given. A run may have them for its other
-    stages too, which go on from its own network, but not where that `goes_on` from another model.
+    `vae_options` are options of the stage vae with their values. Without that stage they are
+    refused only if the network is that of another model (`has_init`): a run that trains its later
+    stages has its own network, and may repeat the options that it was trained with.
     """
-    given = [f"{name} {value}" for name, value in of_network.items() if value is not None]
-    if given and goes_on and "vae" not in chosen.train.stages:
-        msg = f"{given[0]}: the --init model's network stays as it is; leave it out, or add vae to --stages"
+    given = [f"{name} {value}" for name, value in vae_options.items() if value is not None]
+    if given and has_init and "vae" not in chosen.train.stages:
+        msg = f"{given[0]}: the --init model's network stays as it is; leave the option out, or add vae to --stages"
         raise UsageError(msg)
-    of_finish = ["--perceptual"] if perceptual else []
-    of_finish += [] if finish_weight is None else [f"--finish-weight {finish_weight:g}"]
-    if of_finish and "finish" not in chosen.train.stages:
-        msg = f"{of_finish[0]}: the stage finish is left out; add it to --stages"
+    finish_options = ["--perceptual"] if perceptual else []
+    if finish_weight is not None:
+        finish_options.append(f"--finish-weight {finish_weight:g}")
+    if finish_options and "finish" not in chosen.train.stages:
+        msg = f"{finish_options[0]}: the stage finish is left out; add it to --stages"
         raise UsageError(msg)
     budgets = {"vae": epochs, "prior": prior_epochs, "finish": finish_epochs}
     names = {"vae": "--epochs", "prior": "--prior-epochs", "finish": "--finish-epochs"}
@@ -86,7 +92,7 @@ def check_stages(
             msg = f"{names[stage]} and --max-time are two budgets; give one of them"
             raise UsageError(msg)
         if stage == "prior" and chosen.train.prior != "flow":
-            msg = f"{names[stage]} {value}: the prior is {chosen.train.prior}, which takes no steps; add --prior flow"
+            msg = f"{names[stage]} {value}: the prior is {chosen.train.prior}, which has no epochs; add --prior flow"
             raise UsageError(msg)
         if stage not in chosen.train.stages:
             msg = f"{names[stage]} {value}: the stage {stage} is left out; add it to --stages"

@@ -1,4 +1,4 @@
-"""`train`."""
+"""The command `train`."""
 
 import re
 import shlex
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from facevae.cli import options
-from facevae.cli.estimate import tell_estimate
-from facevae.cli.runs import Data, Talk, describe_run, source_name, typed_command
+from facevae.cli.estimate import print_estimate
+from facevae.cli.runs import ConsoleListener, Data, describe_run, source_name, typed_command
 from facevae.cli.session import report_result
 from facevae.cli.settings import check_stages, configure, load_init
 from facevae.config import PRESETS, Preset, preset
@@ -23,10 +23,10 @@ _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 
 
 def _defaults(read: Callable[[Preset], object]) -> str:
-    """What an option is where it is left out: `default: 30; compact: 80`."""
-    usual = read(PRESETS["base"])
-    others = [f"{name}: {read(p)}" for name, p in PRESETS.items() if read(p) != usual]
-    return "; ".join([f"default: {usual}", *others])
+    """The default of an option in each preset, for its help: `default: 30; compact: 80`."""
+    base = read(PRESETS["base"])
+    others = [f"{name}: {read(p)}" for name, p in PRESETS.items() if read(p) != base]
+    return "; ".join([f"default: {base}", *others])
 
 
 _EPOCHS = _defaults(lambda preset: preset.train.epochs)
@@ -189,10 +189,10 @@ def train(
     # Check
     console = Console(quiet=quiet, as_json=json)
     check_there([*data, *([labels] if labels else [])])
-    started_from = load_init(init, quiet=quiet)
+    init_model = load_init(init, quiet=quiet)
     chosen = configure(
         preset(preset_name),
-        started_from,
+        init_model,
         model={"size": size, "latent_dim": latent_dim, "dropout": dropout},
         train={
             "epochs": epochs,
@@ -211,29 +211,29 @@ def train(
     )
     check_stages(
         chosen,
-        of_network={"--learning-rate": learning_rate, "--r-loss-factor": r_loss_factor},
+        vae_options={"--learning-rate": learning_rate, "--r-loss-factor": r_loss_factor},
         epochs=epochs,
         prior_epochs=prior_epochs,
         finish_epochs=finish_epochs,
         finish_weight=finish_weight,
         perceptual=perceptual,
-        goes_on=started_from is not None,
+        has_init=init_model is not None,
     )
     target = runtime.select_device(device)
     if chosen.train.perceptual:
-        load_perceptual(target)  # in time, should it not be there
+        load_perceptual(target)  # raises now, not at the finish, if it is not available
     table = find_labels(labels) if labels else None
     if tensorboard:
         require_tensorboard()
     folder = output or Path("runs") / f"{_data_name(data)}-{preset_name}"
     if dry_run:
-        tell_estimate(
+        print_estimate(
             console, data, chosen, target, labels=table, folder=folder, cache_dir=cache_dir
         )
         return
 
     settings = settings_of(chosen.model, chosen.train)
-    ignored, is_given = left_out(chosen.train), started_from is not None
+    ignored, is_given = left_out(chosen.train), init_model is not None
     RunFolder(folder).check(settings, ignored, chosen.train.stages, is_given=is_given)
 
     # Prepare
@@ -250,7 +250,7 @@ def train(
             preset=preset_name,
             sources=[source_name(source) for source in data],
             labels=table,
-            init=started_from,
+            init=init_model,
             init_name=source_name(init) if init else "",
             terms=terms,
             half=half,
@@ -264,14 +264,14 @@ def train(
         if not parallel.is_lead():
             follow(run)
             return
-        bundle = train_run(run, Talk(console))
+        bundle = train_run(run, ConsoleListener(console))
 
     # Report
-    _tell_result(console, folder, bundle, tensorboard=tensorboard)
+    _report(console, folder, bundle, tensorboard=tensorboard)
 
 
-def _tell_result(console: Console, folder: Path, bundle: "Bundle", *, tensorboard: bool) -> None:
-    """Say how good the model is, what to do with it, and where it is."""
+def _report(console: Console, folder: Path, bundle: "Bundle", *, tensorboard: bool) -> None:
+    """Print the model's figures, commands to try on it, and its path."""
     from facevae import plots
     from facevae.run_folders import RunFolder
 
@@ -301,7 +301,7 @@ def _tell_result(console: Console, folder: Path, bundle: "Bundle", *, tensorboar
 
 
 def _data_name(data: list[str]) -> str:
-    """What a run's folder is called by: the data's own name, without numbers of shards."""
+    """The data's name in the default run folder, without suffix and shard numbers."""
     from facevae.hub_files import is_url, repository_of
 
     first = data[0]

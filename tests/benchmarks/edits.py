@@ -1,16 +1,18 @@
-"""Whether edits do what they say, judged by a classifier that saw real faces only.
+"""Measure whether edits do what they say, with a classifier trained on real faces only.
 
     python tests/benchmarks/edits.py celeba128 --labels celeba128-list_attr.txt
 
-Small convolutional networks, each from a start of its own, learn the attributes from the labelled
-training faces, sharp and blurred, and never see a generated one; the mean of their logits is the
-classifier's. Held-out faces without an attribute are edited at α = 1.5 (those with it at -1.5;
-`--alpha` says how much), and the classifier looks at the pictures. `changed` is the share that now
-has the attribute, of those whose reconstruction had it not; `so labelled` is, for comparison, the
-share in which it sees that in reconstructions of faces that are labelled so; the other columns are
-the shares in which gender, age, smile or glasses flipped, of those in which the classifier was sure
-(90 %) of the reconstruction. `--compare` adds other ways to find the direction; `--photos` and
-`--photo-labels` judge by the faces of another collection, say of FFHQ with its features.
+The classifier averages the logits of small convolutional networks. Each learns the attributes from
+another random start, from the labelled training faces, sharp and blurred; none sees a generated
+face. Held-out faces without an attribute are edited at α = 1.5, those with it at -1.5 (`--alpha`
+sets the amount), and the classifier judges the pictures.
+
+`changed` is the share of faces that have the wanted label after the edit, among those whose
+reconstruction did not. `so labelled` is, for comparison, the share of reconstructions of faces with
+the wanted label in which the classifier sees it. The other columns are the shares in which gender,
+age, smile or glasses flipped, among faces whose reconstruction the classifier was sure of (90 %).
+`--compare` adds other methods of finding the direction. `--photos` and `--photo-labels` measure on
+another collection of faces, such as FFHQ with its features.
 """
 
 import argparse
@@ -46,7 +48,7 @@ from facevae.runtime import training_precision
 CPU = torch.device("cpu")
 SURE, SIZE = 2.2, 64  # 2.2 is the logit of 90 %
 EDITED = ("Eyeglasses", "Smiling", "Male", "Young", "No_Beard", "Wearing_Hat")
-OTHER_NAMES = {"Headwear": "Wearing_Hat"}  # CelebA's of FFHQ's
+CELEBA_NAMES = {"Headwear": "Wearing_Hat"}  # of FFHQ's attributes, where they differ
 WATCHED = ("Male", "Young", "Smiling", "Eyeglasses")
 
 
@@ -54,15 +56,18 @@ WATCHED = ("Male", "Young", "Smiling", "Eyeglasses")
 
 
 class Block(nn.Module):
-    """Two convolutions beside a short cut."""
+    """Residual block of two convolutions that halves the side."""
 
-    def __init__(self, inside: int, outside: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *(nn.Conv2d(inside, outside, 3, 2, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()),
-            *(nn.Conv2d(outside, outside, 3, 1, 1, bias=False), nn.BatchNorm2d(outside)),
+            nn.Conv2d(in_channels, out_channels, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
-        self.short = nn.Conv2d(inside, outside, 1, 2, bias=False)
+        self.short = nn.Conv2d(in_channels, out_channels, 1, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.short(x))
@@ -73,35 +78,41 @@ class Network(nn.Sequential):
 
     def __init__(self, num_attributes: int, width: int = 32) -> None:
         super().__init__(
-            *(nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-            *(Block(width, 2 * width), Block(2 * width, 4 * width), Block(4 * width, 6 * width)),
-            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3)),
+            nn.Conv2d(3, width, 5, 2, 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            Block(width, 2 * width),
+            Block(2 * width, 4 * width),
+            Block(4 * width, 6 * width),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.3),
             nn.Linear(6 * width, num_attributes),
         )
 
 
 class Classifier(nn.ModuleList):
-    """What several networks make of a face, on average."""
+    """Ensemble of networks: the mean of their logits."""
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Tensor:
-        """Logits (N, A) of images (N, 3, S, S) in [0, 1], each seen from both sides."""
+        """Logits (N, A) of images (N, 3, S, S) in [0, 1], averaged with those of mirror images."""
         small = F.interpolate(images, size=(SIZE, SIZE), mode="area") * 2 - 1
-        views = [torch.cat([part, part.flip(3)]) for part in small.split(128)]
-        verdicts = [sum(network(view) for network in self) / len(self) for view in views]
-        return torch.cat([sum(verdict.chunk(2)) / 2 for verdict in verdicts])
+        batches = [torch.cat([part, part.flip(3)]) for part in small.split(128)]
+        logits = [sum(network(batch) for network in self) / len(self) for batch in batches]
+        return torch.cat([sum(both_sides.chunk(2)) / 2 for both_sides in logits])
 
 
 def augment(images: Tensor) -> Tensor:
-    """Mirrored, turned, scaled, shifted, lit otherwise, and more often than not blurred."""
+    """Mirror, rotate, scale, shift, relight, and blur (mostly) images (N, 3, S, S) at random."""
     count = len(images)
     mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
     angle, scale = 0.25 * (torch.rand(count) - 0.5), 1 + 0.2 * (torch.rand(count) - 0.5)
     shift = 0.16 * (torch.rand(2, count) - 0.5)
     rows = [mirror * scale * angle.cos(), -scale * angle.sin(), shift[0]]
     rows += [mirror * scale * angle.sin(), scale * angle.cos(), shift[1]]
-    places = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), images.shape, align_corners=False)
-    images = F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), images.shape, align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     if torch.rand(()) < 0.6:
         side = int(torch.randint(20, 48, ()))
         small = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
@@ -111,14 +122,15 @@ def augment(images: Tensor) -> Tensor:
 
 
 def train_network(faces: Faces, labels: Labels, epochs: int, seed: int) -> Network:
+    """Train a network on the training faces that have every label."""
     torch.manual_seed(seed)
     values = labels.rows_for([faces.stems[row] for row in faces.train])
     rows = faces.train[~np.isnan(values).any(1)]
     images = torch.from_numpy(faces.pixels[rows]).permute(0, 3, 1, 2).contiguous()
-    wanted = torch.from_numpy(values[~np.isnan(values).any(1)])
-    share = wanted.mean(0).clamp(0.04, 0.96)  # yes and no count alike
-    weights = torch.where(wanted > 0, 0.5 / share, 0.5 / (1 - share))
-    network = Network(wanted.shape[1]).to(memory_format=torch.channels_last)
+    targets = torch.from_numpy(values[~np.isnan(values).any(1)])
+    share = targets.mean(0).clamp(0.04, 0.96)  # yes and no have equal weight
+    weights = torch.where(targets > 0, 0.5 / share, 0.5 / (1 - share))
+    network = Network(targets.shape[1]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
     num_steps = epochs * len(rows) // 128
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, num_steps, pct_start=0.1)
@@ -127,7 +139,7 @@ def train_network(faces: Faces, labels: Labels, epochs: int, seed: int) -> Netwo
         seen = augment(images[batch].float() / 255).contiguous(memory_format=torch.channels_last)
         with training_precision(CPU):
             logits = network(seen * 2 - 1)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), wanted[batch], weights[batch])
+        loss = F.binary_cross_entropy_with_logits(logits.float(), targets[batch], weights[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -139,10 +151,10 @@ def train_network(faces: Faces, labels: Labels, epochs: int, seed: int) -> Netwo
 
 
 def joint_directions(latents: Tensor, values: Tensor, scorers: Tensor) -> Tensor:
-    """Least squares of latents on all attributes at once, scaled to move their own scores by 1."""
+    """Least squares of latents on all attributes at once, each scaled to move its score by 1."""
     design = torch.cat([torch.ones(len(values), 1), values], 1).double()
-    found = torch.linalg.lstsq(design, latents.double()).solution[1:].float()
-    return found / (found * scorers).sum(1, keepdim=True)
+    directions = torch.linalg.lstsq(design, latents.double()).solution[1:].float()
+    return directions / (directions * scorers).sum(1, keepdim=True)
 
 
 # ---------------------------------------------------------------- the table
@@ -152,16 +164,18 @@ Way = Callable[[str, Tensor, float], Tensor]
 
 
 def along(directions: Callable[[str], Tensor]) -> Way:
+    """Edit that moves latents along the direction of an attribute's name."""
     return lambda name, latents, alpha: latents + alpha * directions(name)
 
 
 def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
+    """Edits along directions of other methods, by title."""
     names = [attribute.name for attribute in bundle.attributes]
     training = ~examples.held_out
-    seen = examples.latents[torch.from_numpy(training)]
+    latents = examples.latents[torch.from_numpy(training)]
     columns = [list(examples.names).index(name) for name in names]
-    marks = torch.from_numpy(examples.values[training])[:, columns]
-    joint = joint_directions(seen, marks, bundle.scorers)
+    labels = torch.from_numpy(examples.values[training])[:, columns]
+    joint = joint_directions(latents, labels, bundle.scorers)
     discriminants = replace(bundle)
     add_attributes(discriminants, examples, "lda")
     means = replace(bundle)
@@ -177,9 +191,9 @@ def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
 
 @dataclass(frozen=True)
 class LabelledFaces:
-    """Faces not trained on: images (N, 3, S, S), their latents (N, D) and labels (N, A).
+    """Faces outside the training set: images (N, 3, S, S), latents (N, D) and labels (N, A).
 
-    An attribute that is not known of them has NaN.
+    Labels of attributes that are unknown are NaN.
     """
 
     images: Tensor
@@ -189,15 +203,16 @@ class LabelledFaces:
 
     @property
     def edited(self) -> list[str]:
-        """The attributes to edit that are known."""
+        """The attributes to edit whose labels are known."""
         return [
             name for name in EDITED if not np.isnan(self.values[:, self.names.index(name)]).any()
         ]
 
 
 def judged(
-    way: Way, bundle: Bundle, classifier: Classifier, faces: LabelledFaces, most: float
+    way: Way, bundle: Bundle, classifier: Classifier, faces: LabelledFaces, amount: float
 ) -> Table:
+    """Table of what edits by ±`amount` change, two rows for each attribute."""
     before = classifier.look(decode(bundle.vae, faces.latents))
     table = Table(
         "attribute", "α", "faces", "changed", "so labelled", *(f"{n} flips" for n in WATCHED)
@@ -206,22 +221,24 @@ def judged(
         has = faces.values[:, faces.names.index(name)] > 0
         for sign in (1, -1):
             chosen = torch.from_numpy(has != (sign > 0))
-            alpha = sign * most
+            alpha = sign * amount
             edited = way(name, faces.latents[chosen], alpha)
             after = classifier.look(decode(bundle.vae, edited))
-            labelled = before[~chosen, faces.names.index(name)] * alpha > 0
-            seen = f"{labelled.float().mean():.1%}"
-            table.add_row(*figures(name, alpha, faces.names, before[chosen], after, seen))
+            is_seen = before[~chosen, faces.names.index(name)] * alpha > 0
+            so_labelled = f"{is_seen.float().mean():.1%}"
+            table.add_row(*figures(name, alpha, faces.names, before[chosen], after, so_labelled))
     return table
 
 
 def figures(
-    name: str, alpha: float, names: list[str], before: Tensor, after: Tensor, seen: str
+    name: str, alpha: float, names: list[str], before: Tensor, after: Tensor, so_labelled: str
 ) -> list[str]:
+    """Cells of a row, from the logits (N, A) of faces before and after an edit of `name`."""
     column = names.index(name)
     countable = before[:, column] * alpha < 0
     changed = (after[countable, column] * alpha > 0).float().mean()
-    cells = [name, f"{alpha:+.1f}", str(int(countable.sum())), f"{changed:.1%}", seen]
+    cells = [name, f"{alpha:+.1f}", str(int(countable.sum())), f"{changed:.1%}"]
+    cells.append(so_labelled)
     for watched in WATCHED:
         k = names.index(watched)
         sure = before[:, k].abs() > SURE
@@ -231,6 +248,7 @@ def figures(
 
 
 def held_out(bundle: Bundle, faces: Faces, labels: Labels) -> LabelledFaces:
+    """The held-out faces that have every label."""
     values = labels.rows_for([faces.stems[row] for row in faces.held_out])
     known = ~np.isnan(values).any(1)
     images = torch.cat(list(batches_of(faces, faces.held_out[known], CPU)))
@@ -239,14 +257,14 @@ def held_out(bundle: Bundle, faces: Faces, labels: Labels) -> LabelledFaces:
 
 
 def of_photos(bundle: Bundle, folder: Path, labels: Labels, names: list[str]) -> LabelledFaces:
-    """Faces of photos, framed like the model's, with what is known of the attributes `names`."""
+    """Faces of photos, framed like the model's, with the known labels of the attributes `names`."""
     files = find_files([folder], SUFFIXES)
     opened = [(path.name, Picture(path).open) for path in files]
     found = list(load_faces_of(opened, bundle.config.size, bundle.framing))
     values = np.full((len(files), len(names)), np.nan, np.float32)
     marks = labels.rows_for([path.stem for path in files])
     for column, name in enumerate(labels.names):
-        known_as = OTHER_NAMES.get(name, name)
+        known_as = CELEBA_NAMES.get(name, name)
         if name not in labels.continuous and known_as in names:
             values[:, names.index(known_as)] = marks[:, column]
     known = ~np.isnan(marks).any(1) & [not isinstance(one, ImageError) for one in found]
@@ -256,6 +274,7 @@ def of_photos(bundle: Bundle, folder: Path, labels: Labels, names: list[str]) ->
 
 
 def accuracies(classifier: Classifier, faces: LabelledFaces) -> str:
+    """The classifier's balanced accuracy on real faces, for each attribute."""
     found = classifier.look(faces.images) > 0
     parts = []
     for name in faces.edited:
@@ -266,18 +285,18 @@ def accuracies(classifier: Classifier, faces: LabelledFaces) -> str:
 
 
 def trained(labels: Labels, arguments: argparse.Namespace) -> Classifier:
-    """Now, or before."""
-    place = arguments.classifier
-    if place and place.exists():
+    """The classifier: loaded if its file exists, else trained, and saved if a file is named."""
+    path = arguments.classifier
+    if path and path.exists():
         classifier = Classifier(Network(len(labels.names)) for _ in range(arguments.networks))
-        classifier.load_state_dict(torch.load(place, weights_only=True))
+        classifier.load_state_dict(torch.load(path, weights_only=True))
         return classifier.eval()
     faces = load_faces([arguments.data], SIZE)
     classifier = Classifier(
         train_network(faces, labels, arguments.epochs, seed) for seed in range(arguments.networks)
     )
-    if place:
-        torch.save(classifier.state_dict(), place)
+    if path:
+        torch.save(classifier.state_dict(), path)
     return classifier.eval()
 
 
@@ -288,7 +307,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--networks", type=int, default=3)
-    parser.add_argument("--classifier", type=Path, help="keep it there, or take it from there")
+    parser.add_argument("--classifier", type=Path, help="file to load it from, or to save it to")
     parser.add_argument("--alpha", type=float, default=1.5)
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--photos", type=Path)
@@ -310,15 +329,15 @@ def main() -> None:
     )
     if arguments.photos:
         known = read_labels(arguments.photo_labels)
-        judges = of_photos(bundle, arguments.photos, known, labels.names)
+        test_faces = of_photos(bundle, arguments.photos, known, labels.names)
     else:
-        judges = held_out(bundle, faces, labels)
-    sys.stdout.write(accuracies(classifier, judges))
+        test_faces = held_out(bundle, faces, labels)
+    sys.stdout.write(accuracies(classifier, test_faces))
     ways = {"facevae arith": along(lambda name: plan_edit(bundle, [name]).etas[0])}
     if arguments.compare:
         ways |= other_ways(bundle, examples)
     for title, way in ways.items():
-        table = judged(way, bundle, classifier, judges, arguments.alpha)
+        table = judged(way, bundle, classifier, test_faces, arguments.alpha)
         table.title = title
         Console(width=132).print(table)
 

@@ -26,6 +26,7 @@ from facevae.bundle import Bundle
 from facevae.config import WHOLE_TEXTURE, TrainConfig
 from facevae.data import Faces, load_faces
 from facevae.hub import load_model
+from facevae.losses import DEFAULT_WEIGHTS, LossWeights
 from facevae.memory import keep_freed_memory
 from facevae.model import VAE
 from facevae.prior import sample_latents
@@ -38,15 +39,15 @@ BATCH = adversary.MAX_BATCH_SIZE
 
 
 def of_whole(logits: Tensor) -> Tensor:
-    """What patches say is left out: (B,) of (B, 1 + P)."""
+    """The whole image's logit, without the patches': (B, 1 + P) → (B,)."""
     return logits[:, 0]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How many faces a step takes, how much verdict and detail count, and what of modules is else.
+    """Batch size, weights of the loss, gains of detail, and changed names of modules.
 
-    `texture` is that of samples: with 0 they have the layers of reconstructions.
+    `texture` is that of samples: with 0 they use the layers of reconstructions.
     """
 
     batch_size: int = BATCH
@@ -54,6 +55,7 @@ class Variant:
     detail: float = discriminator._DETAIL
     coarser_detail: float = discriminator._COARSER_DETAIL
     texture: float = WHOLE_TEXTURE
+    loss_weights: LossWeights = DEFAULT_WEIGHTS
     changed: Mapping[object, Mapping[str, object]] = field(default_factory=dict)
 
 
@@ -64,28 +66,28 @@ VARIANTS = {
     "half the weight": Variant(weight=0.5),
     "twice the weight": Variant(weight=2.0),
     "a verdict on whole faces alone": Variant(
-        changed={critic: {"of_images": of_whole, "steepness": of_whole}}
+        changed={critic: {"mean_logit": of_whole, "penalty_logit": of_whole}}
     ),
     "samples by the layers of reconstructions": Variant(texture=0.0),
     "verdicts count alike": Variant(
-        changed={adversary: {"_VERDICT": 2.0, "_VERDICT_ON_SAMPLES": 2.0}}
+        loss_weights=LossWeights(adversarial=2.0, adversarial_samples=2.0)
     ),
     "coarser layers learn to the end, and samples keep their discriminator": Variant(
-        changed={adversary: {"_COARSE_END": 1.01}}
+        changed={adversary: {"COARSE_END": 1.01}}
     ),
     "no detail given apart": Variant(detail=0.0, coarser_detail=0.0),
     "only the finest detail": Variant(coarser_detail=0.0),
     "twice the detail": Variant(detail=2 * discriminator._DETAIL),
     "samples stay what they were at 32 px": Variant(
-        changed={adversary: {"_COARSE_SIDE": 32, "_COARSE_SIDE_AT_REST": 32}}
+        changed={adversary: {"_COARSE_SIDE": 32, "_FROZEN_COARSE_SIDE": 32}}
     ),
     "no weight on features of photographs": Variant(
-        changed={adversary: {"_PROJECTED": 0.0, "_PROJECTED_ON_SAMPLES": 0.0}}
+        loss_weights=LossWeights(projected=0.0, projected_samples=0.0)
     ),
     "twice as much of them": Variant(
-        changed={adversary: {"_PROJECTED": 0.5, "_PROJECTED_ON_SAMPLES": 2.0}}
+        loss_weights=LossWeights(projected=0.5, projected_samples=2.0)
     ),
-    "R1 of 1": Variant(changed={critic: {"_PENALTY": 1.0}}),
+    "R1 of 1": Variant(changed={critic: {"_R1_WEIGHT": 1.0}}),
 }
 
 
@@ -98,7 +100,7 @@ def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> 
         max_seconds=seconds,
     )
     batches = Batches(faces, variant.batch_size, 0, CPU)
-    stage = adversary.FinishStage(copy.deepcopy(bundle.vae), bundle.prior, batches, config)
+    vae = copy.deepcopy(bundle.vae)
     index = 0
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(discriminator, "_DETAIL", variant.detail))
@@ -107,6 +109,9 @@ def finished(bundle: Bundle, faces: Faces, variant: Variant, seconds: float) -> 
         stack.enter_context(mock.patch.object(adversary, "WHOLE_TEXTURE", variant.texture))
         for module, values in variant.changed.items():
             stack.enter_context(mock.patch.multiple(module, **values))
+        stage = adversary.FinishStage(
+            vae, bundle.prior, batches, config, weights=variant.loss_weights
+        )
         while index < stage.budget.num_steps:
             stage.step(index)
             stage.budget.close_after(index)
