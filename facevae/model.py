@@ -51,7 +51,7 @@ class ConvTranspose(nn.ConvTranspose2d):
         upsampled = nn.functional.conv_transpose2d(
             features, self.weight, stride=2, padding=1, output_padding=1
         )
-        return upsampled + self.bias.to(upsampled.dtype).view(-1, 1, 1)
+        return upsampled.add_(self.bias.to(upsampled.dtype).view(-1, 1, 1))
 
 
 class Encoder(nn.Module):
@@ -211,7 +211,9 @@ def _plain_decoder(config: ModelConfig) -> list[list[nn.Module]]:
 
 def _activation(dropout: float) -> nn.Module:
     """LeakyReLU and dropout, as one layer, so that names of weights do not depend on dropout."""
-    activation = nn.LeakyReLU(SLOPE)
+    # in place, which saves a sixth of a step's memory: for the gradients batch norm needs its input,
+    # and LeakyReLU its output
+    activation = nn.LeakyReLU(SLOPE, inplace=True)
     return nn.Sequential(activation, nn.Dropout(dropout)) if dropout else activation
 
 
