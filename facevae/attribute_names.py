@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from facevae.errors import Argument, UsageError
 
 _MAX_SUGGESTIONS = 5
+_MAX_LISTED = 12  # names of attributes in a message
 # everyday words → plain names of published attributes; the first one that a model has is used, and
 # a leading - marks the opposite
 _ALIASES = {
@@ -80,7 +81,9 @@ def match_attribute(
     if options := [names[i] for i in partial[:_MAX_SUGGESTIONS]] or [*nearest.values()]:
         reason = f": did you mean {' or '.join(options)}? `facevae attributes list` shows them all"
     else:
-        reason = f": this model knows {', '.join(names)}"
+        shown = ", ".join(names) if len(names) <= _MAX_LISTED else f"{len(names)} attributes"
+        more = "" if len(names) <= _MAX_LISTED else "; see `facevae attributes list`"
+        reason = f": this model knows {shown}{more}"
     raise UsageError(Argument(argument, wanted), reason)
 
 

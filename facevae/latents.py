@@ -112,7 +112,8 @@ def check_latents(path: Path) -> None:
 def _seed_of(name: str) -> int:
     seed = name.removeprefix("seed:")
     if not re.fullmatch(r"\d{1,19}", seed) or int(seed) > MAX_SEED:
-        msg = f"{name}: a seed is a whole number from 0, as in seed:7"
+        file = f"; a file of that name is ./{name}" if Path(seed).suffix else ""
+        msg = f"{name}: a seed is a whole number from 0, as in seed:7{file}"
         raise UsageError(msg)
     return int(seed)
 

@@ -206,7 +206,7 @@ def _measure_framing(work: Work) -> Framing | None:
     """The framing that the training faces share; None, with a notice, if they share none."""
     faces = work.run.faces
     pixels = faces.pixels[evenly(faces.train, _NUM_FRAMED)]
-    framing = measure_framing(pixels, partial(work.listener.progress, "Looking at framing"))
+    framing = measure_framing(pixels, partial(work.progress, "Looking at framing"))
     if framing is None:
         work.listener.notice(
             "the faces are not framed alike, or none are found: the model will not align photos; "

@@ -109,3 +109,11 @@ def test_what_is_like_nothing_still_lists_all(wanted):
 def test_a_model_without_attributes_says_so():
     with pytest.raises(UsageError, match="knows no attributes"):
         match_attribute("smile", [])
+
+
+def test_where_none_is_near_many_are_counted():
+    names = [f"Attribute{i}" for i in range(13)]
+    with pytest.raises(
+        UsageError, match=r"this model knows 13 attributes; see `facevae attributes"
+    ):
+        match_attribute("zebra", names)

@@ -207,3 +207,36 @@ def test_errors_name_options_as_they_are_typed(facevae, tmp_path, model):
         assert told.startswith("error: ")
         assert message in told
         assert ("--no-align" in told) == (command[0] == "reconstruct")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "value"),
+    [
+        (("sample", "-n", "0"), "--number", "0"),
+        (("sample", "-n", "abc"), "--number", "abc"),
+        (("sample", "-n", "2000000"), "--number", "2000000"),
+        (("sample", "--prior", "foo"), "--prior", "foo"),
+        (("sample", "--temperature", "-1"), "--temperature", "-1"),
+        (("morph", "a.png", "b.png", "--fps", "0"), "--fps", "0"),
+    ],
+)
+def test_an_impossible_value_is_shown_with_its_option_in_our_words(
+    facevae, arguments, option, value
+):
+    done = facevae(*arguments, code=2)
+    assert option in done.stderr
+    assert value in done.stderr
+    assert "Input should" not in done.stderr
+    assert done.stderr.rstrip().endswith(f"; see facevae {arguments[0]} --help")
+
+
+def test_a_message_that_asks_is_followed_by_where_to_look(facevae):
+    assert "'reconstruct'" in (said := facevae("reconstrut", code=2).stderr)
+    assert said.rstrip().endswith("? See facevae --help")
+
+
+def test_an_option_without_its_value_names_its_own_command(facevae):
+    assert facevae("cache", "--clear", code=2).stderr.rstrip().endswith("see facevae cache --help")
+    assert (
+        "see facevae attributes list --help" in facevae("attributes", "list", "-x", code=2).stderr
+    )

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from facevae import signals
 from facevae.signals import stop_requests
 
 
@@ -47,3 +48,17 @@ def test_outside_the_main_thread_no_signal_is_touched():
     thread.start()
     thread.join()
     assert seen == [0, before]
+
+
+@pytest.mark.parametrize(("is_terminal", "is_told"), [(True, True), (False, False)])
+def test_on_a_terminal_a_line_says_what_ctrl_c_does(monkeypatch, is_terminal, is_told):
+    written = []
+    monkeypatch.setattr(signals.os, "isatty", lambda _: is_terminal)
+    monkeypatch.setattr(signals.os, "write", lambda place, text: written.append((place, text)))
+    with stop_requests():
+        signal.raise_signal(signal.SIGTERM)
+    assert written == []
+    with stop_requests():
+        signal.raise_signal(signal.SIGINT)
+    assert [place for place, _ in written] == ([2] if is_told else [])
+    assert all(b"Ctrl-C again stops at once" in text for _, text in written)

@@ -11,6 +11,7 @@ import warnings
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from facevae.cli import attributes
 from facevae.cli.align import align
@@ -22,7 +23,7 @@ from facevae.cli.hub import pull, push
 from facevae.cli.models import cache, info
 from facevae.cli.morph import morph
 from facevae.cli.report import report
-from facevae.cli.session import error_line
+from facevae.cli.session import error_line, refused_value
 from facevae.cli.train import train
 from facevae.console import Console, is_heard
 from facevae.errors import FacevaeError, ProcessError, Stopped
@@ -90,9 +91,10 @@ def _one_line(error: Any) -> str:
         return error_line(error)
     # typer's own errors, whose classes are not public
     if hasattr(error, "format_message"):
-        message = error.format_message().rstrip(".").replace("\n", " ")
-        where = error.ctx.command_path if getattr(error, "ctx", None) else app.info.name
-        return f"{message[:1].lower()}{message[1:]}; see {where} --help"
+        said = error.format_message().rstrip(".").replace("\n", " ")
+        message = refused_value(error) or f"{said[:1].lower()}{said[1:]}"
+        end = " See {} --help" if message.endswith("?") else "; see {} --help"
+        return f"{message}{end.format(_command_path(error))}"
     if isinstance(error, OSError) and error.errno is not None and error.strerror is not None:
         hint = "; free some space and run the command again" if error.errno == errno.ENOSPC else ""
         where = f"{error.filename}: " if error.filename else ""
@@ -100,6 +102,20 @@ def _one_line(error: Any) -> str:
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "too little memory for that many or such large pictures; ask for fewer"
     return ""
+
+
+def _command_path(error: Any) -> str:
+    """The command that was given, such as `facevae attributes list`, as far as it exists."""
+    if context := getattr(error, "ctx", None):
+        return str(context.command_path)
+    command: Any = get_command(app)
+    path = [str(app.info.name)]
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        path.append(word)
+    return " ".join(path)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -61,9 +61,7 @@ def align(
     for reason in skipped:
         console.warn(f"left out: {reason}")
     if not written:
-        msg = (
-            f"none of the {len(files)} photos has a face that can be used; the first: {skipped[0]}"
-        )
+        msg = f"no face that can be used in {counted(len(files), 'photo')}; the first: {skipped[0]}"
         raise ImageError(msg)
     console.say(
         f"{counted(len(written), 'face')} in {target.path}, {counted(len(skipped), 'photo')} left out"

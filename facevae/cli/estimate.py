@@ -35,9 +35,9 @@ def print_estimate(
     is_too_much = 0 < available < found.memory_bytes
     advice = f", of {available / 1e9:,.1f} GB in all; lower --batch-size" if is_too_much else ""
     stages = {
-        "vae": f"training:   {duration(found.train_seconds)} for {found.epochs:g} epochs at {speed}",
+        "vae": f"training:   {duration(found.train_seconds)} for {_epochs(found.epochs)} at {speed}",
         "prior": f"prior:      {duration(found.prior_seconds)}",
-        "finish": f"finish:     {duration(found.finish_seconds)} for {found.finish_epochs:g} epochs at {finish_speed}",
+        "finish": f"finish:     {duration(found.finish_seconds)} for {_epochs(found.finish_epochs)} at {finish_speed}",
     }
     lines = [
         f"pictures:   {found.num_pictures:,}",
@@ -47,3 +47,7 @@ def print_estimate(
         f"run folder: about {found.run_bytes / 1e6:,.0f} MB in {folder}",
     ]
     console.result(lines, {"dry_run": True, "folder": str(folder), **found.to_dict()})
+
+
+def _epochs(number: float) -> str:
+    return "1 epoch" if number == 1 else f"{number:g} epochs"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from facevae.labels import Labels
     from facevae.runs import Run
 
+_FEW_FACES = 1_000  # fewer of them get a remark
 _INSTALL_PLOT = "no curves or histograms: they need the extra 'plot': pip install 'facevae[plot]'"
 
 Data = Annotated[
@@ -108,6 +109,11 @@ def describe_run(console: Console, run: "Run") -> None:
         f"run folder {run.folder}"
     )
     warn_of_skipped(console, faces)
+    if len(faces.train) < _FEW_FACES and not run.init_name:
+        console.say(
+            f"fewer than {_FEW_FACES:,} faces teach a network little; --init default begins with the "
+            "packaged model's"
+        )
     if run.labels:
         count = run.labels.count_among(
             [faces.stems[row] for row in (*faces.train, *faces.held_out)]

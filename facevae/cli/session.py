@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 
 # Python argument → option, where the option is not the argument's name with dashes
 _OPTIONS = {"attribute": "--attr", "max_seconds": "--max-time"}
+# pydantic's type of error → what is wrong with a value
+_REASONS = {
+    "greater_than_equal": "must be {ge} or more",
+    "less_than_equal": "must be {le} or less",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+}
 _OR_AS_IT_IS = ", or take the picture as it is with --no-align"
 
 
@@ -23,6 +33,31 @@ def error_line(error: FacevaeError, *, has_no_align: bool = True) -> str:
     """
     advice = _OR_AS_IT_IS if has_no_align and isinstance(error, NoFaceError) else ""
     return error.line(_as_option) + advice
+
+
+def refused_value(error: Any) -> str:
+    """A message for an option's value that typer refused, by way of pydantic; else empty.
+
+    Newer versions of typer would repeat pydantic's words, which do not show the value.
+    """
+    option, cause = getattr(error, "param", None), error.__cause__
+    if option is None or not hasattr(cause, "errors"):
+        return ""
+    problem = cause.errors()[0]
+    limits = {
+        name: f"{limit:,.0f}" if limit == int(limit) else f"{limit:g}"
+        for name, limit in problem.get("ctx", {}).items()
+        if name in {"ge", "le"}
+    }
+    said = problem["msg"].removeprefix("Value error, ")
+    reason = _REASONS.get(problem["type"], "{said}").format(said=said, **limits)
+    _, is_choice, choices = reason.rstrip(".").partition(" is not one of ")
+    if is_choice:
+        reason = "must be one of " + choices.replace("'", "")
+    source = error.ctx.get_parameter_source(option.name)
+    is_variable = getattr(source, "name", "") == "ENVIRONMENT"
+    name = f"{option.envvar}=" if is_variable else f"{max(option.opts, key=len)} "
+    return f"{name}{problem['input']}: {reason}"
 
 
 def _as_option(argument: Argument) -> str:
