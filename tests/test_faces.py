@@ -578,7 +578,7 @@ def test_align_of_an_empty_folder_says_so(tmp_path: Path, facevae: Command) -> N
 def test_align_without_any_face_fails_and_leaves_nothing(tmp_path: Path, facevae: Command) -> None:
     Image.new("RGB", (300, 200), "navy").save(tmp_path / "sea.png")
     done = facevae("align", "sea.png", "-o", "out", code=1)
-    assert "none of the 1 photos" in done.stderr
+    assert "no face that can be used in 1 photo;" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
