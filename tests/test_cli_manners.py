@@ -230,6 +230,13 @@ def test_an_impossible_value_is_shown_with_its_option_in_our_words(
     assert done.stderr.rstrip().endswith(f"; see facevae {arguments[0]} --help")
 
 
+@pytest.mark.parametrize("arguments", [("sample", "-n", "a\nb\x1b[31m"), ("sam\nple\x1b[31m",)])
+def test_what_was_typed_breaks_no_line_and_colours_nothing(facevae, arguments):
+    done = facevae(*arguments, code=2)
+    assert len(done.stderr.splitlines()) == 1
+    assert "\x1b" not in done.stderr
+
+
 def test_a_message_that_asks_is_followed_by_where_to_look(facevae):
     assert "'reconstruct'" in (said := facevae("reconstrut", code=2).stderr)
     assert said.rstrip().endswith("? See facevae --help")

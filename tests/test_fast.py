@@ -177,14 +177,19 @@ def test_a_compiled_step_that_cannot_be_recorded_gives_way_to_a_plain_one_that_c
     assert len(machine.told) == 2
 
 
-def test_a_step_that_cannot_be_recorded_is_called_as_it_is_and_that_is_told_once():
-    refused = RuntimeError("operation not permitted\nwhen stream is capturing")
-    machine = Machine(seconds_left=LONG, recording={"plain": refused})
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("operation not permitted\nwhen stream is capturing"),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried"),  # the step alone had enough
+    ],
+)
+def test_a_step_that_cannot_be_recorded_is_called_as_it_is_and_that_is_told_once(error):
+    machine = Machine(seconds_left=LONG, recording={"plain": error})
     outcome(machine.step)
     assert in_turns(machine.done) == ["plain", "record", "plain"]
-    assert machine.told == [
-        "training goes on without CUDA graphs, more slowly (operation not permitted)"
-    ]
+    reason = str(error).splitlines()[0]
+    assert machine.told == [f"training goes on without CUDA graphs, more slowly ({reason})"]
 
 
 def test_what_is_told_is_the_reason_not_what_it_brought_about():
@@ -209,15 +214,6 @@ def test_how_long_the_steps_take_that_are_left_is_told_from_steps_that_were_wait
     assert len(asked) == 1
     assert 0 < asked[0] < 1
     assert len(waits) == 2 * fast._TIMED
-
-
-def test_too_little_memory_for_a_recording_is_enough_without_one():
-    machine = Machine(recording={"plain": torch.OutOfMemoryError("CUDA out of memory.\nTried")})
-    outcome(machine.step)
-    assert in_turns(machine.done) == ["plain", "record", "plain"]
-    assert machine.told == [
-        "training goes on without CUDA graphs, more slowly (CUDA out of memory.)"
-    ]
 
 
 def test_too_little_memory_for_the_step_itself_is_told_as_such():

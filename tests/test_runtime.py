@@ -77,7 +77,7 @@ def test_a_device_that_is_not_there_is_refused_with_what_is(name):
         runtime.select_device(name)
 
 
-def test_exact_asks_for_no_gradients_and_puts_everything_back():
+def test_full_precision_asks_for_no_gradients_and_puts_everything_back():
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -94,7 +94,7 @@ def test_exact_asks_for_no_gradients_and_puts_everything_back():
 @pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has no such setting"
 )
-def test_exact_may_be_asked_for_by_a_program_that_has_chosen_its_precision_the_newer_way():
+def test_full_precision_may_be_asked_for_by_a_program_that_has_chosen_its_precision_the_newer_way():
     cudnn = torch.backends.cudnn
     places = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     before = [place.fp32_precision for place in places]

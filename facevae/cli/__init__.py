@@ -94,7 +94,8 @@ def _one_line(error: Any) -> str:
         said = error.format_message().rstrip(".").replace("\n", " ")
         message = refused_value(error) or f"{said[:1].lower()}{said[1:]}"
         end = " See {} --help" if message.endswith("?") else "; see {} --help"
-        return f"{message}{end.format(_command_path(error))}"
+        # which escapes what was typed, as in every other message
+        return str(FacevaeError(message, end.format(_command_path(error))))
     if isinstance(error, OSError) and error.errno is not None and error.strerror is not None:
         hint = "; free some space and run the command again" if error.errno == errno.ENOSPC else ""
         where = f"{error.filename}: " if error.filename else ""
