@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from facevae.attributes import Attribute
-from facevae.bundle import Bundle
+from facevae.attributes.directions import Attribute
 from facevae.config import MAX_SEED, TRUE_TEXTURE
-from facevae.edits import plan_edit
+from facevae.data.images import centred_square, from_pixels, open_picture, to_pixels, upright
 from facevae.errors import ImageError, UsageError
-from facevae.faces import place
-from facevae.files import expanded
-from facevae.hub import load_model
-from facevae.images import centred_square, from_pixels, open_picture, to_pixels, upright
-from facevae.latents import PathKind, decode, latents_of_seeds, posteriors
-from facevae.latents import morph as morph_latents
-from facevae.runtime import select_device
+from facevae.faces.alignment import place
+from facevae.latent_space.edits import plan_edit
+from facevae.latent_space.latents import PathKind, decode, latents_of_seeds, posteriors
+from facevae.latent_space.latents import morph as morph_latents
+from facevae.models.bundle import Bundle
+from facevae.models.hub import load_model
+from facevae.system.files import expanded
+from facevae.system.runtime import select_device
 
 Picture = Image.Image | Tensor
 Latents = Tensor | npt.NDArray[np.floating[Any]]

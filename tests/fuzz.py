@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from tiny import CONFIG, differing, tiny_bundle
 
-from facevae.bundle import load, save
 from facevae.errors import FacevaeError, ModelError
-from facevae.latent_files import LatentsOrigin, open_latents, save_latents
-from facevae.run_folders import RunFolder
-from facevae.tensor_files import save_state
+from facevae.latent_space.latent_files import LatentsOrigin, open_latents, save_latents
+from facevae.models.bundle import load, save
+from facevae.models.tensor_files import save_state
+from facevae.training.run_folders import RunFolder
 
 STEP = 3
 SECONDS = 20  # that one file may take

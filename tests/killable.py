@@ -20,11 +20,12 @@ sys.modules["matplotlib"] = None  # takes longest to import, and does the weight
 
 from tiny import CONFIG, TRAIN, Ear, make_features_tiny, tiny_run  # noqa: E402 - after that
 
-from facevae import data, pictures, steps, training  # noqa: E402 - after that
-from facevae.config import STAGES  # noqa: E402 - after that
+from facevae.config import STAGES  # noqa: E402
+from facevae.data import dataset, pictures  # noqa: E402
+from facevae.training import steps, training  # noqa: E402
 
 PHASES = (
-    (data, "convert_pictures"),
+    (dataset, "convert_pictures"),
     (training, "fit_network"),
     (training, "fit_prior"),
     (training, "finish"),
@@ -68,7 +69,7 @@ def run(root: Path, folder: Path) -> None:
     pictures._AT_ONCE = 4
     steps._SECONDS_A_STATE = 0.0
     training._measure_framing = lambda _work: None  # most of the time, and none of the weights
-    faces = data.load_faces([root / "faces"], CONFIG.size, cache=folder / "cache")
+    faces = dataset.load_faces([root / "faces"], CONFIG.size, cache=folder / "cache")
     config = dataclasses.replace(TRAIN, stages=STAGES, finish_epochs=1)
     training.train(tiny_run(folder / "run", faces, train=config), Ear())
 

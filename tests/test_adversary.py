@@ -10,16 +10,17 @@ import torch
 from recording import Recorder
 from tiny import CONFIG, TRAIN, differing, tiny_bundle
 
-from facevae import adversary, losses, projected
-from facevae.adversary import FinishStage, batch_size
-from facevae.batches import Batches
-from facevae.critic import Critic
-from facevae.data import Faces
-from facevae.discriminator import checkerboard_energy, detail
-from facevae.fast import WARM_UP, AcceleratedStep
-from facevae.losses import LossWeights
-from facevae.projected import ProjectedCritic
-from facevae.tensor_files import load_state, save_state
+from facevae.data.batches import Batches
+from facevae.data.dataset import Faces
+from facevae.measures import losses
+from facevae.measures.losses import LossWeights
+from facevae.models.tensor_files import load_state, save_state
+from facevae.stages import adversary, projected
+from facevae.stages.adversary import FinishStage, batch_size
+from facevae.stages.critic import Critic
+from facevae.stages.discriminator import checkerboard_energy, detail
+from facevae.stages.fast import WARM_UP, AcceleratedStep
+from facevae.stages.projected import ProjectedCritic
 
 pytestmark = pytest.mark.usefixtures("quick_features")
 

@@ -12,10 +12,10 @@ from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 import facevae
 from facevae import errors
 from facevae.api import Model
-from facevae.bundle import save
+from facevae.data.images import to_pixels
 from facevae.errors import FacevaeError, ImageError, NoFaceError, UsageError
-from facevae.images import to_pixels
-from facevae.latents import decode, encode_pixels, latents_of_seeds, morph
+from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
+from facevae.models.bundle import save
 
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import draw_face
 
-from facevae.augment import NUM_CHANGES, change, draw_changes
-from facevae.images import from_pixels
-from facevae.runtime import generator
+from facevae.data.images import from_pixels
+from facevae.stages.augment import NUM_CHANGES, change, draw_changes
+from facevae.system.runtime import generator
 
 RIGHT, DOWN, ZOOM, TURN, BRIGHTNESS, CONTRAST, SATURATION = range(NUM_CHANGES)
 

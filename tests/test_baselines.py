@@ -9,16 +9,16 @@ import pytest
 import torch
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 
-from facevae import baselines
-from facevae.baselines import autoencoder_run, fit_eigenfaces
-from facevae.batches import batches_of
-from facevae.bundle import load
 from facevae.config import STAGES, TrainConfig
-from facevae.data import Faces, load_faces
+from facevae.data.batches import batches_of
+from facevae.data.dataset import Faces, load_faces
+from facevae.data.images import from_pixels
 from facevae.errors import DataError, Stopped
-from facevae.images import from_pixels
-from facevae.latents import posteriors
-from facevae.training import train
+from facevae.evaluation import baselines
+from facevae.evaluation.baselines import autoencoder_run, fit_eigenfaces
+from facevae.latent_space.latents import posteriors
+from facevae.models.bundle import load
+from facevae.training.training import train
 
 CPU = torch.device("cpu")
 

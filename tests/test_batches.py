@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import facevae.batches
-from facevae.batches import Ahead, Batches, batches_of, evenly, mirror
-from facevae.data import Faces
+import facevae.data.batches
+from facevae.data.batches import Ahead, Batches, batches_of, evenly, mirror
+from facevae.data.dataset import Faces
 
 CPU = torch.device("cpu")
 NUM_FACES = 23
@@ -132,7 +132,7 @@ def test_of_batches_that_were_gathered_ahead_few_are_on_their_way_at_once(faces,
         queued.append(len(queued))
         return partial(done.append, queued[-1])
 
-    monkeypatch.setattr(facevae.batches, "milestone", milestone)
+    monkeypatch.setattr(facevae.data.batches, "milestone", milestone)
     batches = Batches(faces, 5, seed=3, device=CPU)
     batches._ahead = Ahead(batches._gather, batches._rows_of, 3)
     for step in range(10):

@@ -1,6 +1,6 @@
 import torch
 
-from facevae.blocks import GroupNorm
+from facevae.networks.blocks import GroupNorm
 
 
 def test_a_norm_learns_of_features_that_want_no_gradient_however_they_lie_in_memory():

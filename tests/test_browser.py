@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from tiny import tiny_bundle
 
-from facevae.bundle import save
+from facevae.models.bundle import save
 
 pytestmark = pytest.mark.browser
 

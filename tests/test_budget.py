@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from facevae import budget
-from facevae.budget import Budget
+from facevae.stages import budget
+from facevae.stages.budget import Budget
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import CONFIG, differing, tensors_of, tiny_bundle, with_texture
 
-from facevae.bundle import load, save
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
-from facevae.formats import FORMAT
-from facevae.framing import FFHQ, POINTS
-from facevae.latents import decode, latents_of_seeds
-from facevae.texture import Texture
+from facevae.faces.framing import FFHQ, POINTS
+from facevae.latent_space.latents import decode, latents_of_seeds
+from facevae.models.bundle import load, save
+from facevae.models.formats import FORMAT
+from facevae.networks.texture import Texture
 
 
 @pytest.fixture
@@ -554,7 +554,7 @@ def test_damage_anywhere_is_survived_or_refused_in_one_line(saved):
 def test_the_model_in_the_package_opens_without_torchs_compiler():
     """Many operations on the meta device import the compiler, which takes two seconds."""
     program = (
-        "import sys; from facevae.hub import load_model; load_model('default'); "
+        "import sys; from facevae.models.hub import load_model; load_model('default'); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -4,9 +4,9 @@ import pytest
 import yaml
 from tiny import tiny_bundle
 
-from facevae.attributes import Attribute
-from facevae.card import Licence, is_unchanged, licence_of, shown_attributes, write_card
+from facevae.attributes.directions import Attribute
 from facevae.errors import UsageError
+from facevae.sharing.card import Licence, is_unchanged, licence_of, shown_attributes, write_card
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import torch
 from conftest import draw_face
 from tiny import ATTRIBUTES, CONFIG, tensors_of, tiny_bundle
 
-from facevae import hub
-from facevae.attributes import correlations, learn
-from facevae.bundle import load, save
-from facevae.data import load_faces
-from facevae.images import load_square
-from facevae.label_files import read_labels
-from facevae.latents import encode_pixels
-from facevae.learning import examples_of_faces
+from facevae.attributes.directions import correlations, learn
+from facevae.data.dataset import load_faces
+from facevae.data.images import load_square
+from facevae.data.label_files import read_labels
+from facevae.latent_space.latents import encode_pixels
+from facevae.latent_space.learning import examples_of_faces
+from facevae.models import hub
+from facevae.models.bundle import load, save
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from conftest import ROOT, draw_face
 from PIL import Image
 from tiny import CONFIG, tiny_bundle
 
-from facevae.bundle import save
 from facevae.cli.options import parse_ramp
-from facevae.edits import measure_edit, plan_edit
+from facevae.data.images import to_pixels
 from facevae.errors import UsageError
-from facevae.faces import place_photo
-from facevae.hub import load_model
-from facevae.images import to_pixels
-from facevae.latents import decode, encode_pixels, latents_of_seeds, morph
+from facevae.faces.alignment import place_photo
+from facevae.latent_space.edits import measure_edit, plan_edit
+from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
+from facevae.models.bundle import save
+from facevae.models.hub import load_model
 
 SIDE = CONFIG.size
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"

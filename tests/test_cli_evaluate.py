@@ -12,9 +12,9 @@ from conftest import Command, draw_face
 from PIL import Image
 from tiny import tiny_bundle
 
-from facevae.bundle import save
+from facevae.charts.plots import is_available
 from facevae.cli import main
-from facevae.plots import is_available
+from facevae.models.bundle import save
 
 TINY = [
     "--size",

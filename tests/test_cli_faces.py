@@ -14,8 +14,10 @@ from conftest import draw_face
 from PIL import Image
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 
-from facevae import hub, images, latents
-from facevae.bundle import save
+from facevae.data import images
+from facevae.latent_space import latents
+from facevae.models import hub
+from facevae.models.bundle import save
 
 SIDE = CONFIG.size
 

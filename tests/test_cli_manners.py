@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tiny import ATTRIBUTES, tiny_bundle
 
-from facevae import hub
-from facevae.bundle import save
+from facevae.models import hub
+from facevae.models.bundle import save
 
 
 def has_shell() -> bool:

@@ -8,8 +8,8 @@ import sys
 import pytest
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 
-from facevae.bundle import load, save
-from facevae.framing import FFHQ
+from facevae.faces.framing import FFHQ
+from facevae.models.bundle import load, save
 
 COMMANDS = (
     "train",
@@ -137,7 +137,7 @@ def test_the_embedded_model_is_small_sound_and_says_where_it_comes_from(facevae)
 
 
 def test_the_cache_is_listed_and_cleared_entry_by_entry(facevae, faces_folder, tmp_path):
-    from facevae.data import load_faces
+    from facevae.data.dataset import load_faces
 
     cache = tmp_path / "elsewhere"
     for size in (32, 64):
@@ -156,7 +156,7 @@ def test_the_cache_is_listed_and_cleared_entry_by_entry(facevae, faces_folder, t
 
 
 def test_an_unfinished_entry_says_of_which_data_it_is(facevae, faces_folder, tmp_path):
-    from facevae.data import load_faces
+    from facevae.data.dataset import load_faces
 
     faces = load_faces([faces_folder], 32, cache=tmp_path / "cache")
     assert len(faces.train) > 40

@@ -7,7 +7,7 @@ import pytest
 from test_page import check_page
 from tiny import tiny_bundle
 
-from facevae.bundle import save
+from facevae.models.bundle import save
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

@@ -18,9 +18,9 @@ from conftest import draw_face
 from PIL import Image
 from tiny import differing, tensors_of, tiny_bundle
 
-from facevae.bundle import load, save
 from facevae.config import ModelConfig
-from facevae.run_folders import read_metrics
+from facevae.models.bundle import load, save
+from facevae.training.run_folders import read_metrics
 
 TINY = ("--size", "32", "--latent-dim", "4", "--batch-size", "16")
 
@@ -305,7 +305,7 @@ def test_a_dry_run_refuses_labels_of_other_faces(place):
 def test_a_dry_run_warns_of_too_little_memory(faces_folder, here, monkeypatch):
     command = ("train", faces_folder, *TINY, "--stages", "vae", "--dry-run")
     assert "lower --batch-size" not in here(*command).stdout
-    monkeypatch.setattr("facevae.memory.total_bytes", lambda _: 50_000_000)
+    monkeypatch.setattr("facevae.system.memory.total_bytes", lambda _: 50_000_000)
     assert re.search(
         r"GB, of 0\.1 GB in all; lower --batch-size$", here(*command).stdout, re.MULTILINE
     )

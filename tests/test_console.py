@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from facevae.console import Console, duration, fitted, packed
+from facevae.system.console import Console, duration, fitted, packed
 
 
 def test_the_result_is_on_stdout_and_the_talk_on_stderr(capsys):
@@ -146,7 +146,7 @@ def test_a_note_is_broken_between_its_parts_where_a_line_is_too_short():
 
 def test_progress_into_a_file_says_how_long_it_will_take(capsys, monkeypatch):
     clock = iter([1000.0, 1040.0, 1400.0])
-    monkeypatch.setattr("facevae.console.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("facevae.system.console.time.monotonic", lambda: next(clock))
     console = Console()
     for done in (10, 20, 110):
         console.progress("Training", done, 110, "KL 7 nats · 3 images/s")
@@ -167,7 +167,7 @@ def test_a_duration_is_said_as_people_say_it(seconds, said):
 
 
 SHOW = """
-from facevae.console import Console
+from facevae.system.console import Console
 console = Console()
 for done in range(1, 4):
     note = "reconstruction -12,345 + KL 678 nats · held-out PSNR 23.45 dB · 1,234 images/s"

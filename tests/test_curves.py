@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from facevae.curves import draw_curves, draw_figures, draw_kl, draw_prior
-from facevae.latent_plots import draw_histograms
-from facevae.plots import is_available, save
+from facevae.charts.curves import draw_curves, draw_figures, draw_kl, draw_prior
+from facevae.charts.latent_plots import draw_histograms
+from facevae.charts.plots import is_available, save
 
 plt = pytest.importorskip("matplotlib.pyplot")
 MAGENTA = (255, 0, 255)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from facevae.discriminator import Augmentation, Discriminator, mean_logit, penalty_logit
-from facevae.runtime import generator
+from facevae.stages.discriminator import Augmentation, Discriminator, mean_logit, penalty_logit
+from facevae.system.runtime import generator
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])

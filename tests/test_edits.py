@@ -7,8 +7,10 @@ import pytest
 import torch
 from tiny import ATTRIBUTES, tiny_bundle
 
-from facevae.attributes import Attribute
-from facevae.edits import (
+from facevae.attributes.directions import Attribute
+from facevae.data.images import to_pixels
+from facevae.errors import UsageError
+from facevae.latent_space.edits import (
     edit_directions,
     kept_by_default,
     measure_edit,
@@ -16,10 +18,8 @@ from facevae.edits import (
     relative_distance,
     sum_of_faces,
 )
-from facevae.errors import UsageError
-from facevae.hub import load_model
-from facevae.images import to_pixels
-from facevae.latents import decode, encode_pixels, latents_of_seeds
+from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds
+from facevae.models.hub import load_model
 
 NAMES = ["5_o_Clock_Shadow", "Blond_Hair", "Eyeglasses", "Male", "No_Beard", "Smiling"]
 NAMES += ["Wavy_Hair", "Wearing_Hat", "Young"]

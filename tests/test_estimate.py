@@ -5,12 +5,12 @@ import pytest
 import torch
 from tiny import CONFIG, TRAIN, Ear, tiny_run
 
-from facevae import estimate as estimating
 from facevae.config import ModelConfig
-from facevae.data import load_faces
+from facevae.data.dataset import load_faces
 from facevae.errors import DataError
-from facevae.estimate import estimate
-from facevae.training import train
+from facevae.training import estimate as estimating
+from facevae.training.estimate import estimate
+from facevae.training.training import train
 
 CPU = torch.device("cpu")
 

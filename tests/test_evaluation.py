@@ -9,20 +9,22 @@ import torch
 from conftest import draw_face
 from tiny import CONFIG, tiny_bundle
 
-from facevae import evaluation, framing, metrics
-from facevae.batches import batches_of
-from facevae.data import load_faces
-from facevae.evaluation import (
+from facevae.data.batches import batches_of
+from facevae.data.dataset import load_faces
+from facevae.data.images import to_pixels
+from facevae.evaluation import evaluation
+from facevae.evaluation.evaluation import (
     Candidate,
     Evaluation,
     choose_rows,
     framing_problem,
     is_training_set,
 )
-from facevae.figures import SCORES, reconstruct
-from facevae.images import to_pixels
-from facevae.latents import decode, latents_of_seeds
-from facevae.swd import SlicedWasserstein
+from facevae.faces import framing
+from facevae.latent_space.latents import decode, latents_of_seeds
+from facevae.measures import metrics
+from facevae.measures.figures import SCORES, reconstruct
+from facevae.measures.swd import SlicedWasserstein
 
 CPU = torch.device("cpu")
 

@@ -11,12 +11,12 @@ from conftest import draw_face
 from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, tiny_run
 
-from facevae.data import load_faces
+from facevae.data.dataset import load_faces
 from facevae.errors import FacevaeError, UsageError
-from facevae.events import Events, require_tensorboard
-from facevae.metrics import histogram
-from facevae.run_folders import read_metrics
-from facevae.training import train
+from facevae.measures.metrics import histogram
+from facevae.training.events import Events, require_tensorboard
+from facevae.training.run_folders import read_metrics
+from facevae.training.training import train
 
 pytest.importorskip("tensorboardX")
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -13,18 +13,18 @@ import torch
 from conftest import ROOT
 from tiny import ATTRIBUTES, CONFIG, differing, tensors_of, tiny_bundle, with_texture
 
-from facevae import prior
-from facevae.bundle import load, save
 from facevae.cli import main
 from facevae.errors import ModelError, UsageError
-from facevae.latents import decode, encode_pixels, latents_of_seeds
-from facevae.runtime import face_noise
+from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds
+from facevae.models.bundle import load, save
+from facevae.networks import prior
+from facevae.system.runtime import face_noise
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from facevae import export  # noqa: E402 - what it is about is there
+from facevae.sharing import export  # noqa: E402 - what it is about is there
 
 NAMES = ("encoder", "decoder", "prior")
 

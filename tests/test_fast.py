@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from facevae import fast
-from facevae.fast import WARM_UP, WATCHED, AcceleratedStep
+from facevae.stages import fast
+from facevae.stages.fast import WARM_UP, WATCHED, AcceleratedStep
 
 LONG = 10 * fast.LEAST_SECONDS
 NUM_CALLS = WARM_UP + WATCHED + 10

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from facevae import metrics
-from facevae.figures import SCORES, reconstruct
+from facevae.measures import metrics
+from facevae.measures.figures import SCORES, reconstruct
 
 
 class Dimmer:

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facevae import files
 from facevae.errors import FacevaeError, UsageError
+from facevae.system import files
 
 # locks the folder in its argument, reports it, and keeps the lock until its stdin is closed
 HOLDER = """
 import sys
 from pathlib import Path
-from facevae.files import locked
+from facevae.system.files import locked
 with locked(Path(sys.argv[1]), "this run"):
     print("held", flush=True)
     sys.stdin.read()

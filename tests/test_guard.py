@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facevae.guard import MOST_GROWTH, Guard
+from facevae.stages.guard import MOST_GROWTH, Guard
 
 
 class Fit:

@@ -17,19 +17,20 @@ import torch
 from conftest import draw_face
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_run
 
-from facevae import conversion, data, training
-from facevae.adversary import FinishStage
 from facevae.config import STAGES
-from facevae.data import load_faces
+from facevae.data import conversion, dataset
+from facevae.data.dataset import load_faces
+from facevae.data.images import save_animation, save_picture
+from facevae.data.pictures import Picture
 from facevae.errors import DataError, FacevaeError, Stopped
-from facevae.files import append_text, replacing, write_text
-from facevae.flow_matching import PriorStage
-from facevae.images import save_animation, save_picture
-from facevae.latent_files import LatentsOrigin, save_latents
-from facevae.pictures import Picture
-from facevae.run_folders import RunFolder
-from facevae.stages import NetworkStage
-from facevae.training import train
+from facevae.latent_space.latent_files import LatentsOrigin, save_latents
+from facevae.stages.adversary import FinishStage
+from facevae.stages.flow_matching import PriorStage
+from facevae.stages.network_stage import NetworkStage
+from facevae.system.files import append_text, replacing, write_text
+from facevae.training import training
+from facevae.training.run_folders import RunFolder
+from facevae.training.training import train
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.usefixtures("quick_features")
@@ -64,7 +65,7 @@ def faces_of(place):
 
 
 def check_same(place, bundle, name="whole"):
-    from facevae.bundle import load
+    from facevae.models.bundle import load
 
     whole = load(place / name / "model.safetensors")
     assert differing(tensors_of(bundle), tensors_of(whole)) == []
@@ -248,7 +249,7 @@ def test_a_file_that_vanishes_ends_the_conversion_which_goes_on_when_it_is_back(
 def test_a_conversion_that_is_stopped_goes_on_with_what_is_left(
     place, tmp_path, monkeypatch, number
 ):
-    monkeypatch.setattr("facevae.pictures._AT_ONCE", 4)
+    monkeypatch.setattr("facevae.data.pictures._AT_ONCE", 4)
     told = []
 
     def stop(_task, done, _total):
@@ -315,7 +316,9 @@ def test_a_run_and_a_cache_are_one_process_s_alone_until_it_ends_however(place, 
     from test_files import end, start_holder
 
     faces = faces_of(place)
-    folder, _ = data.converted(data.find_data([place / "faces"]), CONFIG.size, tmp_path / "cache")
+    folder, _ = dataset.converted(
+        dataset.find_data([place / "faces"]), CONFIG.size, tmp_path / "cache"
+    )
     use = {
         tmp_path / "run": lambda: train(tiny_run(tmp_path / "run", faces), Ear()),
         folder: lambda: load_faces([place / "faces"], CONFIG.size, cache=tmp_path / "cache"),

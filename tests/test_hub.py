@@ -16,10 +16,10 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from stand_in import TOKEN, Repository
 from tiny import CONFIG, differing, tensors_of, tiny_bundle
 
-from facevae import hub
-from facevae.bundle import save
 from facevae.errors import ModelError
-from facevae.hub_client import hushed
+from facevae.models import hub
+from facevae.models.bundle import save
+from facevae.system.hub_client import hushed
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 from conftest import draw_face
 from huggingface_hub import constants
 
-from facevae import data, hub_files, pictures
+from facevae.data import dataset, hub_files, pictures
+from facevae.data.hub_files import HubFile, Unreachable, find_hub_files, is_url, repository_of
 from facevae.errors import DataError
-from facevae.hub_files import HubFile, Unreachable, find_hub_files, is_url, repository_of
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -231,7 +231,7 @@ def test_what_is_an_address():
 
 
 def load(tmp_path, url, **more):
-    return data.load_faces([url], 32, cache=tmp_path / "cache", **more)
+    return dataset.load_faces([url], 32, cache=tmp_path / "cache", **more)
 
 
 @pytest.fixture
@@ -246,14 +246,14 @@ def test_it_is_the_same_data_as_the_same_files_here(hub, faces, tmp_path):
     for path, content in hub.files["some/faces"]["main"].items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    expected = data.load_faces([tmp_path / "data"], 32, cache=tmp_path / "other")
+    expected = dataset.load_faces([tmp_path / "data"], 32, cache=tmp_path / "other")
     found = load(tmp_path, faces)
     assert (found.stems, found.fingerprint) == (expected.stems, expected.fingerprint)
     assert found.held_out.tolist() == expected.held_out.tolist()
     np.testing.assert_array_equal(found.pixels, expected.pixels)
     # no second copy of it
     assert not (tmp_path / "hub cache").exists()
-    [entry] = data.list_cache(tmp_path / "cache")
+    [entry] = dataset.list_cache(tmp_path / "cache")
     assert entry.sources == [faces]
 
 
@@ -270,7 +270,7 @@ def test_it_is_fetched_once_and_again_when_it_has_changed(hub, faces, tmp_path):
 
 
 def test_a_connection_that_fails_loses_nothing(hub, faces, tmp_path, monkeypatch):
-    whole = data.load_faces([faces], 32, cache=tmp_path / "other")
+    whole = dataset.load_faces([faces], 32, cache=tmp_path / "other")
     hub.asked.clear()
     hub.refuse_after = 3  # both lists of names, and the first file's pictures
     with pytest.raises(Unreachable, match=r"train-1\.parquet: the Hub does not give it"):
@@ -295,7 +295,7 @@ def test_what_was_converted_before_will_do_without_a_network(faces, tmp_path, mo
     with pytest.raises(Unreachable, match="offline mode"):
         load(tmp_path, f"{faces}/train")
     with pytest.raises(Unreachable, match="offline mode"):
-        data.load_faces([faces], 64, cache=tmp_path / "cache")
+        dataset.load_faces([faces], 64, cache=tmp_path / "cache")
 
 
 def test_a_file_that_is_no_table_is_named(hub, tmp_path):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from facevae.hub import load_model
-from facevae.image_features import CHANNELS, STRIDE, load_image_features
-from facevae.latents import decode, latents_of_seeds
+from facevae.latent_space.latents import decode, latents_of_seeds
+from facevae.models.hub import load_model
+from facevae.stages.image_features import CHANNELS, STRIDE, load_image_features
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import EpsImagePlugin, Image, ImageCms
 
-from facevae import images
+from facevae.data import images
 from facevae.errors import ImageError, UsageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -16,9 +16,9 @@ from reference import commands
 from test_publish import save_finished
 from tiny import tiny_bundle
 
-from facevae import prior
-from facevae.bundle import save
 from facevae.cli import main
+from facevae.models.bundle import save
+from facevae.networks import prior
 
 README = (ROOT / "README.md").read_text("utf-8")
 TYPES = {

@@ -13,8 +13,8 @@ import pytest
 from conftest import draw_face
 from tiny import CONFIG, differing, tensors_of
 
-from facevae.bundle import load
-from facevae.run_folders import read_metrics
+from facevae.models.bundle import load
+from facevae.training.run_folders import read_metrics
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a warm process")
 

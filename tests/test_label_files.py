@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from facevae.data.label_files import read_labels
 from facevae.errors import DataError
-from facevae.label_files import read_labels
 
 CELEBA = """2
 Eyeglasses No_Beard

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_label_files import read, rows_of
 
+from facevae.data.label_files import read_labels
+from facevae.data.labels import Labels, merged
 from facevae.errors import DataError
-from facevae.label_files import read_labels
-from facevae.labels import Labels, merged
 
 
 def test_faces_that_have_labels_are_counted_and_none_is_refused(tmp_path):

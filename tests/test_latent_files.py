@@ -15,11 +15,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import CONFIG, tiny_bundle
 
-from facevae.bundle import load, save
 from facevae.cli import main
+from facevae.data.images import to_pixels
 from facevae.errors import LatentsError, UsageError
-from facevae.images import to_pixels
-from facevae.latent_files import (
+from facevae.latent_space.latent_files import (
     LatentsOrigin,
     check_suffix,
     digest_of,
@@ -27,7 +26,8 @@ from facevae.latent_files import (
     save_latents,
     split_name,
 )
-from facevae.latents import decode, latents_of_seeds, read_face
+from facevae.latent_space.latents import decode, latents_of_seeds, read_face
+from facevae.models.bundle import load, save
 
 D = CONFIG.latent_dim
 BUNDLE = tiny_bundle()

@@ -2,8 +2,8 @@ import pytest
 import torch
 from test_curves import share_of
 
-from facevae.latent_plots import draw_histograms
-from facevae.plots import save
+from facevae.charts.latent_plots import draw_histograms
+from facevae.charts.plots import save
 
 pytest.importorskip("matplotlib")
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tiny import CONFIG, tiny_bundle
 
 from facevae.config import MAX_SEED
+from facevae.data.images import from_pixels, load_square, to_pixels
 from facevae.errors import ImageError, UsageError
-from facevae.images import from_pixels, load_square, to_pixels
-from facevae.latents import (
+from facevae.latent_space.latents import (
     combine,
     decode,
     encode_both_sides,

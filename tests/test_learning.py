@@ -6,13 +6,18 @@ import torch
 from conftest import draw_face
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 
-from facevae.attributes import learn
-from facevae.data import is_held_out, load_faces
-from facevae.images import from_pixels
-from facevae.label_files import read_labels
-from facevae.labels import Labels
-from facevae.latents import encode_pixels
-from facevae.learning import MIN_MEASURED, add_attributes, examples_of_faces, examples_of_photos
+from facevae.attributes.directions import learn
+from facevae.data.dataset import is_held_out, load_faces
+from facevae.data.images import from_pixels
+from facevae.data.label_files import read_labels
+from facevae.data.labels import Labels
+from facevae.latent_space.latents import encode_pixels
+from facevae.latent_space.learning import (
+    MIN_MEASURED,
+    add_attributes,
+    examples_of_faces,
+    examples_of_photos,
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as kl_of_distributions
 
-from facevae import losses
+from facevae.measures import losses
 
 DIMS = 3 * 128 * 128
 NUMBERS = st.floats(-15, 15, width=32)

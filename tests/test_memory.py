@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from facevae import memory
+from facevae.system import memory
 
 CPU = torch.device("cpu")
 

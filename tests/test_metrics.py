@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from facevae import metrics
+from facevae.measures import metrics
 
 
 def random_images(seed, count=3, height=6, width=7):

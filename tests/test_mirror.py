@@ -12,9 +12,9 @@ import pytest
 import stand_in
 from tiny import tiny_bundle
 
-from facevae.bundle import save
-from facevae.card import Licence
-from facevae.package import write_package
+from facevae.models.bundle import save
+from facevae.sharing.card import Licence
+from facevae.sharing.package import write_package
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("olah") is None or shutil.which("git") is None,

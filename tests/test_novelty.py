@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from facevae.batches import batches_of
-from facevae.data import Faces
-from facevae.latents import posteriors
-from facevae.novelty import measure_novelty
+from facevae.data.batches import batches_of
+from facevae.data.dataset import Faces
+from facevae.evaluation.novelty import measure_novelty
+from facevae.latent_space.latents import posteriors
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from facevae.cli.outputs import Output, choose_folder, choose_output, folder_paths, write_sequence
+from facevae.data.images import ANIMATION_SUFFIXES, STILL_SUFFIXES
 from facevae.errors import FacevaeError, UsageError
-from facevae.images import ANIMATION_SUFFIXES, STILL_SUFFIXES
-from facevae.outputs import Output, choose_folder, choose_output, folder_paths, write_sequence
 
 
 @pytest.fixture(autouse=True)

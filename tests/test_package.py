@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from tiny import tiny_bundle
 
-from facevae.bundle import save
-from facevae.card import ALPHAS, NUM_SAMPLES, Licence
+from facevae.data.images import to_pixels
 from facevae.errors import FacevaeError, UsageError
-from facevae.images import to_pixels
-from facevae.latents import decode, latents_of_seeds
-from facevae.package import (
+from facevae.latent_space.latents import decode, latents_of_seeds
+from facevae.models.bundle import save
+from facevae.sharing.card import ALPHAS, NUM_SAMPLES, Licence
+from facevae.sharing.package import (
     check_folder,
     configuration,
     draw_pictures,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facevae.errors import UsageError
-from facevae.page import Section, Table, drawing, photo, render, require_pages, table
+from facevae.reports.page import Section, Table, drawing, photo, render, require_pages, table
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

@@ -21,18 +21,20 @@ from conftest import draw_face
 from tiny import CONFIG, TRAIN, Ear, tensors_of, tiny_run
 from torch import nn
 
-from facevae import adversary, critic, flow_matching, parallel, prior_fit, projected, stages
-from facevae.adversary import FinishStage
-from facevae.batches import Batches
-from facevae.bundle import load
 from facevae.config import STAGES
-from facevae.data import load_faces
+from facevae.data.batches import Batches
+from facevae.data.dataset import load_faces
 from facevae.errors import DataError, FacevaeError, ProcessError, RunError, Stopped, UsageError
-from facevae.flow_matching import PriorStage
-from facevae.model import VAE
-from facevae.prior import FlowPrior, GaussianPrior
-from facevae.stages import NetworkStage
-from facevae.training import follow, train
+from facevae.models.bundle import load
+from facevae.networks.prior import FlowPrior, GaussianPrior
+from facevae.networks.vae import VAE
+from facevae.stages import adversary, critic, flow_matching, network_stage, projected
+from facevae.stages.adversary import FinishStage
+from facevae.stages.flow_matching import PriorStage
+from facevae.stages.network_stage import NetworkStage
+from facevae.system import parallel
+from facevae.training import prior_fit
+from facevae.training.training import follow, train
 
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
@@ -86,7 +88,7 @@ def faces(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
     """Train in float32, in which only the order of sums differs, and without plots, which are slow."""
-    for module in (stages, flow_matching, adversary, critic, projected, prior_fit):
+    for module in (network_stage, flow_matching, adversary, critic, projected, prior_fit):
         monkeypatch.setattr(module, "training_precision", lambda _: nullcontext())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from facevae import perceptual
 from facevae.errors import UsageError
-from facevae.perceptual import MissingWeightsError, feature_distances, features_of
+from facevae.measures import perceptual
+from facevae.measures.perceptual import MissingWeightsError, feature_distances, features_of
 
 
 def gaussian(seed, count, mean, deviation):

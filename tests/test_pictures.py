@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facevae.data.pictures import find_files, list_pictures
 from facevae.errors import DataError, ImageError
-from facevae.pictures import find_files, list_pictures
 
 
 def save_noise(path, seed, size=24):

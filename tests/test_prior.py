@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from facevae.augment import NUM_CHANGES
 from facevae.config import PriorConfig
 from facevae.errors import UsageError
-from facevae.flow_matching import PriorStage
-from facevae.prior import (
+from facevae.networks.prior import (
     FlowPrior,
     GaussianPrior,
     NormalPrior,
@@ -16,7 +14,9 @@ from facevae.prior import (
     other_prior,
     sample_latents,
 )
-from facevae.runtime import face_noise
+from facevae.stages.augment import NUM_CHANGES
+from facevae.stages.flow_matching import PriorStage
+from facevae.system.runtime import face_noise
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import torch
 from tiny import Ear
 
 from facevae.config import ModelConfig, TrainConfig
-from facevae.data import Faces
-from facevae.flow_matching import PriorStage
-from facevae.prior import FlowPrior, sample_latents
-from facevae.prior_fit import GUIDANCES, _Draws, _warn_of_memorising, best_guidance
-from facevae.run_folders import RunFolder
+from facevae.data.dataset import Faces
+from facevae.networks.prior import FlowPrior, sample_latents
+from facevae.stages.flow_matching import PriorStage
+from facevae.training.prior_fit import GUIDANCES, _Draws, _warn_of_memorising, best_guidance
+from facevae.training.run_folders import RunFolder
 
 DIM = 4
 

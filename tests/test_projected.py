@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from facevae.hub import load_model
-from facevae.latents import decode, latents_of_seeds
-from facevae.projected import ProjectedCritic, ProjectedDiscriminator, Projection
-from facevae.runtime import seeded
+from facevae.latent_space.latents import decode, latents_of_seeds
+from facevae.models.hub import load_model
+from facevae.stages.projected import ProjectedCritic, ProjectedDiscriminator, Projection
+from facevae.system.runtime import seeded
 
 CPU = torch.device("cpu")
 

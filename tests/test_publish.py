@@ -11,8 +11,8 @@ from PIL import Image
 from stand_in import TOKEN, Repository
 from tiny import tiny_bundle
 
-from facevae.bundle import save
-from facevae.card import is_unchanged
+from facevae.models.bundle import save
+from facevae.sharing.card import is_unchanged
 
 FILES = {
     ".gitattributes",

@@ -14,7 +14,7 @@ from conftest import ROOT, Command, draw_face
 from PIL import Image, ImageOps
 
 from facevae.config import PRESETS
-from facevae.formats import FORMAT, UNSAID
+from facevae.models.formats import FORMAT, UNSAID
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

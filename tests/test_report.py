@@ -8,14 +8,14 @@ from conftest import draw_face
 from test_page import check_page
 from tiny import CONFIG, TRAIN, Ear, tiny_bundle, tiny_run
 
-from facevae import report
-from facevae.bundle import load, save
-from facevae.data import load_faces
+from facevae.data.dataset import load_faces
+from facevae.data.label_files import read_labels
 from facevae.errors import FacevaeError, ModelError
-from facevae.label_files import read_labels
-from facevae.report import write_report
-from facevae.sources import _time_budget, open_source
-from facevae.training import train
+from facevae.models.bundle import load, save
+from facevae.reports import report
+from facevae.reports.report import write_report
+from facevae.reports.sources import _time_budget, open_source
+from facevae.training.training import train
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

@@ -6,11 +6,11 @@ import torch
 from tiny import CONFIG, TRAIN, tiny_bundle, tiny_run
 
 from facevae.config import ModelConfig, TrainConfig
-from facevae.data import load_faces
+from facevae.data.dataset import load_faces
 from facevae.errors import FacevaeError, RunError
-from facevae.model import VAE
-from facevae.run_folders import RunFolder, read_metrics
-from facevae.runs import left_out, weights_digest
+from facevae.networks.vae import VAE
+from facevae.training.run_folders import RunFolder, read_metrics
+from facevae.training.runs import left_out, weights_digest
 
 IDENTITY = {"model": {"size": 32, "filters": (8, 8)}, "train": {"seed": 0}, "data": "abc"}
 RECORDS = [
@@ -192,7 +192,7 @@ def test_a_digest_tells_weights_apart_to_the_last_bit():
 def test_a_run_is_the_same_whatever_its_epochs_but_not_with_other_settings(tmp_path, faces_folder):
     from dataclasses import replace
 
-    from facevae.data import load_faces
+    from facevae.data.dataset import load_faces
 
     faces = load_faces([faces_folder], CONFIG.size, cache=tmp_path / "cache")
     plain = tiny_run(tmp_path, faces).identity()

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from facevae import runtime
 from facevae.errors import UsageError
+from facevae.system import runtime
 
 
 def numbers(*key):

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from facevae import signals
-from facevae.signals import stop_requests
+from facevae.system import signals
+from facevae.system.signals import stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

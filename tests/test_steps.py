@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from facevae import steps
+from facevae.training import steps
 
 
 @pytest.fixture

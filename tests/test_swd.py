@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from facevae import swd
-from facevae.swd import SlicedWasserstein, laplacian_pyramid, level_sizes
+from facevae.measures import swd
+from facevae.measures.swd import SlicedWasserstein, laplacian_pyramid, level_sizes
 
 
 def pictures(seed, count=24, size=32):

@@ -9,11 +9,11 @@ import pytest
 from conftest import draw_face
 from PIL import Image
 
-from facevae import data, pictures
-from facevae.bundle import load as load_model
+from facevae.data import dataset, pictures
+from facevae.data.label_files import read_table_labels
+from facevae.data.tables import NoPictures, read_marks, read_rows, row_names
 from facevae.errors import DataError
-from facevae.label_files import read_table_labels
-from facevae.tables import NoPictures, read_marks, read_rows, row_names
+from facevae.models.bundle import load as load_model
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -205,7 +205,7 @@ def test_without_the_extra_it_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 def load(tmp_path, *sources, progress=lambda *_: None, cache="cache"):
-    return data.load_faces(list(sources), 32, cache=tmp_path / cache, progress=progress)
+    return dataset.load_faces(list(sources), 32, cache=tmp_path / cache, progress=progress)
 
 
 def test_a_folder_and_tables_of_the_same_pictures_are_the_same_data(tmp_path):

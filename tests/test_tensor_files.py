@@ -3,7 +3,7 @@ import torch
 from tiny import differing
 
 from facevae.errors import ModelError
-from facevae.tensor_files import load_state, save_state
+from facevae.models.tensor_files import load_state, save_state
 
 
 def test_a_state_comes_back_exactly_with_its_values(tmp_path):

@@ -18,25 +18,28 @@ from PIL import Image
 from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_run
 from torch import nn
 
-from facevae import batches, budget, estimate, losses, steps
-from facevae.adversary import FinishStage
-from facevae.batches import Batches
-from facevae.bundle import load, save
 from facevae.config import STAGES, ModelConfig
-from facevae.critic import Critic
-from facevae.data import load_faces
+from facevae.data import batches
+from facevae.data.batches import Batches
+from facevae.data.dataset import load_faces
+from facevae.data.images import from_pixels, grid, to_pixels
+from facevae.data.label_files import read_labels
 from facevae.errors import FacevaeError, RunError, Stopped
-from facevae.files import locked
-from facevae.flow_matching import PriorStage
-from facevae.images import from_pixels, grid, to_pixels
-from facevae.label_files import read_labels
-from facevae.latents import decode, latents_of_seeds, posteriors
-from facevae.model import sample_posterior
-from facevae.run_folders import read_metrics
-from facevae.snapshots import snapshot
-from facevae.stages import NetworkStage
-from facevae.tensor_files import load_state
-from facevae.training import train
+from facevae.latent_space.latents import decode, latents_of_seeds, posteriors
+from facevae.measures import losses
+from facevae.models.bundle import load, save
+from facevae.models.tensor_files import load_state
+from facevae.networks.vae import sample_posterior
+from facevae.stages import budget
+from facevae.stages.adversary import FinishStage
+from facevae.stages.critic import Critic
+from facevae.stages.flow_matching import PriorStage
+from facevae.stages.network_stage import NetworkStage
+from facevae.system.files import locked
+from facevae.training import estimate, steps
+from facevae.training.run_folders import read_metrics
+from facevae.training.snapshots import snapshot
+from facevae.training.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_features")
 
@@ -853,15 +856,15 @@ def test_without_its_prior_a_run_takes_one_gaussian_until_that_stage_is_gone_thr
 
 
 def test_a_flow_is_guided_as_its_samples_need_it_and_the_file_says_so(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("facevae.prior_fit.best_guidance", lambda *_: 1.75)
-    monkeypatch.setattr("facevae.prior_fit._FEWEST_GUIDED", len(faces.train))
+    monkeypatch.setattr("facevae.training.prior_fit.best_guidance", lambda *_: 1.75)
+    monkeypatch.setattr("facevae.training.prior_fit._FEWEST_GUIDED", len(faces.train))
     flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=2)
     bundle = train(tiny_run(tmp_path / "run", faces, train=flow), Ear())
     found = load(tmp_path / "run" / "model.safetensors")
     for model in (bundle, found):
         assert model.prior.guidance == model.prior_config.guidance == 1.75
     # fewer faces do not say; a flow that is gone on with keeps its own
-    monkeypatch.setattr("facevae.prior_fit._FEWEST_GUIDED", len(faces.train) + 1)
+    monkeypatch.setattr("facevae.training.prior_fit._FEWEST_GUIDED", len(faces.train) + 1)
     alone = dataclasses.replace(flow, stages=("prior",))
     further = train(tiny_run(tmp_path / "further", faces, train=alone, init=bundle), Ear())
     assert further.prior.guidance == further.prior_config.guidance == 1.75

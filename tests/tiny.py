@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from facevae import projected
-from facevae.attributes import Attribute
-from facevae.bundle import Bundle
+from facevae.attributes.directions import Attribute
 from facevae.config import ModelConfig, PriorConfig, TrainConfig
-from facevae.data import Faces
-from facevae.image_features import CHANNELS
-from facevae.labels import Labels
-from facevae.model import VAE
-from facevae.prior import build_prior
-from facevae.runs import Run
-from facevae.runtime import seeded
+from facevae.data.dataset import Faces
+from facevae.data.labels import Labels
+from facevae.models.bundle import Bundle
+from facevae.networks.prior import build_prior
+from facevae.networks.vae import VAE
+from facevae.stages import projected
+from facevae.stages.image_features import CHANNELS
+from facevae.system.runtime import seeded
+from facevae.training.runs import Run
 
 CONFIG = ModelConfig(size=32, latent_dim=8, filters=(8, 8))
 TRAIN = TrainConfig(

@@ -25,8 +25,8 @@ from facevae.cli.morph import morph
 from facevae.cli.report import report
 from facevae.cli.session import error_line, refused_value
 from facevae.cli.train import train
-from facevae.console import Console, is_heard
 from facevae.errors import FacevaeError, ProcessError, Stopped
+from facevae.system.console import Console, is_heard
 
 _NARROW = 70  # columns; below that, the frames of the help leave no room for option names
 _INTERRUPTED = 130  # typer's exit code after Ctrl-C, as in shells
@@ -122,7 +122,7 @@ def _command_path(error: Any) -> str:
 def _is_out_of_memory(error: Exception) -> bool:
     if not isinstance(error, RuntimeError):
         return False
-    from facevae.memory import is_out_of_memory
+    from facevae.system.memory import is_out_of_memory
 
     return is_out_of_memory(error)
 

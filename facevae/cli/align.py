@@ -8,11 +8,11 @@ import typer
 from facevae.cli import options
 from facevae.cli.session import error_line
 from facevae.config import SIZES
-from facevae.console import Console, counted
 from facevae.errors import ImageError, UsageError
+from facevae.system.console import Console, counted
 
 if TYPE_CHECKING:
-    from facevae.framing import Framing
+    from facevae.faces.framing import Framing
 
 
 def align(
@@ -37,10 +37,10 @@ def align(
 
       facevae align holiday/ -o faces/ --framing default --size 128
     """
-    from facevae.faces import load_faces_of
-    from facevae.images import save_picture
-    from facevae.outputs import choose_folder, folder_paths
-    from facevae.pictures import Picture, find_photos
+    from facevae.cli.outputs import choose_folder, folder_paths
+    from facevae.data.images import save_picture
+    from facevae.data.pictures import Picture, find_photos
+    from facevae.faces.alignment import load_faces_of
 
     console = Console(quiet=quiet, as_json=json)
     files = find_photos(photos)
@@ -70,8 +70,8 @@ def align(
 
 
 def _framing(name: str, *, quiet: bool) -> "Framing":
-    from facevae.framing import FFHQ
-    from facevae.hub import load_model
+    from facevae.faces.framing import FFHQ
+    from facevae.models.hub import load_model
 
     if name == "ffhq":
         return FFHQ

@@ -23,16 +23,16 @@ from facevae.cli.edits import (
 )
 from facevae.cli.session import open_model, report_result
 from facevae.config import TRUE_TEXTURE
-from facevae.console import Console
 from facevae.errors import UsageError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from facevae.bundle import Bundle
-    from facevae.edits import Edit
-    from facevae.framing import Placed
-    from facevae.images import Pixels
+    from facevae.data.images import Pixels
+    from facevae.faces.framing import Placed
+    from facevae.latent_space.edits import Edit
+    from facevae.models.bundle import Bundle
 
 _MAX_SWEEPS = 2  # across and down
 _STILL = 0.3  # largest change of a score, in α, of an attribute reported as held still
@@ -100,10 +100,10 @@ def arith(
     import numpy as np
     import torch
 
-    from facevae.edits import plan_edit, sum_of_faces
-    from facevae.images import to_pixels
-    from facevae.latents import decode, encode_pixels, read_face
-    from facevae.outputs import check_sequence
+    from facevae.cli.outputs import check_sequence
+    from facevae.data.images import to_pixels
+    from facevae.latent_space.edits import plan_edit, sum_of_faces
+    from facevae.latent_space.latents import decode, encode_pixels, read_face
 
     console = Console(quiet=quiet, as_json=json)
     attrs, minus, plus, sweeps = attr or [], minus or [], plus or [], sweep or []
@@ -173,8 +173,8 @@ def _check(
 
 def _place(console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool) -> "Placed":
     """Locate the face to edit in a photo; warns if it is seen from the side."""
-    from facevae.faces import place_photo
-    from facevae.files import expanded
+    from facevae.faces.alignment import place_photo
+    from facevae.system.files import expanded
 
     framing = bundle.framing if align else None
     placed = place_photo(expanded(photo), framing, number)
@@ -194,7 +194,7 @@ def _report_pasted(
     import numpy as np
     import torch
 
-    from facevae.images import from_pixels
+    from facevae.data.images import from_pixels
 
     size = bundle.config.size
     before, *after = from_pixels(np.stack([placed.again(photo, size) for photo in photos]))
@@ -213,7 +213,7 @@ def _report(
 
     `before` (3, S, S) is the unedited face, `images` (N, 3, S, S) are the edits.
     """
-    from facevae.edits import measure_edit
+    from facevae.latent_space.edits import measure_edit
 
     outcome = measure_edit(bundle, edit, before, images)
     names = [*edit.edited, *edit.kept]

@@ -13,12 +13,12 @@ import typer
 from facevae.cli import options
 from facevae.cli.examples import labelled_faces, sorted_faces
 from facevae.cli.session import open_model, used_model
-from facevae.console import Console
 from facevae.errors import DataError, UsageError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
-    from facevae.bundle import Bundle
-    from facevae.hub import Located
+    from facevae.models.bundle import Bundle
+    from facevae.models.hub import Located
 
 app = typer.Typer(
     help="The attributes that a model can edit: list them, or teach it others.",
@@ -49,8 +49,8 @@ def list_attributes(
 
       facevae attributes list runs/ffhq-base --json
     """
-    from facevae.attributes import correlations
-    from facevae.hub import load_model
+    from facevae.attributes.directions import correlations
+    from facevae.models.hub import load_model
 
     console = Console(quiet=quiet, as_json=json)
     bundle, located = load_model(model, quiet=quiet)
@@ -149,10 +149,10 @@ def learn_attributes(
 
       facevae attributes learn default --name freckles --with with/ --without without/ -o mine.safetensors
     """
-    from facevae.bundle import save
-    from facevae.hub import locate
-    from facevae.learning import add_attributes
-    from facevae.pictures import check_there
+    from facevae.data.pictures import check_there
+    from facevae.latent_space.learning import add_attributes
+    from facevae.models.bundle import save
+    from facevae.models.hub import locate
 
     console = Console(quiet=quiet, as_json=json)
     _check(data, labels, name, having, lacking)
@@ -193,7 +193,7 @@ def _warn(
     are_labelled: bool,
 ) -> None:
     """Warn of new attributes that are unreliable or that change the meaning of a name."""
-    from facevae.attribute_names import match_attribute
+    from facevae.attributes.names import match_attribute
 
     if replaced := [name for name in learned if name in earlier]:
         console.warn(f"{', '.join(replaced)}: replaced, the model had an attribute of that name")
@@ -245,9 +245,9 @@ def _check(
 
 def _target(located: "Located", output: Path | None) -> Path:
     """The file to write: `output`, or else the model's own file, unless it is the packaged model."""
-    from facevae.files import check_place, expanded
-    from facevae.hub import DEFAULT
-    from facevae.outputs import SUFFIX_OF_MODELS
+    from facevae.cli.outputs import SUFFIX_OF_MODELS
+    from facevae.models.hub import DEFAULT
+    from facevae.system.files import check_place, expanded
 
     if output is not None:
         if output.suffix != SUFFIX_OF_MODELS or output.is_dir():

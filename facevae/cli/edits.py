@@ -10,9 +10,9 @@ from facevae.cli import options
 from facevae.errors import UsageError
 
 if TYPE_CHECKING:
-    from facevae.console import Console
-    from facevae.images import Pixels
-    from facevae.outputs import Output
+    from facevae.cli.outputs import Output
+    from facevae.data.images import Pixels
+    from facevae.system.console import Console
 
 _FAR = 0.6  # of the distance between two random faces; edits beyond about this break faces
 
@@ -44,9 +44,9 @@ def sequence_output(
     Raises `UsageError` if target and options do not fit together; also checks that each of the
     faces exists.
     """
-    from facevae.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
-    from facevae.latents import check_face
-    from facevae.outputs import choose_output
+    from facevae.cli.outputs import choose_output
+    from facevae.data.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+    from facevae.latent_space.latents import check_face
 
     if animate and output is None:
         default = str(Path(default).with_suffix(".gif"))
@@ -72,7 +72,7 @@ def write_frames(
     target: "Output", frames: "Pixels", *, moving: bool, fps: float, columns: int | None = None
 ) -> list[Path]:
     """Write frames (N, H, W, 3) to the target and return the paths of the files."""
-    from facevae.outputs import write_sequence
+    from facevae.cli.outputs import write_sequence
 
     return write_sequence(target, frames, animate=moving, frames_per_second=fps, columns=columns)
 
@@ -112,6 +112,6 @@ def check_photo_options(faces: Sequence[str], *, align: bool, number: int) -> No
 
 def is_photo(face: str) -> bool:
     """Whether a face is a photo, that is neither a seed nor a face in a file of latents."""
-    from facevae.latent_files import split_name
+    from facevae.latent_space.latent_files import split_name
 
     return not face.startswith("seed:") and split_name(face) is None

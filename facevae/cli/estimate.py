@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facevae.config import Preset
-from facevae.console import Console, duration
+from facevae.system.console import Console, duration
 
 if TYPE_CHECKING:
     import torch
 
-    from facevae.labels import Labels
+    from facevae.data.labels import Labels
 
 
 def print_estimate(
@@ -23,8 +23,8 @@ def print_estimate(
     cache_dir: Path | None,
 ) -> None:
     """Print the time, disk and memory that a run would take, measured on a few steps."""
-    from facevae.estimate import estimate
-    from facevae.memory import total_bytes
+    from facevae.system.memory import total_bytes
+    from facevae.training.estimate import estimate
 
     found = estimate(data, chosen.model, chosen.train, device, cache_dir, labels)
     disk = f"{found.cache_bytes / 1e6:,.0f} MB in {found.cache}"

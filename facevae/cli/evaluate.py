@@ -11,18 +11,18 @@ from facevae.cli import options, scores
 from facevae.cli.runs import Data, source_name, typed_command
 from facevae.cli.session import open_model
 from facevae.config import MAX_SEED
-from facevae.console import Console
 from facevae.errors import FacevaeError, UsageError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
     import torch
 
-    from facevae.bundle import Bundle
-    from facevae.data import Faces
-    from facevae.evaluation import Candidate, Result, Split
-    from facevae.figures import Score
-    from facevae.novelty import Novelty
-    from facevae.perceptual import Features
+    from facevae.data.dataset import Faces
+    from facevae.evaluation.evaluation import Candidate, Result, Split
+    from facevae.evaluation.novelty import Novelty
+    from facevae.measures.figures import Score
+    from facevae.measures.perceptual import Features
+    from facevae.models.bundle import Bundle
 
 _BASELINES = ("pca", "ae")
 
@@ -87,11 +87,11 @@ def evaluate(
 
       facevae eval runs/ffhq-base ./ffhq --baselines pca,ae -o report/
     """
-    from facevae import memory
-    from facevae.data import load_faces
-    from facevae.evaluation import Candidate, Evaluation, choose_rows, is_training_set
-    from facevae.novelty import measure_novelty
-    from facevae.pictures import check_there
+    from facevae.data.dataset import load_faces
+    from facevae.data.pictures import check_there
+    from facevae.evaluation.evaluation import Candidate, Evaluation, choose_rows, is_training_set
+    from facevae.evaluation.novelty import measure_novelty
+    from facevae.system import memory
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -181,7 +181,7 @@ def _check_baselines(baselines: Sequence[str], split: str, *, known: bool) -> No
 
 
 def _output_folder(output: Path | None, data: Sequence[str]) -> Path | None:
-    from facevae.outputs import choose_output
+    from facevae.cli.outputs import choose_output
 
     if output is None:
         return None
@@ -200,7 +200,7 @@ def _networks(
 
     Raises `FacevaeError` if `fid` is true and Inception is not available.
     """
-    from facevae.perceptual import load_inception, load_lpips
+    from facevae.measures.perceptual import load_inception, load_lpips
 
     features = lpips = None
     reasons: dict[str, str] = {}
@@ -224,8 +224,8 @@ def _networks(
 
 
 def _eigenfaces(console: Console, bundle: "Bundle", faces: "Faces") -> "Candidate":
-    from facevae.baselines import fit_eigenfaces
-    from facevae.evaluation import Candidate
+    from facevae.evaluation.baselines import fit_eigenfaces
+    from facevae.evaluation.evaluation import Candidate
 
     dim = bundle.config.latent_dim
     fitted = fit_eigenfaces(faces, faces.train, dim, bundle.device, console.progress)
@@ -244,9 +244,9 @@ def _autoencoder(
     epochs: int | None,
 ) -> "Candidate":
     """Train the autoencoder in a folder within `runs`, unless it is trained already."""
-    from facevae.baselines import autoencoder_run
-    from facevae.evaluation import Candidate
-    from facevae.training import train
+    from facevae.evaluation.baselines import autoencoder_run
+    from facevae.evaluation.evaluation import Candidate
+    from facevae.training.training import train
 
     run = autoencoder_run(bundle, faces, runs, bundle.device, epochs=epochs)
     sources = [source_name(source) for source in data]
@@ -288,9 +288,9 @@ def _write(
     novelty: "Novelty | None",
 ) -> list[str]:
     """Write pictures and figures into the folder, if one is given, and return their paths."""
-    from facevae import plots
-    from facevae.files import write_json
-    from facevae.gallery import draw
+    from facevae.charts import plots
+    from facevae.evaluation.gallery import draw
+    from facevae.system.files import write_json
 
     if folder is None:
         return []

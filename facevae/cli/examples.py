@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facevae.cli.session import error_line
-from facevae.console import Console
 from facevae.errors import DataError, UsageError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from facevae.attributes import Examples
-    from facevae.bundle import Bundle
-    from facevae.data import Faces
-    from facevae.images import Pixels
-    from facevae.labels import Values
-    from facevae.pictures import Picture
+    from facevae.attributes.directions import Examples
+    from facevae.data.dataset import Faces
+    from facevae.data.images import Pixels
+    from facevae.data.labels import Values
+    from facevae.data.pictures import Picture
+    from facevae.models.bundle import Bundle
 
 
 def labelled_faces(
@@ -33,9 +33,9 @@ def labelled_faces(
     """
     import numpy as np
 
-    from facevae.labels import merged
-    from facevae.learning import examples_of_faces, find_labels
-    from facevae.pictures import find_data, list_pictures, no_pictures
+    from facevae.data.labels import merged
+    from facevae.data.pictures import find_data, list_pictures, no_pictures
+    from facevae.latent_space.learning import examples_of_faces, find_labels
 
     table = merged([find_labels(source) for source in labels])
     for column in table.ignored:
@@ -69,8 +69,8 @@ def labelled_faces(
 
 def _training_faces(bundle: "Bundle", data: list[str], cache_dir: Path | None) -> "Faces | None":
     """The model's training set, if `data` is that set, or if `data` is empty and the set is cached."""
-    from facevae.data import cached_faces, converted, load_faces
-    from facevae.pictures import find_data
+    from facevae.data.dataset import cached_faces, converted, load_faces
+    from facevae.data.pictures import find_data
 
     fingerprint, size = str(bundle.provenance.get("fingerprint")), bundle.config.size
     if not data:
@@ -95,7 +95,7 @@ def sorted_faces(
     """
     import numpy as np
 
-    from facevae.pictures import IMAGE_FILES, find_files, list_pictures, no_pictures
+    from facevae.data.pictures import IMAGE_FILES, find_files, list_pictures, no_pictures
 
     sides = [list_pictures(find_files(side)) for side in (having, lacking)]
     if not sides[0] or (lacking and not sides[1]):
@@ -120,10 +120,10 @@ def _read(
     The second result says which pictures were skipped and why. `values` (N, A) are their labels.
     Raises `ImageError` if none is readable.
     """
+    from facevae.data.pictures import opened
     from facevae.errors import ImageError
-    from facevae.faces import load_keyed_faces
-    from facevae.learning import examples_of_photos
-    from facevae.pictures import opened
+    from facevae.faces.alignment import load_keyed_faces
+    from facevae.latent_space.learning import examples_of_photos
 
     framing = bundle.framing if align else None
     skipped: list[str] = []

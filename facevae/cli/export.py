@@ -8,8 +8,8 @@ import typer
 from facevae.cli import options
 from facevae.cli.session import report_result
 from facevae.config import WHOLE_TEXTURE
-from facevae.console import Console
 from facevae.errors import UsageError
+from facevae.system.console import Console
 
 
 def export(
@@ -46,9 +46,9 @@ def export(
 
       facevae export runs/ffhq --half -o ffhq.safetensors
     """
-    from facevae.bundle import save
-    from facevae.export import export_onnx, require_onnx
-    from facevae.hub import load_model
+    from facevae.models.bundle import save
+    from facevae.models.hub import load_model
+    from facevae.sharing.export import export_onnx, require_onnx
 
     console = Console(quiet=quiet, as_json=json)
     target = _target(output, model, onnx=onnx, half=half, texture=texture)
@@ -74,8 +74,8 @@ def export(
 
 def _target(output: str | None, model: str, *, onnx: bool, half: bool, texture: float) -> Path:
     """The file or folder to write. Raises `UsageError` for options that contradict each other."""
-    from facevae.files import check_place, expanded, unused
-    from facevae.outputs import choose_folder
+    from facevae.cli.outputs import choose_folder
+    from facevae.system.files import check_place, expanded, unused
 
     if onnx:
         target = choose_folder(output).path if output is not None else unused(Path("onnx"))

@@ -11,13 +11,13 @@ from facevae.cli.edits import check_photo_options, is_photo
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import error_line, open_model, report_result
 from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE
-from facevae.console import Console
 from facevae.errors import ImageError, UsageError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
-    from facevae.framing import Framing
-    from facevae.images import Pixels
-    from facevae.outputs import Output
+    from facevae.cli.outputs import Output
+    from facevae.data.images import Pixels
+    from facevae.faces.framing import Framing
 
 _CHUNK = 64  # faces in memory at a time
 _MAX_ON_A_SHEET = 1024
@@ -62,10 +62,10 @@ def reconstruct(
     """
     import numpy as np
 
-    from facevae.faces import place_photo
-    from facevae.files import distinct_names
-    from facevae.images import paired_grid, save_picture, to_pixels
-    from facevae.latents import decode, encode_pixels
+    from facevae.data.images import paired_grid, save_picture, to_pixels
+    from facevae.faces.alignment import place_photo
+    from facevae.latent_space.latents import decode, encode_pixels
+    from facevae.system.files import distinct_names
 
     console = Console(quiet=quiet, as_json=json)
     check_photo_options([str(path) for path in images], align=align, number=face_number)
@@ -120,7 +120,7 @@ def _places(
     output: str | None, files: Sequence[Path], *, paste: bool
 ) -> "tuple[Output, list[Path]]":
     """The output, and the path of each reconstruction or of the one sheet. Raises `UsageError`."""
-    from facevae.outputs import choose_output, folder_paths
+    from facevae.cli.outputs import choose_output, folder_paths
 
     names = [str(path) for path in files]
     target = choose_output(output, "reconstructions.png", inputs=names)
@@ -133,15 +133,15 @@ def _places(
 
 def _check_sheet(target: "Output", count: int, side: int, *, paste: bool) -> None:
     """Raise `UsageError` if the output is a sheet of `count` pairs that its format cannot hold."""
-    from facevae.images import COLUMNS_OF_PAIRS
-    from facevae.outputs import check_grid
+    from facevae.cli.outputs import check_grid
+    from facevae.data.images import COLUMNS_OF_PAIRS
 
     if not (paste or target.is_folder):
         check_grid(target.path, count, (2 * side, side), COLUMNS_OF_PAIRS)
 
 
 def _find_photos(images: list[Path]) -> list[Path]:
-    from facevae.pictures import find_photos
+    from facevae.data.pictures import find_photos
 
     for image in images:
         if not is_photo(str(image)) and not image.exists():
@@ -185,10 +185,10 @@ def sample(
 
       facevae sample --seeds 0,4,10-19 --temperature 0.8 -o faces/
     """
-    from facevae.images import to_pixels
-    from facevae.latents import decode, latents_of_seeds
-    from facevae.outputs import FaceWriter, choose_output
-    from facevae.prior import other_prior
+    from facevae.cli.outputs import FaceWriter, choose_output
+    from facevae.data.images import to_pixels
+    from facevae.latent_space.latents import decode, latents_of_seeds
+    from facevae.networks.prior import other_prior
 
     console = Console(quiet=quiet, as_json=json)
     options.finite("--temperature", temperature)
@@ -238,8 +238,8 @@ def _load_chunks(
 
     Raises the `ImageError` of a photo if it is the only one.
     """
-    from facevae.faces import load_keyed_faces
-    from facevae.pictures import Picture
+    from facevae.data.pictures import Picture
+    from facevae.faces.alignment import load_keyed_faces
 
     photos = [(i, str(path), Picture(path).open) for i, path in enumerate(files)]
     faces: dict[int, Pixels] = {}

@@ -8,12 +8,12 @@ import typer
 
 from facevae.cli import options
 from facevae.cli.session import report_result, used_model
-from facevae.console import Console
 from facevae.errors import ModelError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
-    from facevae.bundle import Bundle
-    from facevae.card import Licence
+    from facevae.models.bundle import Bundle
+    from facevae.sharing.card import Licence
 
 
 def pull(
@@ -35,7 +35,7 @@ def pull(
 
       facevae pull user/faces@v1 --json
     """
-    from facevae import hub
+    from facevae.models import hub
 
     console = Console(quiet=quiet, as_json=json)
     located = hub.pull(model, force=force, quiet=quiet)
@@ -98,11 +98,11 @@ def push(
 
       facevae push runs/ffhq user/faces --private
     """
-    from facevae import publish
-    from facevae.card import licence_of
-    from facevae.files import unused
-    from facevae.hub import load_model
-    from facevae.package import check_folder, write_package
+    from facevae.models.hub import load_model
+    from facevae.sharing import publish
+    from facevae.sharing.card import licence_of
+    from facevae.sharing.package import check_folder, write_package
+    from facevae.system.files import unused
 
     # Check
     console = Console(quiet=quiet, as_json=json)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facevae.cli.session import open_model, report_result
-from facevae.console import Console
 from facevae.errors import UsageError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from facevae.bundle import Bundle
+    from facevae.models.bundle import Bundle
 
 _CHUNK = 64  # faces decoded at a time
 
@@ -22,8 +22,8 @@ class LatentsKeeper:
 
     def __init__(self, path: Path | None) -> None:
         """Raise `UsageError` for a suffix that is not a format of latents."""
-        from facevae.files import check_place, expanded
-        from facevae.latent_files import check_suffix
+        from facevae.latent_space.latent_files import check_suffix
+        from facevae.system.files import check_place, expanded
 
         self.paths = [] if path is None else [expanded(path)]
         for named in self.paths:
@@ -49,7 +49,7 @@ class LatentsKeeper:
         """Write the collected latents; `model` is the name of the model."""
         import torch
 
-        from facevae.latent_files import LatentsOrigin, digest_of, save_latents
+        from facevae.latent_space.latent_files import LatentsOrigin, digest_of, save_latents
 
         for path in self.paths:
             origin = LatentsOrigin(model, digest_of(bundle.vae))
@@ -61,7 +61,7 @@ def stored_faces(images: Sequence[Path]) -> list[tuple[Path, str | None]]:
 
     Raises `UsageError` for a mixture of the two.
     """
-    from facevae.latent_files import split_name
+    from facevae.latent_space.latent_files import split_name
 
     found = [split_name(str(path)) for path in images]
     stored = [file for file in found if file is not None]
@@ -82,9 +82,9 @@ def decode_stored(
     latents: Path | None,
 ) -> None:
     """Decode latents files, or one row of each, into a grid or one picture each."""
-    from facevae.images import to_pixels
-    from facevae.latents import check_latents, decode, latents_file
-    from facevae.outputs import FaceWriter, choose_output
+    from facevae.cli.outputs import FaceWriter, choose_output
+    from facevae.data.images import to_pixels
+    from facevae.latent_space.latents import check_latents, decode, latents_file
 
     if latents:
         msg = f"--latents {latents}: they are in a file already; name photos to encode"

@@ -9,8 +9,8 @@ import typer
 
 from facevae.cli import options
 from facevae.cli.session import used_model
-from facevae.console import Console
 from facevae.errors import UsageError
+from facevae.system.console import Console
 
 
 def info(
@@ -27,8 +27,8 @@ def info(
 
       facevae info runs/ffhq-base --json
     """
-    from facevae.hub import load_model
-    from facevae.model import num_parameters
+    from facevae.models.hub import load_model
+    from facevae.networks.vae import num_parameters
 
     console = Console(quiet=quiet, as_json=json)
     bundle, located = load_model(model, quiet=quiet)
@@ -68,8 +68,8 @@ def cache(
 
       facevae cache --clear all
     """
-    from facevae.data import list_cache
-    from facevae.files import locked
+    from facevae.data.dataset import list_cache
+    from facevae.system.files import locked
 
     console = Console(quiet=quiet, as_json=json)
     entries = list_cache(cache_dir)

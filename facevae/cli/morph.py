@@ -17,8 +17,8 @@ from facevae.cli.edits import (
 )
 from facevae.cli.session import open_model, report_result
 from facevae.config import TRUE_TEXTURE
-from facevae.console import Console
 from facevae.errors import UsageError
+from facevae.system.console import Console
 
 _CHUNK = 256  # pictures decoded at a time
 
@@ -76,11 +76,11 @@ def morph(
     import numpy as np
     import torch
 
-    from facevae.edits import plan_edit, relative_distance
-    from facevae.images import to_pixels
-    from facevae.latents import decode, read_face, times_of
-    from facevae.latents import morph as morph_latents
-    from facevae.outputs import check_sequence
+    from facevae.cli.outputs import check_sequence
+    from facevae.data.images import to_pixels
+    from facevae.latent_space.edits import plan_edit, relative_distance
+    from facevae.latent_space.latents import decode, read_face, times_of
+    from facevae.latent_space.latents import morph as morph_latents
 
     if len(faces) < 2:  # noqa: PLR2004 - a pair
         msg = "a morph needs two faces or more"

@@ -7,8 +7,8 @@ import typer
 
 from facevae.cli import options
 from facevae.cli.session import report_result
-from facevae.console import Console
 from facevae.errors import UsageError
+from facevae.system.console import Console
 
 
 def report(
@@ -39,7 +39,7 @@ def report(
 
       facevae report default -o default.html
     """
-    from facevae.files import check_place, expanded, unused
+    from facevae.system.files import check_place, expanded, unused
 
     console = Console(quiet=quiet, as_json=json)
     path = unused(Path("report.html")) if output is None else expanded(output)
@@ -47,10 +47,10 @@ def report(
         msg = f"-o {path}: a report is one .html file; name one"
         raise UsageError(msg)
     check_place(path)
-    from facevae.page import require_pages
-    from facevae.report import write_report
-    from facevae.runtime import describe, select_device
-    from facevae.sources import open_source
+    from facevae.reports.page import require_pages
+    from facevae.reports.report import write_report
+    from facevae.reports.sources import open_source
+    from facevae.system.runtime import describe, select_device
 
     require_pages()
     chosen = select_device(device)

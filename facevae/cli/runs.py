@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facevae.console import Console, counted
 from facevae.errors import DataError
+from facevae.system.console import Console, counted
 
 if TYPE_CHECKING:
-    from facevae.data import Faces
-    from facevae.labels import Labels
-    from facevae.runs import Run
+    from facevae.data.dataset import Faces
+    from facevae.data.labels import Labels
+    from facevae.training.runs import Run
 
 _FEW_FACES = 1_000  # fewer of them get a remark
 _INSTALL_PLOT = "no curves or histograms: they need the extra 'plot': pip install 'facevae[plot]'"
@@ -55,7 +55,7 @@ class ConsoleListener:
 
 def source_name(source: str) -> str:
     """The name of a source of DATA in messages and metadata: a URL, or a path's last part."""
-    from facevae.hub_files import is_url
+    from facevae.data.hub_files import is_url
 
     return source if is_url(source) else Path(source).name or source
 
@@ -93,8 +93,8 @@ def describe_run(console: Console, run: "Run") -> None:
 
     Raises `DataError` if no label belongs to a face, or if none can be learned.
     """
-    from facevae import plots
-    from facevae.runtime import describe
+    from facevae.charts import plots
+    from facevae.system.runtime import describe
 
     faces = run.faces
     model = f"preset {run.preset}"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from facevae.cli.runs import source_name, warn_of_skipped
-from facevae.console import Console
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
-    from facevae.bundle import Bundle
-    from facevae.data import Faces, Rows
-    from facevae.evaluation import Evaluation, Result, Split
+    from facevae.data.dataset import Faces, Rows
+    from facevae.evaluation.evaluation import Evaluation, Result, Split
+    from facevae.models.bundle import Bundle
 
 _SPLITS = {"held-out": "held-out faces", "train": "training faces", "all": "faces"}
 
@@ -29,7 +29,7 @@ def describe(
     `known` is whether they are the model's training set. Warns of skipped faces, and of faces that
     are not framed as the model expects.
     """
-    from facevae.evaluation import framing_problem
+    from facevae.evaluation.evaluation import framing_problem
 
     crop = f"largest centred square, scaled to {faces.size} × {faces.size} px"
     names = ", ".join(map(source_name, data))
@@ -49,7 +49,7 @@ def describe(
 
 def feature_spaces(features: object, lpips: object) -> dict[str, str | None]:
     """Feature space of each figure that compares more than pixels; None for one not measured."""
-    from facevae.perceptual import ALEXNET, INCEPTION
+    from facevae.measures.perceptual import ALEXNET, INCEPTION
 
     return {
         "swd": "7 × 7 patches of a Laplacian pyramid, standardised by the real faces",

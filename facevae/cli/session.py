@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facevae.console import Console
 from facevae.errors import Argument, FacevaeError, NoFaceError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
-    from facevae.bundle import Bundle
-    from facevae.hub import Located
+    from facevae.models.bundle import Bundle
+    from facevae.models.hub import Located
 
 # Python argument → option, where the option is not the argument's name with dashes
 _OPTIONS = {"attribute": "--attr", "max_seconds": "--max-time"}
@@ -70,8 +70,8 @@ def open_model(console: Console, name: str, device: str) -> "tuple[Bundle, dict[
 
     Returns the model, and its name and path as results state them.
     """
-    from facevae.hub import load_model
-    from facevae.runtime import describe, select_device
+    from facevae.models.hub import load_model
+    from facevae.system.runtime import describe, select_device
 
     torch_device = select_device(device)
     bundle, located = load_model(name, quiet=console.quiet)

@@ -9,12 +9,12 @@ from facevae.config import Preset
 from facevae.errors import UsageError
 
 if TYPE_CHECKING:
-    from facevae.bundle import Bundle
+    from facevae.models.bundle import Bundle
 
 
 def load_init(name: str | None, *, quiet: bool) -> "Bundle | None":
     """The model to start from, if one is named."""
-    from facevae.hub import load_model
+    from facevae.models.hub import load_model
 
     return load_model(name, quiet=quiet)[0] if name else None
 

@@ -14,10 +14,10 @@ from facevae.cli.runs import ConsoleListener, Data, describe_run, source_name, t
 from facevae.cli.session import report_result
 from facevae.cli.settings import check_stages, configure, load_init
 from facevae.config import PRESETS, Preset, preset
-from facevae.console import Console
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
-    from facevae.bundle import Bundle
+    from facevae.models.bundle import Bundle
 
 _PRESETS = "; ".join(f"{name}: {p.summary}" for name, p in PRESETS.items())
 
@@ -175,16 +175,16 @@ def train(
 
       facevae train hf://datasets/owner/faces
     """
-    from facevae import memory, parallel, runtime
-    from facevae.data import load_faces
-    from facevae.events import require_tensorboard
-    from facevae.learning import find_labels
-    from facevae.perceptual import load_perceptual
-    from facevae.pictures import check_there
-    from facevae.run_folders import RunFolder
-    from facevae.runs import Run, left_out, settings_of
-    from facevae.training import follow
-    from facevae.training import train as train_run
+    from facevae.data.dataset import load_faces
+    from facevae.data.pictures import check_there
+    from facevae.latent_space.learning import find_labels
+    from facevae.measures.perceptual import load_perceptual
+    from facevae.system import memory, parallel, runtime
+    from facevae.training.events import require_tensorboard
+    from facevae.training.run_folders import RunFolder
+    from facevae.training.runs import Run, left_out, settings_of
+    from facevae.training.training import follow
+    from facevae.training.training import train as train_run
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -272,8 +272,8 @@ def train(
 
 def _report(console: Console, folder: Path, bundle: "Bundle", *, tensorboard: bool) -> None:
     """Print the model's figures, commands to try on it, and its path."""
-    from facevae import plots
-    from facevae.run_folders import RunFolder
+    from facevae.charts import plots
+    from facevae.training.run_folders import RunFolder
 
     console.close()
     figures = bundle.provenance["figures"]
@@ -302,7 +302,7 @@ def _report(console: Console, folder: Path, bundle: "Bundle", *, tensorboard: bo
 
 def _data_name(data: list[str]) -> str:
     """The data's name in the default run folder, without suffix and shard numbers."""
-    from facevae.hub_files import is_url, repository_of
+    from facevae.data.hub_files import is_url, repository_of
 
     first = data[0]
     name = repository_of(first).split("/")[1] if is_url(first) else Path(first).resolve().name

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from facevae.data.images import load_square
 from facevae.errors import ImageError
-from facevae.faces import measure_framing, place
-from facevae.framing import CORNERS
-from facevae.images import load_square
+from facevae.faces.alignment import measure_framing, place
+from facevae.faces.framing import CORNERS
 
 SIDE = 256
 

@@ -29,21 +29,21 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from facevae.attributes import Examples
-from facevae.batches import batches_of
-from facevae.bundle import Bundle
-from facevae.data import Faces, load_faces
-from facevae.edits import plan_edit
+from facevae.attributes.directions import Examples
+from facevae.data.batches import batches_of
+from facevae.data.dataset import Faces, load_faces
+from facevae.data.images import SUFFIXES, from_pixels
+from facevae.data.label_files import read_labels
+from facevae.data.labels import Labels
+from facevae.data.pictures import Picture, find_files
 from facevae.errors import ImageError
-from facevae.faces import load_faces_of
-from facevae.hub import load_model
-from facevae.images import SUFFIXES, from_pixels
-from facevae.label_files import read_labels
-from facevae.labels import Labels
-from facevae.latents import decode, posteriors
-from facevae.learning import add_attributes, examples_of_faces
-from facevae.pictures import Picture, find_files
-from facevae.runtime import training_precision
+from facevae.faces.alignment import load_faces_of
+from facevae.latent_space.edits import plan_edit
+from facevae.latent_space.latents import decode, posteriors
+from facevae.latent_space.learning import add_attributes, examples_of_faces
+from facevae.models.bundle import Bundle
+from facevae.models.hub import load_model
+from facevae.system.runtime import training_precision
 
 CPU = torch.device("cpu")
 SURE, SIZE = 2.2, 64  # 2.2 is the logit of 90 %

@@ -4,7 +4,7 @@
 
 Prints a table: images seen, PSNR and sharpness of held-out reconstructions, and the sliced
 Wasserstein distance × 1000 of reconstructions and of samples at each level. Every row but the first
-two changes one thing of what `facevae.adversary` does; its own learning rates fall to zero within
+two changes one thing of what `facevae.stages.adversary` does; its own learning rates fall to zero within
 the time, on one core, and a row says nothing of where longer finishes end.
 """
 
@@ -20,18 +20,19 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from facevae import adversary, critic, discriminator, metrics
-from facevae.batches import Batches, batches_of, evenly
-from facevae.bundle import Bundle
 from facevae.config import WHOLE_TEXTURE, TrainConfig
-from facevae.data import Faces, load_faces
-from facevae.hub import load_model
-from facevae.losses import DEFAULT_WEIGHTS, LossWeights
-from facevae.memory import keep_freed_memory
-from facevae.model import VAE
-from facevae.prior import sample_latents
-from facevae.runtime import face_noise, full_precision
-from facevae.swd import SlicedWasserstein
+from facevae.data.batches import Batches, batches_of, evenly
+from facevae.data.dataset import Faces, load_faces
+from facevae.measures import metrics
+from facevae.measures.losses import DEFAULT_WEIGHTS, LossWeights
+from facevae.measures.swd import SlicedWasserstein
+from facevae.models.bundle import Bundle
+from facevae.models.hub import load_model
+from facevae.networks.prior import sample_latents
+from facevae.networks.vae import VAE
+from facevae.stages import adversary, critic, discriminator
+from facevae.system.memory import keep_freed_memory
+from facevae.system.runtime import face_noise, full_precision
 
 CPU = torch.device("cpu")
 NUM_MEASURED = 600

@@ -36,10 +36,10 @@ def fill_cache(data: Path, cache: Path, count: int, size: int) -> None:
     """
     from PIL import Image
 
-    from facevae.conversion import _open_arrays
-    from facevae.data import converted
-    from facevae.files import digest, write_json
-    from facevae.pictures import find_data
+    from facevae.data.conversion import _open_arrays
+    from facevae.data.dataset import converted
+    from facevae.data.pictures import find_data
+    from facevae.system.files import digest, write_json
 
     data.mkdir()
     Image.new("RGB", (size, size)).save(data / "0.png")

@@ -31,7 +31,7 @@ _CONVERT = """
 import sys
 import time
 from pathlib import Path
-from facevae.data import load_faces
+from facevae.data.dataset import load_faces
 begun = time.perf_counter()
 load_faces([Path(sys.argv[1])], 128, cache=Path(sys.argv[2]))
 print(time.perf_counter() - begun)
@@ -40,8 +40,8 @@ _PRIOR = """
 import sys
 import torch
 import facevae
-from facevae.runtime import full_precision, face_noise
-from facevae.prior import sample_latents
+from facevae.system.runtime import full_precision, face_noise
+from facevae.networks.prior import sample_latents
 model = facevae.load().bundle
 with full_precision():
     sample_latents(model.prior, face_noise(list(range(int(sys.argv[1]))), model.config.latent_dim))
@@ -111,7 +111,9 @@ def main() -> None:
         def prior(times: int) -> list[str]:
             return [sys.executable, "-c", _PRIOR, str(64 * times)]
 
-        empty, _ = min(cost([sys.executable, "-c", "import facevae.latents"]) for _ in range(3))
+        empty, _ = min(
+            cost([sys.executable, "-c", "import facevae.latent_space.latents"]) for _ in range(3)
+        )
         sys.stdout.write(f"an empty process: {empty:.2f} s; {cores} cores\n")
         photos = [options.photos * times // TIMES[-1] for times in TIMES]
         works: list[tuple[str, Callable[[int], list[str]], list[int]]] = [

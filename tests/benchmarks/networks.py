@@ -5,7 +5,7 @@
 Prints a table: weights, images seen, PSNR of held-out faces decoded from the posterior's mean, KL
 divergence, and seconds to decode 64 faces. All times are the process's own on one core, so that
 other work on the machine hardly counts. Filters are fewer than the presets', since a core is slow;
-every row but the first changes one thing. `facevae.blocks` is the second.
+every row but the first changes one thing. `facevae.networks.blocks` is the second.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from facevae import losses, metrics
-from facevae.batches import Batches, batches_of
 from facevae.config import ModelConfig
-from facevae.data import Faces, load_faces
-from facevae.memory import keep_freed_memory
-from facevae.model import VAE, sample_posterior
-from facevae.runtime import full_precision, generator, training_precision
+from facevae.data.batches import Batches, batches_of
+from facevae.data.dataset import Faces, load_faces
+from facevae.measures import losses, metrics
+from facevae.networks.vae import VAE, sample_posterior
+from facevae.system.memory import keep_freed_memory
+from facevae.system.runtime import full_precision, generator, training_precision
 
 BATCH, COOL_DOWN, WARM_UP_STEPS = 64, 0.3, 50
 LATENT_DIM = 256

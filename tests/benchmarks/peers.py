@@ -28,14 +28,14 @@ def pythae(task: train_speed.Task) -> float:
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
     from pythae.trainers.training_callbacks import TrainingCallback
 
-    from facevae import model
+    from facevae.networks import vae
 
     config = task.config
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = model.Encoder(config)
+            self.layers = vae.Encoder(config)
 
         def forward(self, images: torch.Tensor) -> ModelOutput:
             mean, logvar = self.layers(images)
@@ -44,7 +44,7 @@ def pythae(task: train_speed.Task) -> float:
     class Decoder(BaseDecoder):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = model.Decoder(config)
+            self.layers = vae.Decoder(config)
 
         def forward(self, latents: torch.Tensor) -> ModelOutput:
             return ModelOutput(reconstruction=self.layers(latents))

@@ -17,20 +17,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from facevae import losses, metrics
-from facevae.augment import NUM_CHANGES
-from facevae.batches import batches_of
 from facevae.config import TrainConfig
-from facevae.data import load_faces
-from facevae.flow_matching import PriorStage
-from facevae.hub import load_model
-from facevae.latents import posteriors
-from facevae.memory import keep_freed_memory
-from facevae.model import draw_posteriors
-from facevae.prior import FlowPrior, GaussianPrior, guided
-from facevae.prior_fit import GUIDANCES, changed_posteriors
-from facevae.runtime import face_noise, full_precision, generator
-from facevae.swd import SlicedWasserstein
+from facevae.data.batches import batches_of
+from facevae.data.dataset import load_faces
+from facevae.latent_space.latents import posteriors
+from facevae.measures import losses, metrics
+from facevae.measures.swd import SlicedWasserstein
+from facevae.models.hub import load_model
+from facevae.networks.prior import FlowPrior, GaussianPrior, guided
+from facevae.networks.vae import draw_posteriors
+from facevae.stages.augment import NUM_CHANGES
+from facevae.stages.flow_matching import PriorStage
+from facevae.system.memory import keep_freed_memory
+from facevae.system.runtime import face_noise, full_precision, generator
+from facevae.training.prior_fit import GUIDANCES, changed_posteriors
 
 CPU = torch.device("cpu")
 UNTIL = (TrainConfig().prior_config.guided_until, 1.0)

@@ -55,18 +55,18 @@ class Task:
 
 def ours(task: Task) -> float:
     """Images a second of `facevae train`'s own step."""
-    from facevae.memory import keep_freed_memory
+    from facevae.system.memory import keep_freed_memory
 
     keep_freed_memory()
     import numpy as np
     import torch
 
-    from facevae.batches import Batches
     from facevae.config import preset
-    from facevae.data import Faces
-    from facevae.model import VAE
-    from facevae.runtime import kernels_by_trial
-    from facevae.stages import NetworkStage
+    from facevae.data.batches import Batches
+    from facevae.data.dataset import Faces
+    from facevae.networks.vae import VAE
+    from facevae.stages.network_stage import NetworkStage
+    from facevae.system.runtime import kernels_by_trial
 
     device = torch.device(task.device)
     count, size = BATCHES * task.batch_size, task.size
@@ -89,7 +89,7 @@ def plain(task: Task) -> float:
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
-    from facevae.model import VAE
+    from facevae.networks.vae import VAE
 
     vae = VAE(task.config).to(task.device).train()
     optimizer = torch.optim.Adam(vae.parameters(), lr=5e-4)
@@ -118,7 +118,7 @@ def loss_of(vae, images):
     """The evidence lower bound of `facevae train`, negated: a scalar."""
     import torch
 
-    from facevae import losses
+    from facevae.measures import losses
 
     noise = torch.randn(len(images), vae.config.latent_dim, device=images.device)
     reconstructions, mean, logvar = vae(images, noise)
@@ -131,7 +131,7 @@ def rate(step: Callable[[int], object], task: Task) -> float:
     """Images a second over `task.steps` steps, after some that are not timed."""
     import torch
 
-    from facevae.runtime import wait_for
+    from facevae.system.runtime import wait_for
 
     device = torch.device(task.device)
     first = WARM_UP[device.type]
@@ -153,8 +153,8 @@ def limits(task: Task) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from facevae.model import VAE, num_parameters
-    from facevae.runtime import training_precision
+    from facevae.networks.vae import VAE, num_parameters
+    from facevae.system.runtime import training_precision
 
     device = torch.device(task.device)
     vae = VAE(task.config).to(device).train()
@@ -205,7 +205,7 @@ def _copy_rate(device) -> float:
 
 def _fastest(work: Callable[[], object], device) -> float:
     """Seconds of the fastest of ten."""
-    from facevae.runtime import wait_for
+    from facevae.system.runtime import wait_for
 
     found = []
     for _ in range(10):
@@ -229,7 +229,7 @@ def answer(loops: dict[str, Callable[[Task], float]]) -> bool:
     found = limits(task) if loop == "limits" else {"rate": loops[loop](task)}
     import torch
 
-    from facevae.memory import peak_bytes
+    from facevae.system.memory import peak_bytes
 
     found["peak_bytes"] = peak_bytes(torch.device(task.device))
     sys.stdout.write(json.dumps(found) + "\n")

@@ -1,0 +1,1 @@
+"""Attributes of faces: their names, directions and scorers."""

@@ -1,0 +1,1 @@
+"""Pictures and labels, from folders, shards and tables to batches."""

@@ -1,0 +1,1 @@
+"""What one does with a trained VAE: encode, decode, sample, morph, edit."""

@@ -1,0 +1,191 @@
+"""Latent arithmetic with attributes: which scores to move, which to hold still, and the outcome."""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from facevae.attributes.directions import Attribute, core_attributes, regularised
+from facevae.attributes.names import match_attribute
+from facevae.errors import Argument, UsageError
+from facevae.latent_space.latents import combine, posteriors
+from facevae.models.bundle import Bundle
+
+_MAX_STRETCH = 4.0  # a longer η, in lengths of the plain direction, cannot hold the others still
+_CHUNK = 64  # pictures encoded at a time
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Attributes of a model to move, and others to hold still.
+
+    `edited` and `kept` are their names. `scorers` (E + K, D) measure their scores, in this order.
+    Each of `etas` (E, D) moves the score of one edited attribute by 1 and no other. Asking for
+    α = 1 moves a score by `signs` (E,), so asking for age moves Young by -1.
+    """
+
+    edited: list[str]
+    kept: list[str]
+    etas: Tensor
+    scorers: Tensor
+    signs: Tensor
+
+    def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
+        """Edited latents, w = w_new + Σ α · η, of latents (N, D) and alphas (N, E).
+
+        Panguluri & Kamarajugadda 2020, section 3.
+        """
+        return latents + (alphas.to(self.signs) * self.signs) @ self.etas
+
+    def scores(self, latents: Tensor) -> Tensor:
+        """Scores (N, E + K) of latents (N, D), in α. Their zero points are arbitrary."""
+        return latents @ self.scorers.T
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Effect of an edit on pictures, as measured by the model's own encoder.
+
+    `moved` (N, E + K) is the change of each score, in α. `distance` (N,) is the change of the
+    latents, as a multiple of the distance between two random faces.
+    """
+
+    moved: Tensor
+    distance: Tensor
+
+
+# ---------------------------------------------------------------- planning
+
+
+def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None = None) -> Edit:
+    """Edit that moves the attributes `wanted`, under any of their names, and holds `keep` still.
+
+    By default gender, age, smile and glasses are kept, as far as the model knows them and can
+    separate them from what is edited. `["none"]` keeps nothing; `["all"]` keeps every other
+    attribute that can be separated. Raises `UsageError`.
+    """
+    names = [attribute.name for attribute in bundle.attributes]
+    matches = [match_attribute(name, names) for name in wanted]
+    edited = [index for index, _ in matches]
+    if len(set(edited)) < len(edited):
+        twice = next(name for i, name in enumerate(wanted) if edited[i] in edited[:i])
+        reason = ": is named twice; give each attribute once"
+        raise UsageError(Argument("attribute", twice), reason)
+    kept = _kept(bundle, edited, keep)
+    assert bundle.directions is not None  # noqa: S101 - set together with attributes
+    assert bundle.scorers is not None  # noqa: S101
+    return Edit(
+        [names[i] for i in edited],
+        [names[i] for i in kept],
+        edit_directions(bundle.directions, bundle.scorers, edited, kept),
+        bundle.scorers[[*edited, *kept]],
+        torch.tensor([float(sign) for _, sign in matches]).to(bundle.scorers),
+    )
+
+
+def _kept(bundle: Bundle, edited: list[int], keep: Sequence[str] | None) -> list[int]:
+    """Indices of the attributes to hold still, as `plan_edit` describes them."""
+    names = [attribute.name for attribute in bundle.attributes]
+    if keep is None:
+        return _separable(bundle, edited, kept_by_default(bundle.attributes, edited))
+    words = [name.casefold() for name in keep]
+    if words == ["none"]:
+        return []
+    if words == ["all"]:
+        first = kept_by_default(bundle.attributes, edited)
+        rest = [i for i in range(len(names)) if i not in (*first, *edited)]
+        return _separable(bundle, edited, [*first, *rest])
+    kept = dict.fromkeys(match_attribute(name, names, "keep")[0] for name in keep)
+    if both := [names[i] for i in kept if i in edited]:
+        raise UsageError(Argument("keep", both[0]), ": is to be edited too; name it once")
+    return list(kept)
+
+
+def kept_by_default(attributes: Sequence[Attribute], edited: Sequence[int]) -> list[int]:
+    """Indices of the attributes that an edit holds still: gender, age, smile and glasses.
+
+    Empty if an edited attribute was learned by the paper's plain means.
+    """
+    if any(attributes[i].method == "mean" for i in edited):
+        return []
+    return [i for i in core_attributes(attributes) if i not in edited]
+
+
+def _separable(bundle: Bundle, edited: list[int], candidates: list[int]) -> list[int]:
+    """The candidates that can be held still together, chosen greedily in their order.
+
+    For example, gender cannot be held still while lipstick is edited: the scores are too alike.
+    """
+    assert bundle.directions is not None  # noqa: S101 - set together with attributes
+    assert bundle.scorers is not None  # noqa: S101
+    kept: list[int] = []
+    for candidate in candidates:
+        with suppress(UsageError):
+            edit_directions(bundle.directions, bundle.scorers, edited, [*kept, candidate])
+            kept.append(candidate)
+    return kept
+
+
+def edit_directions(
+    directions: Tensor, scorers: Tensor, edited: Sequence[int], kept: Sequence[int] = ()
+) -> Tensor:
+    """η (E, D): each moves the score of one edited attribute by 1 and those of the others by 0.
+
+    `directions` and `scorers` are (A, D). The others are the remaining edited attributes and
+    `kept`. With one attribute edited and none kept, η is the plain direction. Raises `UsageError`
+    if attributes are so alike that one cannot move without another.
+    """
+    rows, device = [*edited, *kept], directions.device
+    # not every device has float64
+    directions, scorers = directions[rows].cpu().double(), scorers[rows].cpu().double()
+    effects = directions @ scorers.T  # of a step along direction i on score j
+    inverse, info = torch.linalg.inv_ex(effects)
+    etas = inverse[: len(edited)] @ directions
+    stretch = etas.norm(dim=1) / directions[: len(edited)].norm(dim=1)
+    if int(info) or not bool((stretch < _MAX_STRETCH).all()):
+        reason = "the attributes to edit and to keep are too alike to separate; keep fewer with "
+        raise UsageError(reason, Argument("keep"))
+    result: Tensor = etas.float().to(device)
+    return result
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
+    """Change from the face `before` (3, S, S) to its edits `images` (N, 3, S, S), all in [0, 1].
+
+    Both are encoded again, so the outcome is about the pictures and not the latents behind them.
+    """
+    pictures = torch.cat([before[None].cpu(), images.cpu()])
+    latents, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in pictures.split(_CHUNK)))
+    start, ends = latents[:1], latents[1:]
+    return Outcome(edit.scores(ends) - edit.scores(start), relative_distance(bundle, ends - start))
+
+
+def sum_of_faces(bundle: Bundle, latent: Tensor, plus: list[Tensor], minus: list[Tensor]) -> Tensor:
+    """`combine` of latents (D,), pulled in to be as near the average face as the farthest of them.
+
+    A plain sum of three faces lies about √3 times as far out as each of them, where no faces are.
+    """
+    centre = bundle.latent_mean
+    combined = combine(latent, plus, minus, centre)
+    stacked = torch.stack([combined, latent, *plus, *minus])
+    distance, *known = relative_distance(bundle, stacked - centre).tolist()
+    limit = max(known)
+    return combined if distance <= limit else centre + (combined - centre) * (limit / distance)
+
+
+def relative_distance(bundle: Bundle, steps: Tensor) -> Tensor:
+    """Lengths (N,) of steps (N, D) in latent space; 1 is the distance between two random faces.
+
+    Mahalanobis lengths divided by √(2D), the root mean square of such distances.
+    """
+    covariance = regularised(bundle.latent_covariance, loading=1e-3)
+    steps = steps.cpu().double()
+    squares = (steps * torch.linalg.solve(covariance, steps.T).T).sum(1)
+    distances: Tensor = squares.clamp_min(0).sqrt() / math.sqrt(2 * steps.shape[1])
+    return distances.float()

@@ -1,0 +1,1 @@
+"""Losses and metrics, and the figures made of them."""

@@ -1,0 +1,294 @@
+"""Reading and writing model files, in the safetensors format.
+
+A model file holds weights, configuration, framing, prior, attributes and provenance. Reading it
+executes no code. The metadata are JSON strings. The tensors are `vae.*` (those of a finished
+decoder's texture under `vae.decoder.textured.*`), `prior.*`, `latents.mean` (D,),
+`latents.covariance`, and, for a model with attributes, `directions` and `scorers` (A, D). The
+covariance and the prior's whitening factor are stored as their lower triangles, row by row
+(D (D + 1) / 2,).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from facevae.attributes.directions import Attribute
+from facevae.config import ModelConfig, PriorConfig
+from facevae.errors import FacevaeError, ModelError
+from facevae.faces.framing import Framing
+from facevae.models.formats import FORMAT, UNSAID, has_triangles, init_missing_blocks, stored_name
+from facevae.models.tensor_files import open_tensors, parse_json, safetensors_errors, write_tensors
+from facevae.networks.prior import Prior, build_prior
+from facevae.networks.texture import TEXTURED
+from facevae.networks.vae import VAE
+
+_COVARIANCE = "latents.covariance"
+# symmetric or lower triangular matrices
+_TRIANGLES = (_COVARIANCE, "prior.factor", "prior.whitening.factor")
+_KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
+
+
+class Provenance(TypedDict, total=False):
+    """What a model file says about the training that made it. Every key may be missing.
+
+    The types hold for files that facevae wrote; other files may hold anything under these keys.
+    """
+
+    facevae: str  # version
+    torch: str  # version
+    preset: str
+    init: str  # name of the model that the training started from
+    sources: list[str]  # names of the data
+    num_train: int
+    num_held_out: int
+    fingerprint: str  # of the faces
+    labels: str | None  # fingerprint of the labels that the attributes were learned from
+    terms: str  # what others may do with the weights
+    train: dict[str, Any]  # see `TrainConfig.to_dict`
+    device: str  # device type, such as "cpu"
+    epochs: int  # passes of the network over the training faces
+    images_seen: int  # by the network
+    stage_seconds: dict[str, float | None]  # time budget by stage; None if epochs were the budget
+    finish: dict[str, Any]  # epochs, weight, perceptual; only if the decoder has been finished
+    complete: bool  # only if the run has ended
+    figures: dict[str, float]  # of the held-out faces; see `snapshots.measure`
+    skipped_steps: int
+    train_seconds: float | None
+
+
+@dataclass
+class Bundle:
+    """Everything that inference needs.
+
+    `latent_mean` (D,) and `latent_covariance` (D, D) are moments of the posterior means of the
+    training faces; the covariance is exactly symmetric. `framing` is None if the training faces did
+    not share one framing. `directions` and `scorers` (A, D) belong to `attributes`, and are None if
+    there are none. `half` says whether the file stored the weights as float16.
+    """
+
+    config: ModelConfig
+    vae: VAE
+    prior: Prior
+    prior_config: PriorConfig
+    latent_mean: Tensor
+    latent_covariance: Tensor
+    framing: Framing | None = None
+    attributes: list[Attribute] = field(default_factory=list)
+    directions: Tensor | None = None
+    scorers: Tensor | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    half: bool = False
+
+    def to(self, device: torch.device) -> "Bundle":
+        """Move the model to `device`, in place; returns it."""
+        self.vae.to(device)
+        self.prior.to(device)
+        self.latent_mean = self.latent_mean.to(device)
+        self.latent_covariance = self.latent_covariance.to(device)
+        self.directions = None if self.directions is None else self.directions.to(device)
+        self.scorers = None if self.scorers is None else self.scorers.to(device)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """The model without its tensors, as JSON values: the metadata of its file."""
+        return {
+            "config": self.config.to_dict(),
+            "prior": self.prior_config.to_dict(),
+            "framing": self.framing.to_dict() if self.framing else None,
+            "attributes": [dataclasses.asdict(attribute) for attribute in self.attributes],
+            "provenance": self.provenance,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the model."""
+        return self.latent_mean.device
+
+    @property
+    def latent_spread(self) -> Tensor:
+        """Standard deviations (D,) of the posterior means of the training faces."""
+        return self.latent_covariance.diag().clamp_min(0).sqrt()
+
+
+def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
+    """Write the model atomically.
+
+    `half` stores float16: half the bytes, and decoded faces that differ by at most 1/255. Raises
+    `ModelError` for numbers that are not finite, or too large for float16.
+    """
+    tensors = {
+        **{f"vae.{name}": t for name, t in bundle.vae.state_dict().items()},
+        **{f"prior.{name}": t for name, t in bundle.prior.state_dict().items()},
+        "latents.mean": bundle.latent_mean,
+        _COVARIANCE: bundle.latent_covariance,
+    }
+    tensors |= {name: _lower_triangle(tensors[name]) for name in _TRIANGLES if name in tensors}
+    if bundle.directions is not None and bundle.scorers is not None:
+        tensors |= {"directions": bundle.directions, "scorers": bundle.scorers}
+    stored = {
+        name: t.detach().to("cpu", torch.float16 if half and t.is_floating_point() else t.dtype)
+        for name, t in tensors.items()
+    }
+    if too_large := [n for n, t in stored.items() if not t.isfinite().all()]:
+        msg = f"{path}: {too_large[0]} holds numbers that cannot be stored; try without --half"
+        raise ModelError(msg)
+    write_tensors(path, stored, {"format": FORMAT, **bundle.describe()})
+
+
+def load(path: Path, label: object = None) -> Bundle:
+    """Read a model, on the CPU and in float32. Raises `ModelError` for anything but a sound one.
+
+    Memory use stays near the file's size: the shapes that the configuration calls for are compared
+    with those in the file before anything is allocated.
+
+    Messages call the model `label`, or by its path if that is None.
+    """
+    label = path if label is None else label
+    with open_tensors(path, label) as file:
+        metadata = _parse_metadata(label, file.metadata())
+        try:
+            config = ModelConfig.from_dict(metadata["config"])
+            prior_config = PriorConfig.from_dict(metadata["prior"])
+            attributes = [Attribute(**values) for values in metadata["attributes"]]
+            stored = metadata["framing"]
+            framing = None if stored is None else Framing.from_dict(stored)
+            provenance = cast("Provenance", dict(metadata["provenance"]))
+        except (FacevaeError, TypeError, ValueError, OverflowError) as error:
+            msg = f"{label}: its metadata are not sound ({error}); get or train it again"
+            raise ModelError(msg) from error
+        with torch.device("meta"):
+            vae, prior = VAE(config), build_prior(prior_config, config.latent_dim)
+            if any(name.startswith(f"vae.{TEXTURED}") for name in file.keys()):  # noqa: SIM118 - not a dict
+                vae.decoder.add_texture()
+        shapes: dict[str, tuple[int, ...]] = {
+            **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
+            **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
+            "latents.mean": (config.latent_dim,),
+            _COVARIANCE: (config.latent_dim, config.latent_dim),
+        }
+        if attributes:
+            shape = (len(attributes), config.latent_dim)
+            shapes |= {"directions": shape, "scorers": shape}
+        version, textured = metadata["format"], vae.decoder.textured
+        triangles = [n for n in _TRIANGLES if n in shapes and has_triangles(version)]
+        for name in triangles:
+            side = shapes[name][0]
+            shapes[name] = (side * (side + 1) // 2,)
+        names = {name: stored_name(version, name) for name in shapes}
+        stored_shapes = {stored: shapes[name] for name, stored in names.items() if stored}
+        read = _read_tensors(label, file, stored_shapes)
+        half = file.get_slice("latents.mean").get_dtype() == "F16"
+    if textured:  # only now that the file is known to be as large as its configuration says
+        init_missing_blocks(version, textured)
+    state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
+    tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
+    for name in triangles:
+        tensors[name] = _matrix(tensors[name], symmetric=name == _COVARIANCE)
+    if tensors[_COVARIANCE].diag().min() < 0:
+        msg = f"{label}: tensor {_COVARIANCE} holds variances below 0"
+        raise ModelError(msg)
+    _assign(vae, tensors, "vae.")
+    # this memory format halves the time to decode
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # built again off the meta device, which computes the buffers that are not stored
+    prior = build_prior(prior_config, config.latent_dim)
+    _assign(prior, tensors, "prior.")
+    return Bundle(
+        config,
+        vae.eval(),
+        prior.eval(),
+        prior_config,
+        tensors["latents.mean"],
+        tensors[_COVARIANCE],
+        framing,
+        attributes,
+        tensors.get("directions"),
+        tensors.get("scorers"),
+        provenance,
+        half,
+    )
+
+
+def _parse_metadata(label: object, texts: Mapping[str, str] | None) -> dict[str, Any]:
+    """The metadata of a model file, completed to today's format. Raises `ModelError`."""
+    texts = texts or {}
+    if "format" not in texts or "config" not in texts:
+        msg = (
+            f"{label}: a safetensors file, but not a facevae model; train one with `facevae train`"
+        )
+        raise ModelError(msg)
+    metadata = parse_json(label, texts)
+    version = metadata["format"]
+    if not isinstance(version, int) or version not in UNSAID:
+        msg = (
+            f"{label}: bundle format {version}, this facevae reads {min(UNSAID)} to "
+            f"{FORMAT}; upgrade facevae"
+        )
+        raise ModelError(msg)
+    if missing := [key for key in _KEYS if key not in metadata]:
+        msg = f"{label}: no {', '.join(missing)} in its metadata"
+        raise ModelError(msg)
+    for key, defaults in UNSAID[version].items():
+        if isinstance(metadata[key], dict):
+            metadata[key] |= defaults
+    return metadata
+
+
+def _read_tensors(
+    label: object, file: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """The tensors of a file in float32. Raises `ModelError` unless it has just those of `shapes`."""
+    names = set(file.keys())
+    if differing := set(shapes) ^ names:
+        problem = "missing" if differing - names else "not known"
+        msg = f"{label}: tensor {min(differing)} is {problem}"
+        raise ModelError(msg)
+    tensors = {}
+    with safetensors_errors(label):
+        for name, shape in shapes.items():
+            found = tuple(file.get_slice(name).get_shape())
+            if found != shape:
+                msg = (
+                    f"{label}: tensor {name} has shape {found}, its configuration calls for {shape}"
+                )
+                raise ModelError(msg)
+            tensor = file.get_tensor(name)
+            if name.endswith(".num_batches_tracked") and tensor.dtype == torch.int64:
+                tensors[name] = tensor.clone()
+                continue
+            if not tensor.is_floating_point():
+                msg = f"{label}: tensor {name} holds {tensor.dtype}, not floating-point numbers"
+                raise ModelError(msg)
+            tensors[name] = tensor.to(torch.float32, copy=True)  # not mapped from the file
+            if not tensors[name].isfinite().all():
+                msg = f"{label}: tensor {name} holds numbers that are not finite"
+                raise ModelError(msg)
+    return tensors
+
+
+def _lower_triangle(matrix: Tensor) -> Tensor:
+    """Lower triangle of a matrix (D, D), row by row (D (D + 1) / 2,)."""
+    rows, columns = torch.tril_indices(*matrix.shape)
+    return matrix.cpu()[rows, columns]
+
+
+def _matrix(triangle: Tensor, *, symmetric: bool) -> Tensor:
+    """Matrix (D, D) with this lower triangle, and above it the mirror image or zeros."""
+    side = math.isqrt(2 * len(triangle))
+    rows, columns = torch.tril_indices(side, side)
+    matrix = triangle.new_zeros(side, side)
+    matrix[rows, columns] = triangle
+    if symmetric:
+        matrix[columns, rows] = triangle
+    return matrix
+
+
+def _assign(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    part = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    module.load_state_dict(part, assign=True)

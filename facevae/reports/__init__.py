@@ -1,0 +1,1 @@
+"""What shows a run or a model on one page."""

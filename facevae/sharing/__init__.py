@@ -1,0 +1,1 @@
+"""A model for others: on the Hub, and as ONNX."""

@@ -1,0 +1,37 @@
+"""What a training stage is: what one step does to the weights, and the state from which to resume.
+
+The stages are the network's (`network_stage`), the prior's (`flow_matching`) and the decoder's finish
+(`adversary`).
+
+A step depends only on its index and the stage's state. So on a single CPU a resumed run is bitwise
+the run that was never stopped. On a GPU, or with several processes, it takes the same steps up to
+rounding, since kernels and reductions may add in another order.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from facevae.stages.budget import Budget
+from facevae.stages.guard import Guard
+
+
+class Stage(Protocol):
+    """A model being fitted step by step; `terms` are the names of the values a step returns."""
+
+    terms: tuple[str, ...]
+    budget: Budget
+    guard: Guard
+
+    def step(self, index: int) -> Tensor:
+        """Take update number `index`; return its loss terms, on the device, zeros if skipped."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, apart from the inputs."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `state` returned."""
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The fixed tensors that the stage uses beside the faces."""
