@@ -14,6 +14,7 @@ from facevae import errors
 from facevae.api import Model
 from facevae.data.images import to_pixels
 from facevae.errors import FacevaeError, ImageError, NoFaceError, UsageError
+from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
 from facevae.models.bundle import save
 
@@ -146,10 +147,13 @@ def test_a_morph_begins_and_ends_at_its_faces(model):
 
 def test_an_edit_adds_what_the_attribute_is(model):
     latents = model.sample(2)
-    directions = model.bundle.directions
     edited = model.edit(latents, {"beard": 2.0}, keep=["none"])
     # "beard" is against the direction of No_Beard
-    torch.testing.assert_close(edited, latents - 2.0 * directions[3])
+    expected = plan_edit(model.bundle, ["no beard"], ["none"]).apply(latents, -2 * torch.ones(2, 1))
+    torch.testing.assert_close(edited, expected)
+    torch.testing.assert_close(
+        (edited - latents) @ model.bundle.scorers[3], torch.tensor([-2.0, -2.0])
+    )
     both = model.edit(latents, {"glasses": 1.5, "beard": 2.0}, keep=["none"])
     moved = (both - latents) @ model.bundle.scorers[[0, 3]].T
     torch.testing.assert_close(moved, torch.tensor([[1.5, -2.0]] * 2), rtol=1e-4, atol=1e-4)

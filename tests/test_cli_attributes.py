@@ -104,6 +104,7 @@ def test_a_list_for_programs_has_every_figure(run):
 def test_a_model_without_attributes_says_how_it_gets_some(run):
     bundle = tiny_bundle()
     bundle.attributes, bundle.directions, bundle.scorers = [], None, None
+    bundle.interactions = None
     save(bundle, Path("bare.safetensors"))
     done = run("attributes", "list", "bare.safetensors")
     assert done.stdout == ""
@@ -152,8 +153,9 @@ def test_photos_with_and_without_teach_an_attribute(run):
     torch.testing.assert_close(found.directions[-1], sides[0] - sides[1], rtol=1e-3, atol=1e-4)
     # all else is as it was
     kept, same = tensors_of(found), tensors_of(old)
+    per_attribute = ("directions", "scorers", "interactions")
     for name, tensor in same.items():
-        part = kept[name][: len(tensor)] if name in ("directions", "scorers") else kept[name]
+        part = kept[name][: len(tensor)] if name in per_attribute else kept[name]
         assert part.equal(tensor), name
     assert found.provenance == old.provenance
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from facevae.attributes import directions as attributes_module
-from facevae.attributes.directions import SHRINKAGE, Attribute, Examples, correlations, learn
+from facevae.attributes.directions import SHRINKAGE, Attribute, correlations, learn
+from facevae.attributes.samples import Examples
 
 # ---------------------------------------------------------------- learning
 

@@ -95,13 +95,29 @@ def test_an_edit_adds_alpha_times_its_ways(bundle):
     edit = plan_edit(bundle, ["glasses", "smile"])
     assert edit.apply(latents, torch.zeros(3, 2)).equal(latents)
     alphas = torch.tensor([[0.0, 1.0], [1.5, 0.0], [2.0, -3.0]])
-    expected = np.stack(
-        [
-            z.numpy() + sum(float(a) * eta.numpy() for a, eta in zip(row, edit.etas, strict=True))
-            for z, row in zip(latents, alphas, strict=True)
-        ]
-    )
+    expected = latents.double().numpy()
+    for face, z in enumerate(latents):
+        for i in range(2):
+            eta = edit.etas[i].double().numpy()
+            for row, offset, step in zip(
+                bundle.axes.rows, bundle.axes.offsets, edit.interactions[i], strict=True
+            ):
+                place = min(max(float(row @ z - offset), -2.5), 2.5)
+                eta = eta + place * step.double().numpy()
+            expected[face] += float(alphas[face, i]) * eta
     np.testing.assert_allclose(edit.apply(latents, alphas).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scores_move_by_alpha_wherever_a_face_lies(bundle):
+    latents = 3 * torch.randn(50, bundle.config.latent_dim)
+    for keep in (None, ["none"], ["all"]):
+        edit = plan_edit(bundle, ["glasses", "beard"], keep)
+        assert edit.interactions.abs().max() > 0.01
+        ends = edit.apply(latents, torch.tensor([[1.5, 2.0]]).expand(50, 2))
+        assert not torch.allclose(ends[0] - latents[0], ends[1] - latents[1], atol=0.1)
+        moved = edit.scores(ends) - edit.scores(latents)
+        expected = torch.tensor([[1.5, -2.0] + [0.0] * len(edit.kept)]).expand_as(moved)
+        torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_edited_and_not_asked_to_move_is_held_still(bundle):
@@ -321,7 +337,7 @@ def test_distances_are_finite_where_faces_hardly_differ(bundle, rank):
     """As of a model whose latents have collapsed."""
     one = torch.zeros_like(bundle.latent_covariance)
     one[0, 0] = rank
-    bundle.latent_covariance = one
+    bundle.prior.whitening.factor.copy_(one)
     assert relative_distance(bundle, torch.eye(len(one))).isfinite().all()
 
 

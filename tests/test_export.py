@@ -133,6 +133,10 @@ def test_the_sheet_has_what_arithmetic_needs(exported):
     bundle = tiny_bundle()
     directions = [a["direction"] for a in sheet["attributes"]]
     np.testing.assert_allclose(directions, bundle.directions, atol=1e-6)
+    interactions = [a["interactions"] for a in sheet["attributes"]]
+    np.testing.assert_allclose(interactions, bundle.interactions, atol=1e-6)
+    np.testing.assert_allclose([a["row"] for a in sheet["axes"]], bundle.axes.rows, atol=1e-6)
+    np.testing.assert_allclose([a["offset"] for a in sheet["axes"]], bundle.axes.offsets, atol=1e-6)
     assert [a["name"] for a in sheet["attributes"]] == list(ATTRIBUTES)
     np.testing.assert_allclose(sheet["latents"]["mean"], bundle.latent_mean, atol=1e-6)
 

@@ -7,10 +7,13 @@ from conftest import draw_face
 from tiny import ATTRIBUTES, CONFIG, tiny_bundle
 
 from facevae.attributes.directions import learn
+from facevae.attributes.interactions import no_axes
+from facevae.attributes.samples import Examples
 from facevae.data.dataset import is_held_out, load_faces
 from facevae.data.images import from_pixels
 from facevae.data.label_files import read_labels
 from facevae.data.labels import Labels
+from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import encode_pixels
 from facevae.latent_space.learning import (
     MIN_MEASURED,
@@ -139,6 +142,44 @@ def test_what_is_learned_is_added_to_what_is_known(bundle):
     assert bundle.directions[:4].equal(before.directions)
     assert bundle.scorers[:4].equal(before.scorers)
     assert bundle.directions.shape == bundle.scorers.shape == (6, CONFIG.latent_dim)
+    # too few to say how what they have varies from face to face
+    assert bundle.axes.rows.equal(before.axes.rows)
+    assert bundle.interactions[:4].equal(before.interactions)
+    assert bundle.interactions[4:].equal(torch.zeros(2, 2, CONFIG.latent_dim))
+
+
+def many_examples(names, count=1200):
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(count, CONFIG.latent_dim, generator=draw)
+    mirrored = latents * torch.tensor([-1.0] * 4 + [1.0] * (CONFIG.latent_dim - 4))
+    values = torch.rand(count, len(names), generator=draw) < 0.3
+    latents = latents + values[:, :1] * latents.roll(1, 1)
+    continuous, held_out = np.zeros(len(names), bool), np.zeros(count, bool)
+    return Examples(latents, mirrored, values.float().numpy(), names, continuous, held_out)
+
+
+def test_many_faces_teach_how_directions_vary(bundle):
+    """Axes are found once; what was learned before has the same direction for every face then."""
+    bundle.axes, bundle.interactions = no_axes(CONFIG.latent_dim), bundle.interactions[:, :0]
+    add_attributes(bundle, many_examples(["Hat", "Scar"]))
+    assert len(bundle.axes) == 6
+    assert bundle.interactions.shape == (6, 6, CONFIG.latent_dim)
+    assert not bundle.interactions[:4].any()
+    assert bundle.interactions[4].abs().max() > 0.1
+    before, axes = bundle.interactions, bundle.axes
+    add_attributes(bundle, many_examples(["Cap"], 1500))
+    assert bundle.axes is axes
+    assert bundle.interactions[:6].equal(before)
+    assert bundle.interactions[6].abs().max() > 0.1
+
+
+def test_the_papers_directions_are_the_same_for_every_face(bundle):
+    add_attributes(bundle, many_examples(["Hat"]), "mean")
+    assert not bundle.interactions[4].any()
+    edit = plan_edit(bundle, ["hat"])
+    latents = torch.randn(3, CONFIG.latent_dim)
+    expected = latents + 1.5 * bundle.directions[4]
+    torch.testing.assert_close(edit.apply(latents, torch.full((3, 1), 1.5)), expected)
 
 
 def test_what_has_the_same_name_takes_the_place_of_what_was_known(bundle):
@@ -164,6 +205,7 @@ def test_what_has_the_same_name_takes_the_place_of_what_was_known(bundle):
 
 def test_a_model_that_knows_nothing_learns(bundle):
     bundle.attributes, bundle.directions, bundle.scorers = [], None, None
+    bundle.interactions = None
     assert learned(bundle, ["Scar"], method="mean") == ["Scar"]
     assert [(a.name, a.method) for a in bundle.attributes] == [("Scar", "mean")]
     expected = bundle.directions / bundle.directions.square().sum()

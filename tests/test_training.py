@@ -774,6 +774,9 @@ def interrupting(step):
     return interrupted
 
 
+PER_ATTRIBUTE = ("directions", "scorers", "interactions")
+
+
 def of_decoder(names: list[str]) -> bool:
     return bool(names) and all(name.startswith("vae.decoder.") for name in names)
 
@@ -782,7 +785,7 @@ def test_every_stage_leaves_its_model_and_the_finish_changes_the_decoder_alone(f
     folder, bundle, ear = finished
     unfinished = load(folder / "state" / "unfinished.safetensors")
     changed = differing(tensors_of(unfinished), tensors_of(bundle))
-    assert of_decoder([name for name in changed if name not in ("directions", "scorers")])
+    assert of_decoder([name for name in changed if name not in PER_ATTRIBUTE])
     told = [(figures["stage"], figures["epoch"]) for figures in ear.epochs]
     assert told == [("vae", 1), ("vae", 2), ("finish", 1), ("finish", 2)]
     assert bundle.provenance["finish"]["epochs"] == 2

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from facevae.attributes.directions import Attribute
+from facevae.attributes.interactions import Axes
 from facevae.config import ModelConfig, PriorConfig, TrainConfig
 from facevae.data.dataset import Faces
 from facevae.data.labels import Labels
 from facevae.models.bundle import Bundle
-from facevae.networks.prior import build_prior
+from facevae.networks.prior import build_prior, fitted_gaussian
 from facevae.networks.vae import VAE
 from facevae.stages import projected
 from facevae.stages.image_features import CHANNELS
@@ -40,8 +41,13 @@ def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
         directions = torch.randn(len(ATTRIBUTES), config.latent_dim)
         mean = 0.1 * torch.randn(config.latent_dim)
         mixing = torch.randn(config.latent_dim, config.latent_dim)
+        rows = torch.randn(2, config.latent_dim)
+        interactions = torch.randn(len(ATTRIBUTES), *rows.shape)
     covariance = 1.5 * torch.eye(config.latent_dim) + 0.1 * mixing @ mixing.T
     covariance = (covariance + covariance.T) / 2
+    if fitted := fitted_gaussian(prior):
+        fitted.mean.copy_(mean)
+        fitted.factor.copy_(torch.linalg.cholesky(covariance))
     scorers = torch.linalg.solve(covariance, directions.T).T
     scorers = scorers / (scorers * directions).sum(1, keepdim=True)
     attributes = [
@@ -54,11 +60,13 @@ def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
         prior.eval(),
         shape,
         mean,
-        covariance,
+        None if fitted_gaussian(prior) else covariance,
+        Axes(rows, torch.zeros(len(rows))),
         None,  # drawn faces are not found as faces, so they are taken as they are
         attributes,
         directions,
         scorers,
+        0.2 * interactions,
         {"terms": "for tests", "epochs": 3},
     )
 
@@ -138,7 +146,8 @@ def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
     found = {f"vae.{k}": v for k, v in bundle.vae.state_dict().items()}
     found |= {f"prior.{k}": v for k, v in bundle.prior.state_dict().items()}
     found |= {"mean": bundle.latent_mean, "covariance": bundle.latent_covariance}
-    for name in ("directions", "scorers"):
+    found |= {"axes": bundle.axes.rows, "offsets": bundle.axes.offsets}
+    for name in ("directions", "scorers", "interactions"):
         if (tensor := getattr(bundle, name)) is not None:
             found[name] = tensor
     return found

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from facevae.attributes.names import exact_match
+from facevae.attributes.samples import Examples, Sample
 
 Method = Literal["logistic", "lda", "mean"]
 
@@ -25,8 +24,6 @@ PENALTY = 300.0
 _MIN_LOGISTIC = 100  # faces with, and faces without: fewer are left to the linear discriminant
 _NEWTON_STEPS = 12
 _NEWTON_TOLERANCE = 1e-6
-# one to three photos hardly ever have slopes of their two sides this opposed by chance
-_MIRRORED_COSINE = -0.3
 _MIN_LENGTH = 1e-4  # of a direction, as a share of the latents' spread; below is rounding error
 _MIN_PER_GENDER = 50  # faces with, and faces without, for a direction within each gender
 _MAX_GENDER_SHARE = 0.75  # of the faces with an attribute; above, gender is controlled for
@@ -72,49 +69,6 @@ class Attribute:
 # ---------------------------------------------------------------- learning
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Labelled faces: posterior means (N, D) of each and of its mirror image, labels (N, A).
-
-    Labels are 1 and 0, or any numbers where `is_continuous` (A,); NaN means unknown. Faces that are
-    `held_out` (N,) are used for evaluation only.
-    """
-
-    latents: Tensor
-    mirrored: Tensor
-    values: npt.NDArray[np.float32]
-    names: Sequence[str]
-    is_continuous: npt.NDArray[np.bool_]
-    held_out: npt.NDArray[np.bool_]
-
-
-class _Sample:
-    """Examples in float64 on the CPU, with label statistics (A,) of the training faces.
-
-    Attributes whose label does not vary over the training faces are left out.
-    """
-
-    def __init__(self, examples: Examples) -> None:
-        values = examples.values[~examples.held_out]
-        lowest = np.where(np.isnan(values), np.inf, values).min(0, initial=np.inf)
-        highest = np.where(np.isnan(values), -np.inf, values).max(0, initial=-np.inf)
-        columns = np.flatnonzero(lowest < highest)
-        self.names = [examples.names[i] for i in columns.tolist()]
-        self.latents = examples.latents.cpu().double()  # (N, D)
-        self.mirrored = examples.mirrored.cpu().double()  # (N, D)
-        self.labels = torch.from_numpy(examples.values[:, columns]).double()  # (N, A)
-        self.is_continuous = torch.from_numpy(examples.is_continuous[columns])
-        self.is_training = torch.from_numpy(~examples.held_out)[:, None]  # (N, 1)
-        # (N, A), 1 for the known labels of training faces, else 0
-        self.known = (~self.labels.isnan() & self.is_training).double()
-        self.count = self.known.sum(0)
-        self.total = (self.known * self.labels.nan_to_num()).sum(0)
-        self.mean = self.total / self.count
-        self.deviations = self.known * (self.labels.nan_to_num() - self.mean)  # (N, A)
-        self.variance = self.deviations.square().sum(0) / self.count
-        self.unit = torch.where(self.is_continuous, self.variance.sqrt(), 1.0)
-
-
 def learn(
     examples: Examples, covariance: Tensor, method: Method = "logistic"
 ) -> tuple[list[Attribute], Tensor, Tensor]:
@@ -131,14 +85,12 @@ def learn(
     itself, scaled. Attributes whose label does not vary, or that the latents do not show, are left
     out.
     """
-    sample = _Sample(examples)
-    directions, mirror_signs = _directions(sample)
-    scorers, methods = _scorers(sample, directions, mirror_signs, covariance, method)
+    sample = Sample(examples)
+    directions = _directions(sample)
+    scorers, methods = _scorers(sample, directions, covariance, method)
     effects = (scorers * directions).sum(1, keepdim=True)
     if method != "mean" and (gender := exact_match("gender", sample.names)):
-        directions = _control_for_gender(
-            sample, gender[0], directions, scorers, mirror_signs, effects
-        )
+        directions = _control_for_gender(sample, gender[0], directions, scorers, effects)
     scorers = scorers / effects.clamp_min(_EPSILON)
     attributes = _assess(sample, scorers, methods)
 
@@ -151,24 +103,17 @@ def learn(
     )
 
 
-def _directions(sample: _Sample) -> tuple[Tensor, Tensor]:
-    """Directions (A, D), averaged over both sides of each face, and mirror signs (A,).
-
-    A mirror sign is 1 where mirroring a face keeps its label, as with glasses, and -1 where it
-    reverses the label, as with yaw: there the slopes of the two sides oppose each other.
-    """
-    slopes, mirrored_slopes = (sample.deviations.T @ z for z in (sample.latents, sample.mirrored))
-    cosines = torch.cosine_similarity(slopes, mirrored_slopes, dim=1)
-    mirror_signs = torch.where(cosines < _MIRRORED_COSINE, -1, 1)
-    averages = (slopes + mirror_signs[:, None] * mirrored_slopes) / 2
+def _directions(sample: Sample) -> Tensor:
+    """Directions (A, D), averaged over both sides of each face."""
+    slopes, mirrored_slopes = sample.slopes
+    averages: Tensor = (slopes + sample.mirror_signs[:, None] * mirrored_slopes) / 2
     scale = sample.unit / (sample.count * sample.variance)
-    return averages * scale[:, None], mirror_signs
+    return averages * scale[:, None]
 
 
 def _scorers(
-    sample: _Sample,
+    sample: Sample,
     directions: Tensor,
-    mirror_signs: Tensor,
     covariance: Tensor,
     method: Method,
 ) -> tuple[Tensor, list[Method]]:
@@ -179,11 +124,10 @@ def _scorers(
     scorers: Tensor = torch.linalg.solve(shrunk, directions.T).T
     methods: list[Method] = ["lda"] * len(directions)
     if method == "logistic":
-        smaller_group = torch.minimum(sample.total, sample.count - sample.total)
-        is_logistic = ~sample.is_continuous & (smaller_group >= _MIN_LOGISTIC)
+        is_logistic = ~sample.is_continuous & (sample.smaller_group >= _MIN_LOGISTIC)
         for i in is_logistic.nonzero()[:, 0].tolist():
             rows = sample.known[:, i].bool()
-            both_sides = [sample.latents[rows], mirror_signs[i] * sample.mirrored[rows]]
+            both_sides = [sample.latents[rows], sample.mirror_signs[i] * sample.mirrored[rows]]
             scorers[i] = _logistic(torch.cat(both_sides), sample.labels[rows, i].repeat(2))
             methods[i] = "logistic"
     return scorers, methods
@@ -228,11 +172,10 @@ def _logistic(latents: Tensor, labels: Tensor) -> Tensor:
 
 
 def _control_for_gender(
-    sample: _Sample,
+    sample: Sample,
     gender: int,
     directions: Tensor,
     scorers: Tensor,
-    mirror_signs: Tensor,
     effects: Tensor,
 ) -> Tensor:
     """Directions (A, D), with gender controlled for where mostly one gender has the attribute.
@@ -248,7 +191,9 @@ def _control_for_gender(
     def mean_latents(is_chosen: Tensor) -> Tensor:
         """Means (A, D) of both sides of the faces that are chosen (N, A) for each attribute."""
         chosen = is_chosen.double()
-        sums = chosen.T @ sample.latents + mirror_signs[:, None] * (chosen.T @ sample.mirrored)
+        sums = chosen.T @ sample.latents + sample.mirror_signs[:, None] * (
+            chosen.T @ sample.mirrored
+        )
         return sums / (2 * chosen.sum(0).clamp_min(1))[:, None]
 
     is_of_gender = torch.stack([labels[:, gender] == label for label in (0, 1)])
@@ -270,7 +215,7 @@ def _control_for_gender(
     return torch.where((is_enough & is_lopsided & is_usable)[:, None], scaled, directions)
 
 
-def _assess(sample: _Sample, scorers: Tensor, methods: Sequence[Method]) -> list[Attribute]:
+def _assess(sample: Sample, scorers: Tensor, methods: Sequence[Method]) -> list[Attribute]:
     """Attributes with their training counts, and their figures on held-out faces."""
     # a label above the threshold counts as having the attribute; a score above 0 predicts it
     threshold = torch.where(sample.is_continuous, sample.mean, 0.5)

@@ -11,7 +11,7 @@ from facevae.system.console import Console
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from facevae.attributes.directions import Examples
+    from facevae.attributes.samples import Examples
     from facevae.data.dataset import Faces
     from facevae.data.images import Pixels
     from facevae.data.labels import Values

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from facevae.attributes.directions import Attribute, core_attributes, regularised
+from facevae.attributes.interactions import Axes
 from facevae.attributes.names import match_attribute
 from facevae.errors import Argument, UsageError
 from facevae.latent_space.latents import combine, posteriors
@@ -23,22 +24,27 @@ class Edit:
     """Attributes of a model to move, and others to hold still.
 
     `edited` and `kept` are their names. `scorers` (E + K, D) measure their scores, in this order.
-    Each of `etas` (E, D) moves the score of one edited attribute by 1 and no other. Asking for
+    Each of `etas` (E, D) moves the score of one edited attribute by 1 and no other. Where a face lies
+    along the `axes` changes its η by `interactions` (E, axes, D), which move no score. Asking for
     α = 1 moves a score by `signs` (E,), so asking for age moves Young by -1.
     """
 
     edited: list[str]
     kept: list[str]
     etas: Tensor
+    interactions: Tensor
+    axes: Axes
     scorers: Tensor
     signs: Tensor
 
     def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
         """Edited latents, w = w_new + Σ α · η, of latents (N, D) and alphas (N, E).
 
-        Panguluri & Kamarajugadda 2020, section 3.
+        Panguluri & Kamarajugadda 2020, section 3, whose η is the same for all faces.
         """
-        return latents + (alphas.to(self.signs) * self.signs) @ self.etas
+        strengths, places = alphas.to(self.signs) * self.signs, self.axes.coordinates(latents)
+        varying = torch.einsum("ne, nk, ekd -> nd", strengths, places, self.interactions)
+        return latents + strengths @ self.etas + varying
 
     def scores(self, latents: Tensor) -> Tensor:
         """Scores (N, E + K) of latents (N, D), in α. Their zero points are arbitrary."""
@@ -77,11 +83,16 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
     kept = _kept(bundle, edited, keep)
     assert bundle.directions is not None  # noqa: S101 - set together with attributes
     assert bundle.scorers is not None  # noqa: S101
+    assert bundle.interactions is not None  # noqa: S101
+    rows = [*edited, *kept]
+    directions, scorers = bundle.directions[rows], bundle.scorers[rows]
     return Edit(
         [names[i] for i in edited],
         [names[i] for i in kept],
         edit_directions(bundle.directions, bundle.scorers, edited, kept),
-        bundle.scorers[[*edited, *kept]],
+        without_effect(bundle.interactions[edited], directions, scorers),
+        bundle.axes,
+        scorers,
         torch.tensor([float(sign) for _, sign in matches]).to(bundle.scorers),
     )
 
@@ -149,6 +160,16 @@ def edit_directions(
         reason = "the attributes to edit and to keep are too alike to separate; keep fewer with "
         raise UsageError(reason, Argument("keep"))
     result: Tensor = etas.float().to(device)
+    return result
+
+
+def without_effect(steps: Tensor, directions: Tensor, scorers: Tensor) -> Tensor:
+    """Steps (…, D), less the parts along `directions` (R, D) that move the scores of `scorers`."""
+    device = steps.device  # not every device has float64
+    steps, directions, scorers = (t.cpu().double() for t in (steps, directions, scorers))
+    moved = steps @ scorers.T
+    parts = moved @ torch.linalg.inv(directions @ scorers.T)
+    result: Tensor = (steps - parts @ directions).float().to(device)
     return result
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facevae.attributes.directions import Examples, Method, learn
+from facevae.attributes.directions import Method, learn
+from facevae.attributes.interactions import find_axes, learn_interactions
 from facevae.attributes.names import plain_name
+from facevae.attributes.samples import Examples
 from facevae.data.batches import batches_of
 from facevae.data.dataset import Faces, is_held_out
 from facevae.data.hub_files import is_url
@@ -102,12 +104,23 @@ def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logisti
     learned = [attribute.name for attribute in attributes]
     if not learned:
         return []
-    known = bundle.attributes
-    if bundle.directions is not None and bundle.scorers is not None:
-        replaced = set(map(plain_name, learned))
-        kept = [i for i, old in enumerate(known) if plain_name(old.name) not in replaced]
-        attributes = [known[i] for i in kept] + attributes
+    axes = bundle.axes if len(bundle.axes) else find_axes(examples).to(bundle.device)
+    interactions = learn_interactions(examples, learned, axes)
+    if method == "mean":
+        interactions.zero_()  # the paper's directions are the same for every face
+    replaced = set(map(plain_name, learned))
+    kept = [i for i, old in enumerate(bundle.attributes) if plain_name(old.name) not in replaced]
+    if kept:
+        assert bundle.directions is not None  # noqa: S101 - set together with attributes
+        assert bundle.scorers is not None  # noqa: S101
+        assert bundle.interactions is not None  # noqa: S101
+        before = bundle.interactions[kept]
+        if len(axes) != len(bundle.axes):  # they are new
+            before = before.new_zeros(len(kept), *axes.rows.shape)
+        attributes = [bundle.attributes[i] for i in kept] + attributes
         directions = torch.cat([bundle.directions[kept], directions])
         scorers = torch.cat([bundle.scorers[kept], scorers])
+        interactions = torch.cat([before, interactions])
     bundle.attributes, bundle.directions, bundle.scorers = attributes, directions, scorers
+    bundle.axes, bundle.interactions = axes, interactions
     return learned

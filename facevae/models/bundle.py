@@ -3,9 +3,10 @@
 A model file holds weights, configuration, framing, prior, attributes and provenance. Reading it
 executes no code. The metadata are JSON strings. The tensors are `vae.*` (those of a finished
 decoder's texture under `vae.decoder.textured.*`), `prior.*`, `latents.mean` (D,),
-`latents.covariance`, and, for a model with attributes, `directions` and `scorers` (A, D). The
-covariance and the prior's whitening factor are stored as their lower triangles, row by row
-(D (D + 1) / 2,).
+`latents.covariance` where the prior is N(0, I) (any other prior has a covariance itself), and, for
+a model with attributes, `directions` and `scorers` (A, D). If directions vary along axes, there are
+`axes.rows` (K, D), `axes.offsets` (K,) and `interactions` (A, K, D) too. The covariance and the
+prior's Cholesky factor are stored as their lower triangles, row by row (D (D + 1) / 2,).
 """
 
 import dataclasses
@@ -19,16 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from facevae.attributes.directions import Attribute
+from facevae.attributes.interactions import Axes, no_axes
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.faces.framing import Framing
-from facevae.models.formats import FORMAT, UNSAID, has_triangles, init_missing_blocks, stored_name
+from facevae.models.formats import (
+    FORMAT,
+    UNSAID,
+    has_covariance,
+    has_triangles,
+    init_missing_blocks,
+    stored_name,
+)
 from facevae.models.tensor_files import open_tensors, parse_json, safetensors_errors, write_tensors
-from facevae.networks.prior import Prior, build_prior
+from facevae.networks.prior import Prior, build_prior, fitted_gaussian
 from facevae.networks.texture import TEXTURED
 from facevae.networks.vae import VAE
 
 _COVARIANCE = "latents.covariance"
+_INTERACTIONS, _AXES, _OFFSETS = "interactions", "axes.rows", "axes.offsets"
 # symmetric or lower triangular matrices
 _TRIANGLES = (_COVARIANCE, "prior.factor", "prior.whitening.factor")
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
@@ -66,10 +76,12 @@ class Provenance(TypedDict, total=False):
 class Bundle:
     """Everything that inference needs.
 
-    `latent_mean` (D,) and `latent_covariance` (D, D) are moments of the posterior means of the
-    training faces; the covariance is exactly symmetric. `framing` is None if the training faces did
-    not share one framing. `directions` and `scorers` (A, D) belong to `attributes`, and are None if
-    there are none. `half` says whether the file stored the weights as float16.
+    `latent_mean` (D,) and `mean_covariance` (D, D) are moments of the posterior means of the training
+    faces; the covariance is exactly symmetric, and None where the prior has one (see
+    `latent_covariance`). `framing` is None if the training faces did not share one framing.
+    `directions` and `scorers` (A, D) belong to `attributes`, and so do their `interactions` (A, K, D)
+    with the `axes`; all three are None if there are none. `half` says whether the file stored the
+    weights as float16.
     """
 
     config: ModelConfig
@@ -77,11 +89,13 @@ class Bundle:
     prior: Prior
     prior_config: PriorConfig
     latent_mean: Tensor
-    latent_covariance: Tensor
+    mean_covariance: Tensor | None
+    axes: Axes
     framing: Framing | None = None
     attributes: list[Attribute] = field(default_factory=list)
     directions: Tensor | None = None
     scorers: Tensor | None = None
+    interactions: Tensor | None = None
     provenance: Provenance = field(default_factory=Provenance)
     half: bool = False
 
@@ -90,9 +104,10 @@ class Bundle:
         self.vae.to(device)
         self.prior.to(device)
         self.latent_mean = self.latent_mean.to(device)
-        self.latent_covariance = self.latent_covariance.to(device)
-        self.directions = None if self.directions is None else self.directions.to(device)
-        self.scorers = None if self.scorers is None else self.scorers.to(device)
+        self.axes = self.axes.to(device)
+        for name in ("mean_covariance", "directions", "scorers", "interactions"):
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.to(device))
         return self
 
     def describe(self) -> dict[str, Any]:
@@ -111,34 +126,57 @@ class Bundle:
         return self.latent_mean.device
 
     @property
+    def latent_covariance(self) -> Tensor:
+        """Covariance (D, D) of the training faces' latents, exactly symmetric.
+
+        It is the fitted prior's, of draws from the posteriors, or else that of the posterior means.
+        """
+        if fitted := fitted_gaussian(self.prior):
+            return fitted.covariance
+        assert self.mean_covariance is not None  # noqa: S101 - needed with N(0, I)
+        return self.mean_covariance
+
+    @property
     def latent_spread(self) -> Tensor:
-        """Standard deviations (D,) of the posterior means of the training faces."""
+        """Standard deviations (D,) of the training faces' latents."""
         return self.latent_covariance.diag().clamp_min(0).sqrt()
 
 
 def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
     """Write the model atomically.
 
-    `half` stores float16: half the bytes, and decoded faces that differ by at most 1/255. Raises
-    `ModelError` for numbers that are not finite, or too large for float16.
+    `half` stores float16: half the bytes, and decoded faces that differ by at most 1/255. Interactions
+    are stored as float8 then, whose error is small beside their own. Raises `ModelError` for numbers
+    that are not finite, or too large for these types.
     """
     tensors = {
         **{f"vae.{name}": t for name, t in bundle.vae.state_dict().items()},
         **{f"prior.{name}": t for name, t in bundle.prior.state_dict().items()},
         "latents.mean": bundle.latent_mean,
-        _COVARIANCE: bundle.latent_covariance,
     }
+    if not fitted_gaussian(bundle.prior):
+        tensors[_COVARIANCE] = bundle.latent_covariance
     tensors |= {name: _lower_triangle(tensors[name]) for name in _TRIANGLES if name in tensors}
     if bundle.directions is not None and bundle.scorers is not None:
         tensors |= {"directions": bundle.directions, "scorers": bundle.scorers}
-    stored = {
-        name: t.detach().to("cpu", torch.float16 if half and t.is_floating_point() else t.dtype)
-        for name, t in tensors.items()
-    }
-    if too_large := [n for n, t in stored.items() if not t.isfinite().all()]:
-        msg = f"{path}: {too_large[0]} holds numbers that cannot be stored; try without --half"
-        raise ModelError(msg)
+        if bundle.interactions is not None and len(bundle.axes):
+            tensors[_INTERACTIONS] = bundle.interactions
+            tensors |= {_AXES: bundle.axes.rows, _OFFSETS: bundle.axes.offsets}
+    stored = {}
+    for name, tensor in tensors.items():
+        dtype = _stored_type(name, tensor, half=half)
+        if dtype.is_floating_point and not (tensor.abs() <= torch.finfo(dtype).max).all():
+            msg = f"{path}: {name} holds numbers that cannot be stored; try without --half"
+            raise ModelError(msg)
+        stored[name] = tensor.detach().to("cpu", dtype)
     write_tensors(path, stored, {"format": FORMAT, **bundle.describe()})
+
+
+def _stored_type(name: str, tensor: Tensor, *, half: bool) -> torch.dtype:
+    """The type that a tensor is stored in."""
+    if not half or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.float8_e4m3fn if name == _INTERACTIONS else torch.float16
 
 
 def load(path: Path, label: object = None) -> Bundle:
@@ -166,16 +204,10 @@ def load(path: Path, label: object = None) -> Bundle:
             vae, prior = VAE(config), build_prior(prior_config, config.latent_dim)
             if any(name.startswith(f"vae.{TEXTURED}") for name in file.keys()):  # noqa: SIM118 - not a dict
                 vae.decoder.add_texture()
-        shapes: dict[str, tuple[int, ...]] = {
-            **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
-            **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
-            "latents.mean": (config.latent_dim,),
-            _COVARIANCE: (config.latent_dim, config.latent_dim),
-        }
-        if attributes:
-            shape = (len(attributes), config.latent_dim)
-            shapes |= {"directions": shape, "scorers": shape}
         version, textured = metadata["format"], vae.decoder.textured
+        shapes = _shapes(file, vae, prior, len(attributes))
+        if has_covariance(version):
+            shapes[_COVARIANCE] = (config.latent_dim, config.latent_dim)
         triangles = [n for n in _TRIANGLES if n in shapes and has_triangles(version)]
         for name in triangles:
             side = shapes[name][0]
@@ -190,7 +222,7 @@ def load(path: Path, label: object = None) -> Bundle:
     tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
     for name in triangles:
         tensors[name] = _matrix(tensors[name], symmetric=name == _COVARIANCE)
-    if tensors[_COVARIANCE].diag().min() < 0:
+    if _COVARIANCE in tensors and tensors[_COVARIANCE].diag().min() < 0:
         msg = f"{label}: tensor {_COVARIANCE} holds variances below 0"
         raise ModelError(msg)
     _assign(vae, tensors, "vae.")
@@ -199,20 +231,46 @@ def load(path: Path, label: object = None) -> Bundle:
     # built again off the meta device, which computes the buffers that are not stored
     prior = build_prior(prior_config, config.latent_dim)
     _assign(prior, tensors, "prior.")
+    axes = no_axes(config.latent_dim)
+    if _AXES in tensors:
+        axes = Axes(tensors[_AXES], tensors[_OFFSETS])
+    elif attributes:
+        tensors[_INTERACTIONS] = torch.zeros(len(attributes), *axes.rows.shape)
     return Bundle(
         config,
         vae.eval(),
         prior.eval(),
         prior_config,
         tensors["latents.mean"],
-        tensors[_COVARIANCE],
+        None if fitted_gaussian(prior) else tensors[_COVARIANCE],
+        axes,
         framing,
         attributes,
         tensors.get("directions"),
         tensors.get("scorers"),
+        tensors.get(_INTERACTIONS),
         provenance,
         half,
     )
+
+
+def _shapes(file: Any, vae: VAE, prior: Prior, num_attributes: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that a file of today's format holds, by name."""
+    latent_dim = vae.config.latent_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
+        **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
+        "latents.mean": (latent_dim,),
+    }
+    if not fitted_gaussian(prior):
+        shapes[_COVARIANCE] = (latent_dim, latent_dim)
+    if num_attributes:
+        shapes |= dict.fromkeys(("directions", "scorers"), (num_attributes, latent_dim))
+        if _AXES in file.keys():  # noqa: SIM118 - not a dict
+            num_axes = next(iter(file.get_slice(_AXES).get_shape()), 0)
+            shapes |= {_AXES: (num_axes, latent_dim), _OFFSETS: (num_axes,)}
+            shapes[_INTERACTIONS] = (num_attributes, num_axes, latent_dim)
+    return shapes
 
 
 def _parse_metadata(label: object, texts: Mapping[str, str] | None) -> dict[str, Any]:

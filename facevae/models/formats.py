@@ -2,7 +2,7 @@
 
 from facevae.networks.texture import TEXTURED, Texture
 
-FORMAT = 10  # increase when a reader of the old format could not read the new one
+FORMAT = 11  # increase when a reader of the old format could not read the new one
 _UNGUIDED: dict[str, object] = {"guided_until": 1.0}
 # by format version that can be read: metadata that its files do not hold, with the values that
 # were the only ones at the time
@@ -13,11 +13,13 @@ UNSAID: dict[int, dict[str, dict[str, object]]] = {
     },
     3: {"prior": {"guidance": 1.0, **_UNGUIDED}},
     **{version: {"prior": _UNGUIDED} for version in (4, 5, 6)},
-    **{version: {} for version in (7, 8, 9, FORMAT)},
+    **{version: {} for version in (7, 8, 9, 10, FORMAT)},
 }
 # the first version with a residual block at each level of a texture, with numbered blocks, with
-# blocks that correct coarser levels, and with matrices stored as triangles
+# blocks that correct coarser levels, with matrices stored as triangles, and without a covariance of
+# the latents beside that of a fitted prior
 _WITH_BLOCKS, _WITH_NUMBERED_BLOCKS, _WITH_MENDS, _WITH_TRIANGLES = 6, 8, 9, 10
+_WITHOUT_COVARIANCE = 11
 _BLOCKS, _MENDS = f"vae.{TEXTURED}blocks.", f"vae.{TEXTURED}mends."  # prefixes of tensor names
 
 
@@ -34,6 +36,11 @@ def stored_name(version: int, name: str) -> str | None:
 def has_triangles(version: int) -> bool:
     """Whether symmetric and triangular matrices are stored as their lower triangles."""
     return version >= _WITH_TRIANGLES
+
+
+def has_covariance(version: int) -> bool:
+    """Whether files hold the covariance of the latents beside that of a fitted prior."""
+    return version < _WITHOUT_COVARIANCE
 
 
 def init_missing_blocks(version: int, texture: Texture) -> None:

@@ -59,6 +59,12 @@ class GaussianPrior(nn.Module):
         self.mean.copy_(centre)
         self.factor.copy_(torch.linalg.cholesky(covariance))
 
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance (D, D), exactly symmetric."""
+        product = self.factor @ self.factor.T
+        return (product + product.T) / 2
+
     def forward(self, noise: Tensor) -> Tensor:
         """noise (B, D) → latents (B, D)."""
         latents: Tensor = self.mean + noise @ self.factor.T
@@ -237,6 +243,13 @@ def other_prior(prior: Prior, kind: str) -> Prior:
         return prior
     reason = f": this model holds a {kind_of(prior)} prior, and knows no {kind} one"
     raise UsageError(Argument("prior", kind), reason)
+
+
+def fitted_gaussian(prior: Prior) -> GaussianPrior | None:
+    """The Gaussian that a prior is, or whitens with; None of N(0, I)."""
+    if isinstance(prior, FlowPrior):
+        return prior.whitening
+    return prior if isinstance(prior, GaussianPrior) else None
 
 
 def kind_of(prior: Prior) -> str:

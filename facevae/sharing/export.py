@@ -135,15 +135,17 @@ def _about(bundle: Bundle, name: str) -> dict[str, Any]:
 
 def _numbers(bundle: Bundle) -> dict[str, Any]:
     """The numbers that arithmetic on latents needs in addition to the networks."""
-    rows = zip(
-        *(t.tolist() for t in (bundle.directions, bundle.scorers) if t is not None), strict=True
-    )
+    tensors = (bundle.directions, bundle.scorers, bundle.interactions)
+    rows = zip(*(t.tolist() for t in tensors if t is not None), strict=True)
     attributes = [
-        dataclasses.asdict(attribute) | {"direction": direction, "scorer": scorer}
-        for attribute, (direction, scorer) in zip(bundle.attributes, rows, strict=True)
+        dataclasses.asdict(attribute)
+        | dict(zip(("direction", "scorer", "interactions"), row, strict=True))
+        for attribute, row in zip(bundle.attributes, rows, strict=True)
     ]
+    axes = zip(bundle.axes.rows.tolist(), bundle.axes.offsets.tolist(), strict=True)
     return {
         "attributes": attributes,
+        "axes": [{"row": row, "offset": offset} for row, offset in axes],
         "latents": {
             "mean": bundle.latent_mean.tolist(),
             "spread": bundle.latent_spread.tolist(),

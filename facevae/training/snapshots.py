@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from facevae.attributes.interactions import no_axes
 from facevae.charts import latent_plots, plots
 from facevae.config import WHOLE_TEXTURE, PriorConfig
 from facevae.data.batches import batches_of, evenly
@@ -108,6 +109,7 @@ def new_bundle(run: Run, vae: VAE, mean: Tensor, images: int) -> Bundle:
         PriorConfig(),
         mean.mean(0),
         (covariance + covariance.T) / 2,  # exactly symmetric in spite of rounding
+        no_axes(latent_dim),
         provenance=provenance,
     )
 

@@ -272,7 +272,8 @@ def _latest_unfinished(work: Work) -> Bundle | None:
 def _copy_knowledge(work: Work, bundle: Bundle, earlier: Bundle) -> None:
     """Copy attributes and provenance of an unchanged network to the model with a new prior."""
     bundle.attributes, bundle.directions = earlier.attributes, earlier.directions
-    bundle.scorers = earlier.scorers
+    bundle.scorers, bundle.interactions = earlier.scorers, earlier.interactions
+    bundle.axes = earlier.axes
     provenance, old = bundle.provenance, earlier.provenance
     provenance["labels"] = old.get("labels")
     provenance["epochs"] = old.get("epochs", 0)

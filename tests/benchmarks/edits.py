@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from facevae.attributes.directions import Examples
+from facevae.attributes.samples import Examples
 from facevae.data.batches import batches_of
 from facevae.data.dataset import Faces, load_faces
 from facevae.data.images import SUFFIXES, from_pixels
