@@ -19,6 +19,7 @@ from facevae.faces.framing import FFHQ, POINTS
 from facevae.latent_space.latents import decode, latents_of_seeds
 from facevae.models.bundle import load, save
 from facevae.models.formats import FORMAT
+from facevae.networks.prior import NormalPrior
 from facevae.networks.texture import Texture
 
 
@@ -279,6 +280,33 @@ def test_directions_of_no_attribute_are_not_known(saved, name):
         del tensors[other]
     save_file(tensors, saved, texts | {"attributes": "[]"})
     assert refusal(saved) == f"tensor {name} is not known"
+
+
+def test_a_factor_whose_covariance_overflows_is_refused(saved):
+    tensors, texts = parts_of(saved)
+    tensors["prior.whitening.factor"][0] = 1e30
+    save_file(tensors, saved, texts)
+    assert refusal(saved) == "the prior's factor holds numbers that are too large"
+
+
+def test_the_covariance_of_the_latents_outlives_the_prior(tmp_path):
+    bundle = tiny_bundle()
+    before = bundle.latent_covariance
+    bundle.set_prior(NormalPrior(), PriorConfig())
+    assert bundle.latent_covariance.equal(before)
+    save(bundle, tmp_path / "normal.safetensors")
+    assert load(tmp_path / "normal.safetensors").latent_covariance.equal(before)
+    bundle.set_prior(tiny_bundle(kind="gaussian").prior, PriorConfig("gaussian"))
+    assert bundle.mean_covariance is None
+
+
+def test_all_of_a_model_goes_to_a_device():
+    for kind in ("flow", "normal"):
+        bundle = tiny_bundle(kind=kind).to(torch.device("meta"))
+        parts = [bundle.axes.rows, bundle.axes.offsets, bundle.mean_covariance, bundle.latent_mean]
+        parts += [bundle.directions, bundle.scorers, bundle.interactions]
+        parts += [*bundle.vae.state_dict().values(), *bundle.prior.state_dict().values()]
+        assert {t.device.type for t in parts if t is not None} == {"meta"}
 
 
 @pytest.mark.parametrize("shape", [(), (0, 8), (2, 7), (2, 8, 1), (3, 8)])

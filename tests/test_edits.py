@@ -159,7 +159,9 @@ def test_what_is_too_alike_is_refused_and_can_be_edited_without_the_other(bundle
 
 
 def test_a_model_without_attributes_has_nothing_to_edit(bundle):
-    bare = dataclasses.replace(bundle, attributes=[], directions=None, scorers=None)
+    bare = dataclasses.replace(
+        bundle, attributes=[], directions=None, scorers=None, interactions=None
+    )
     with pytest.raises(UsageError, match="knows no attributes"):
         plan_edit(bare, ["smile"])
 

@@ -38,7 +38,7 @@ def test_the_wheel_holds_every_module_and_the_weights_with_their_papers(names):
     modules = {p.relative_to(ROOT).as_posix() for p in package.rglob("*.py")}
     weights = {p.relative_to(ROOT).as_posix() for p in (package / "weights").iterdir()}
     assert "facevae/weights/default.safetensors" in weights
-    assert modules | weights | {"facevae/page.html"} <= names
+    assert modules | weights | {"facevae/reports/page.html"} <= names
 
 
 def test_the_wheel_holds_nothing_else(names):

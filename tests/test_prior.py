@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import tiny_bundle
 
 from facevae.config import PriorConfig
 from facevae.errors import UsageError
@@ -10,6 +11,7 @@ from facevae.networks.prior import (
     GaussianPrior,
     NormalPrior,
     build_prior,
+    fitted_gaussian,
     kind_of,
     other_prior,
     sample_latents,
@@ -95,6 +97,14 @@ def test_a_gaussian_of_fewer_latents_than_dimensions_is_positive_definite(count)
     assert prior.factor.isfinite().all()
     assert prior.factor.diag().gt(0).all()
     assert prior.factor.triu(1).eq(0).all()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "flow"])
+def test_a_fitted_prior_knows_its_covariance(kind):
+    fitted = fitted_gaussian(tiny_bundle(kind=kind).prior)
+    assert fitted.covariance.equal(fitted.covariance.T)
+    torch.testing.assert_close(fitted.covariance, fitted.factor @ fitted.factor.T)
+    assert fitted_gaussian(NormalPrior()) is None
 
 
 def test_whitening_is_the_inverse_of_sampling():

@@ -1,9 +1,9 @@
 """How the direction of an attribute varies from face to face, as glasses follow a head that turns.
 
 The direction for a face is d + Σ c_k · d_k, where c_k says how far the face lies along the axis k of
-the main ways in which faces differ, and the interaction d_k is how much of a step along that axis
-changes the direction: a varying-coefficient model (Hastie & Tibshirani 1993), with terms of first
-order.
+the main ways in which faces differ, and the interaction d_k is the change of the direction per
+standard deviation along it: a varying-coefficient model (Hastie & Tibshirani 1993), with terms of
+first order.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,21 @@ from torch import Tensor
 from facevae.attributes.names import exact_match
 from facevae.attributes.samples import Examples, Sample
 
-# a face and its mirror image differ by how it is turned and lit; the other axes say more than that
+# a face and its mirror image differ by how it is turned and lit; the tables in networks.md compare
+# numbers of axes
 _NUM_ASYMMETRIC, _NUM_SYMMETRIC = 2, 4
 _FARTHEST = 2.5  # coordinate, in standard deviations, beyond which directions vary no more
 _FEWEST_FOR_AXES = 1000  # faces; of fewer, axes would be those of a few unusual ones
 _FEWEST = 100  # faces with an attribute, and without it
-_PENALTY = 20.0  # L2, in faces of the smaller group
-_EPSILON = 1e-6  # penalty that keeps the least squares solvable
+_NOTHING = 1e-6  # a penalty that keeps least squares solvable, and a share of variance
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Main ways in which faces differ: `rows` (K, D) and `offsets` (K,); K may be 0."""
+    """Main ways in which faces differ: `rows` (K, D) and `offsets` (K,); K may be 0.
+
+    A latent z lies at rows · z - offsets, in standard deviations over the training faces.
+    """
 
     rows: Tensor
     offsets: Tensor
@@ -35,12 +38,14 @@ class Axes:
         return len(self.rows)
 
     def coordinates(self, latents: Tensor) -> Tensor:
-        """Places (N, K) of latents (N, D) along the axes, in standard deviations from the mean.
+        """Places (N, K) of latents (N, D), rows · z - offsets, at most ±2.5.
 
-        At most ±2.5: farther out there are too few faces to learn from.
+        They are standard deviations from the mean face; farther out there are too few faces to learn
+        from.
         """
-        places = latents @ self.rows.to(latents).T - self.offsets.to(latents)
-        return places.clamp(-_FARTHEST, _FARTHEST)
+        # first to the device, then to the type, which the other device may not have
+        rows, offsets = (t.to(latents.device).to(latents.dtype) for t in (self.rows, self.offsets))
+        return (latents @ rows.T - offsets).clamp(-_FARTHEST, _FARTHEST)
 
     def to(self, device: torch.device) -> "Axes":
         """The same axes on another device."""
@@ -64,15 +69,23 @@ def find_axes(examples: Examples) -> Axes:
         return no_axes(plain.shape[1])
     common = (plain + mirrored) / 2
     centre = common.mean(0)
-    parts = ((plain - mirrored) / 2, _NUM_ASYMMETRIC), (common - centre, _NUM_SYMMETRIC)
-    rows = torch.cat([_components(deviations, count) for deviations, count in parts])
+    floor = _NOTHING * float((plain - plain.mean(0)).square().mean())
+    rows = torch.cat(
+        [
+            _components((plain - mirrored) / 2, _NUM_ASYMMETRIC, floor),
+            _components(common - centre, _NUM_SYMMETRIC, floor),
+        ]
+    )
     return Axes(rows.float(), (rows @ centre).float())
 
 
-def _components(deviations: Tensor, count: int) -> Tensor:
-    """The first principal components (K, D) of deviations (N, D), scaled to unit variance."""
+def _components(deviations: Tensor, count: int, floor: float) -> Tensor:
+    """The first principal components (K, D) of deviations (N, D), scaled to unit variance.
+
+    At most `count`, and none with a variance of `floor` or less.
+    """
     variances, vectors = torch.linalg.eigh(deviations.T @ deviations / len(deviations))
-    found = variances > _EPSILON * variances[-1]
+    found = variances > floor
     rows: Tensor = (vectors[:, found] / variances[found].sqrt()).T.flip(0)[:count]
     # of the two signs of a vector, that in which its largest number is positive
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
@@ -82,8 +95,9 @@ def _components(deviations: Tensor, count: int) -> Tensor:
 def learn_interactions(examples: Examples, names: Sequence[str], axes: Axes) -> Tensor:
     """Interactions (A, K, D) of the attributes `names` with axes, by penalised least squares.
 
-    Gender is controlled for, if it is among the labels: faces of men lie elsewhere along the axes.
-    Attributes that few faces have, or that few faces lack, get zeros.
+    `names` are of labels that differ among the training faces. Gender is controlled for, if it is
+    among the labels: faces of men lie elsewhere along the axes. Yes-or-no attributes get zeros unless
+    100 training faces have them and 100 lack them, continuous ones unless 200 have a label.
     """
     interactions = examples.latents.new_zeros(len(names), *axes.rows.shape)
     if not len(axes):
@@ -91,32 +105,53 @@ def learn_interactions(examples: Examples, names: Sequence[str], axes: Axes) -> 
     sample = Sample(examples)
     latents = torch.cat([sample.latents, sample.mirrored])
     places = torch.cat([torch.ones(len(latents), 1).double(), axes.coordinates(latents)], 1)
-    deviations = torch.cat([sample.deviations, sample.mirror_signs * sample.deviations])
     gender = exact_match("gender", sample.names)
     for row, name in enumerate(names):
         i = sample.names.index(name)
         if sample.smaller_group[i] < _FEWEST:
             continue
-        covariates = [places, places * (deviations[:, i, None] / sample.unit[i])]
+        labels, weights = _both_sides(sample, i)
+        covariates = [places, places * labels[:, None]]
         if gender and gender[0] != i:
-            covariates.insert(0, places * deviations[:, gender[0], None])
-        design = torch.cat(covariates, 1)
-        penalties = torch.full((design.shape[1],), _EPSILON).double()
-        penalties[-len(axes) :] = _PENALTY / sample.smaller_group[i]
-        weighted = design * _weights(sample, i)[:, None]
-        slopes = torch.linalg.solve(weighted.T @ design + penalties.diag(), weighted.T @ latents)
+            covariates.insert(0, places * sample.deviations[:, gender[0]].repeat(2)[:, None])
+        slopes = _least_squares(torch.cat(covariates, 1), weights, latents)
         interactions[row] = slopes[-len(axes) :]
     return interactions
 
 
-def _weights(sample: Sample, attribute: int) -> Tensor:
-    """Weights (2N,) of the faces and of their mirror images, of sum 1.
+def _least_squares(design: Tensor, weights: Tensor, outcomes: Tensor) -> Tensor:
+    """Slopes (P, D) of outcomes (2N, D) on a design (2N, P), each shrunk as far as it may be noise.
 
-    With and without a yes-or-no attribute, faces have the same weight in total.
+    The first N rows are of faces and the others of their mirror images. A slope is a vector of D
+    numbers, so how much of its length the noise explains is known well: positive-part James-Stein
+    (Efron & Morris 1973).
     """
-    weights = sample.known[:, attribute].clone()
-    if not sample.is_continuous[attribute]:
-        has = sample.labels[:, attribute] > 0
-        share = sample.mean[attribute]
-        weights *= torch.where(has, 1 / share, 1 / (1 - share))
-    return weights.repeat(2) / (2 * weights.sum())
+    weighted = design * weights[:, None]
+    moments = weighted.T @ design
+    moments.diagonal().add_(_NOTHING)
+    slopes: Tensor = torch.linalg.solve(moments, weighted.T @ outcomes)
+    residuals = outcomes - design @ slopes
+    variances = (weights[:, None] * residuals.square()).sum(0).clamp_min(_NOTHING)
+    # of slopes, in units of these; as small as if mirror images were other faces, since they cancel
+    # the half of the noise that is not symmetric
+    inverse = torch.linalg.inv(moments)
+    noise = (inverse @ (weighted.T @ weighted) @ inverse).diagonal()
+    lengths = (slopes.square() / variances).mean(1)
+    kept = (1 - noise / lengths.clamp_min(_NOTHING)).clamp_min(0)
+    return kept[:, None] * slopes
+
+
+def _both_sides(sample: Sample, attribute: int) -> tuple[Tensor, Tensor]:
+    """Centred labels and weights, each (2N,), of the faces and then of their mirror images.
+
+    The sum of the weights is 1; faces with and faces without a yes-or-no attribute have half each.
+    """
+    known, sign = sample.known[:, attribute].repeat(2), sample.mirror_signs[attribute]
+    if sample.is_continuous[attribute]:
+        labels = sample.deviations[:, attribute] / sample.unit[attribute]
+        return torch.cat([labels, sign * labels]), known / known.sum()
+    labels = sample.labels[:, attribute].nan_to_num() - 0.5
+    labels = torch.cat([labels, sign * labels])
+    share = (known * (labels > 0)).sum() / known.sum()
+    weights = known * torch.where(labels > 0, 0.5 / share, 0.5 / (1 - share))
+    return known * labels, weights / weights.sum()

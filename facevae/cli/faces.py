@@ -1,6 +1,7 @@
 """The commands `reconstruct` and `sample`."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -218,7 +219,7 @@ def sample(
     writer.check(bundle.config.size)
     keep.spare(Path(used["path"]))
     if prior is not None:
-        bundle.prior = other_prior(bundle.prior, prior)
+        bundle.set_prior(other_prior(bundle.prior, prior), replace(bundle.prior_config, kind=prior))
 
     for start in range(0, len(chosen), _CHUNK):
         chunk = chosen[start : start + _CHUNK]

@@ -24,9 +24,9 @@ class Edit:
     """Attributes of a model to move, and others to hold still.
 
     `edited` and `kept` are their names. `scorers` (E + K, D) measure their scores, in this order.
-    Each of `etas` (E, D) moves the score of one edited attribute by 1 and no other. Where a face lies
-    along the `axes` changes its η by `interactions` (E, axes, D), which move no score. Asking for
-    α = 1 moves a score by `signs` (E,), so asking for age moves Young by -1.
+    Each of `etas` (E, D) moves the score of one edited attribute by 1 and those of the others by 0.
+    Where a face lies along the K `axes` changes its η by `interactions` (E, K, D), which move none of
+    these scores. Asking for α = 1 moves a score by `signs` (E,), so asking for age moves Young by -1.
     """
 
     edited: list[str]
@@ -40,7 +40,8 @@ class Edit:
     def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
         """Edited latents, w = w_new + Σ α · η, of latents (N, D) and alphas (N, E).
 
-        Panguluri & Kamarajugadda 2020, section 3, whose η is the same for all faces.
+        Panguluri & Kamarajugadda 2020, section 3, whose η is the same for all faces. Here it is that
+        of the unedited face, so half of an edit twice is not quite the edit.
         """
         strengths, places = alphas.to(self.signs) * self.signs, self.axes.coordinates(latents)
         varying = torch.einsum("ne, nk, ekd -> nd", strengths, places, self.interactions)
@@ -90,6 +91,7 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
         [names[i] for i in edited],
         [names[i] for i in kept],
         edit_directions(bundle.directions, bundle.scorers, edited, kept),
+        # not those of the kept attributes, which would add more noise than they mend
         without_effect(bundle.interactions[edited], directions, scorers),
         bundle.axes,
         scorers,

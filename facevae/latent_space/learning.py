@@ -99,15 +99,20 @@ def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logisti
 
     They replace attributes with the same plain name (letters and digits). If nothing could be
     learned, because all examples are alike, the model does not change and the result is empty.
+
+    Their directions vary along the model's axes. A model without axes gets those of the examples, if
+    these are many enough; the directions of attributes that it knew do not vary then.
     """
     attributes, directions, scorers = learn(examples, bundle.latent_covariance, method)
     learned = [attribute.name for attribute in attributes]
     if not learned:
         return []
-    axes = bundle.axes if len(bundle.axes) else find_axes(examples).to(bundle.device)
-    interactions = learn_interactions(examples, learned, axes)
-    if method == "mean":
-        interactions.zero_()  # the paper's directions are the same for every face
+    axes = bundle.axes
+    if not len(axes) and method != "mean":
+        axes = find_axes(examples).to(bundle.device)
+    interactions = directions.new_zeros(len(learned), *axes.rows.shape)
+    if method != "mean":  # the paper's directions are the same for every face
+        interactions = learn_interactions(examples, learned, axes)
     replaced = set(map(plain_name, learned))
     kept = [i for i, old in enumerate(bundle.attributes) if plain_name(old.name) not in replaced]
     if kept:
@@ -115,7 +120,7 @@ def add_attributes(bundle: Bundle, examples: Examples, method: Method = "logisti
         assert bundle.scorers is not None  # noqa: S101
         assert bundle.interactions is not None  # noqa: S101
         before = bundle.interactions[kept]
-        if len(axes) != len(bundle.axes):  # they are new
+        if axes is not bundle.axes:
             before = before.new_zeros(len(kept), *axes.rows.shape)
         attributes = [bundle.attributes[i] for i in kept] + attributes
         directions = torch.cat([bundle.directions[kept], directions])

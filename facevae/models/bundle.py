@@ -77,11 +77,11 @@ class Bundle:
     """Everything that inference needs.
 
     `latent_mean` (D,) and `mean_covariance` (D, D) are moments of the posterior means of the training
-    faces; the covariance is exactly symmetric, and None where the prior has one (see
-    `latent_covariance`). `framing` is None if the training faces did not share one framing.
-    `directions` and `scorers` (A, D) belong to `attributes`, and so do their `interactions` (A, K, D)
-    with the `axes`; all three are None if there are none. `half` says whether the file stored the
-    weights as float16.
+    faces; the covariance is exactly symmetric, and None if a fitted prior has one (see
+    `latent_covariance` and `set_prior`). `framing` is None if the training faces did not share one
+    framing. `directions` and `scorers` (A, D), and the `interactions` (A, K, D) with the `axes`,
+    belong to `attributes`; these three tensors are None if there are no attributes. `half` says
+    whether the file stored the weights as float16.
     """
 
     config: ModelConfig
@@ -120,6 +120,12 @@ class Bundle:
             "provenance": self.provenance,
         }
 
+    def set_prior(self, prior: Prior, config: PriorConfig) -> None:
+        """Replace the prior, in place; the covariance of the latents is not lost with it."""
+        covariance = self.latent_covariance
+        self.prior, self.prior_config = prior, config
+        self.mean_covariance = None if fitted_gaussian(prior) else covariance
+
     @property
     def device(self) -> torch.device:
         """The device that holds the model."""
@@ -145,8 +151,8 @@ class Bundle:
 def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
     """Write the model atomically.
 
-    `half` stores float16: half the bytes, and decoded faces that differ by at most 1/255. Interactions
-    are stored as float8 then, whose error is small beside their own. Raises `ModelError` for numbers
+    `half` stores float16: half the bytes, and decoded faces that differ by at most 1/255. Interactions,
+    which are known to a tenth at best, are stored as float8 then, to 6 % or 0.001. Raises `ModelError` for numbers
     that are not finite, or too large for these types.
     """
     tensors = {
@@ -165,10 +171,11 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
     stored = {}
     for name, tensor in tensors.items():
         dtype = _stored_type(name, tensor, half=half)
+        tensor = tensor.detach().cpu()  # noqa: PLW2901 - not every device has float8
         if dtype.is_floating_point and not (tensor.abs() <= torch.finfo(dtype).max).all():
             msg = f"{path}: {name} holds numbers that cannot be stored; try without --half"
             raise ModelError(msg)
-        stored[name] = tensor.detach().to("cpu", dtype)
+        stored[name] = tensor.to(dtype)
     write_tensors(path, stored, {"format": FORMAT, **bundle.describe()})
 
 
@@ -222,15 +229,14 @@ def load(path: Path, label: object = None) -> Bundle:
     tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
     for name in triangles:
         tensors[name] = _matrix(tensors[name], symmetric=name == _COVARIANCE)
-    if _COVARIANCE in tensors and tensors[_COVARIANCE].diag().min() < 0:
-        msg = f"{label}: tensor {_COVARIANCE} holds variances below 0"
-        raise ModelError(msg)
     _assign(vae, tensors, "vae.")
     # this memory format halves the time to decode
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # built again off the meta device, which computes the buffers that are not stored
     prior = build_prior(prior_config, config.latent_dim)
     _assign(prior, tensors, "prior.")
+    covariance = None if fitted_gaussian(prior) else tensors[_COVARIANCE]
+    _check_covariance(label, prior, covariance)
     axes = no_axes(config.latent_dim)
     if _AXES in tensors:
         axes = Axes(tensors[_AXES], tensors[_OFFSETS])
@@ -242,7 +248,7 @@ def load(path: Path, label: object = None) -> Bundle:
         prior.eval(),
         prior_config,
         tensors["latents.mean"],
-        None if fitted_gaussian(prior) else tensors[_COVARIANCE],
+        covariance,
         axes,
         framing,
         attributes,
@@ -252,6 +258,16 @@ def load(path: Path, label: object = None) -> Bundle:
         provenance,
         half,
     )
+
+
+def _check_covariance(label: object, prior: Prior, covariance: Tensor | None) -> None:
+    """Raise `ModelError` unless the covariance of the latents, or a fitted prior's, can be one."""
+    if covariance is not None and covariance.diag().min() < 0:
+        msg = f"{label}: tensor {_COVARIANCE} holds variances below 0"
+        raise ModelError(msg)
+    if (fitted := fitted_gaussian(prior)) and not fitted.covariance.isfinite().all():
+        msg = f"{label}: the prior's factor holds numbers that are too large"
+        raise ModelError(msg)
 
 
 def _shapes(file: Any, vae: VAE, prior: Prior, num_attributes: int) -> dict[str, tuple[int, ...]]:

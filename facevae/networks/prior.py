@@ -62,8 +62,9 @@ class GaussianPrior(nn.Module):
     @property
     def covariance(self) -> Tensor:
         """The covariance (D, D), exactly symmetric."""
-        product = self.factor @ self.factor.T
-        return (product + product.T) / 2
+        factor = self.factor.cpu().double()  # not every device has float64
+        product = factor @ factor.T
+        return ((product + product.T) / 2).to(self.factor.dtype).to(self.factor.device)
 
     def forward(self, noise: Tensor) -> Tensor:
         """noise (B, D) → latents (B, D)."""

@@ -65,7 +65,7 @@ def render(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
-        loader=PackageLoader("facevae", "."),
+        loader=PackageLoader("facevae.reports", "."),
         autoescape=True,  # names, labels and terms are untrusted text
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from facevae.config import WHOLE_TEXTURE
 from facevae.data.conversion import Progress
 from facevae.errors import Argument, ModelError, UsageError
+from facevae.latent_space.edits import without_effect
 from facevae.models.bundle import Bundle
 from facevae.networks.vae import VAE
 from facevae.system.files import replacing, write_json
@@ -136,7 +137,10 @@ def _about(bundle: Bundle, name: str) -> dict[str, Any]:
 def _numbers(bundle: Bundle) -> dict[str, Any]:
     """The numbers that arithmetic on latents needs in addition to the networks."""
     tensors = (bundle.directions, bundle.scorers, bundle.interactions)
-    rows = zip(*(t.tolist() for t in tensors if t is not None), strict=True)
+    rows = []
+    for direction, scorer, interactions in zip(*(t for t in tensors if t is not None), strict=True):
+        varying = without_effect(interactions, direction[None], scorer[None])
+        rows.append([t.tolist() for t in (direction, scorer, varying)])
     attributes = [
         dataclasses.asdict(attribute)
         | dict(zip(("direction", "scorer", "interactions"), row, strict=True))

@@ -54,7 +54,7 @@ def initial_model(run: Run) -> Bundle | None:
         return None
     bundle = copy.deepcopy(run.init)
     if "prior" in run.train.stages:
-        bundle.prior, bundle.prior_config = NormalPrior(), PriorConfig()
+        bundle.set_prior(NormalPrior(), PriorConfig())
     bundle.provenance = {
         "images_seen": 0,
         "epochs": 0,

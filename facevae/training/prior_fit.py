@@ -88,7 +88,7 @@ def fit_prior(work: Work, vae: VAE, num_images: int) -> Bundle:
     if isinstance(prior, GaussianPrior):
         prior.fit(mean, logvar)
     bundle = new_bundle(run, vae, mean, num_images)
-    bundle.prior, bundle.prior_config = prior.eval(), config
+    bundle.set_prior(prior.eval(), config)
     if config.kind == "flow":
         bundle.provenance["stage_seconds"]["prior"] = run.train.seconds_for("prior")
     draw_latents(work.folder, mean, logvar)

@@ -138,7 +138,7 @@ def progress_model(run: Run, vae: VAE, mean: Tensor, logvar: Tensor, images: int
     if run.train.prior != "normal":
         prior = GaussianPrior(run.model.latent_dim).to(run.device)
         prior.fit(mean, logvar)
-        bundle.prior, bundle.prior_config = prior, PriorConfig("gaussian")
+        bundle.set_prior(prior, PriorConfig("gaussian"))
     return bundle
 
 

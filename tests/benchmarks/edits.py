@@ -168,6 +168,16 @@ def along(directions: Callable[[str], Tensor]) -> Way:
     return lambda name, latents, alpha: latents + alpha * directions(name)
 
 
+def as_arith(bundle: Bundle) -> Way:
+    """Edits as `facevae arith` makes them."""
+
+    def way(name: str, latents: Tensor, alpha: float) -> Tensor:
+        edit = plan_edit(bundle, [name])
+        return edit.apply(latents, alpha * edit.signs.expand(len(latents), 1))
+
+    return way
+
+
 def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
     """Edits along directions of other methods, by title."""
     names = [attribute.name for attribute in bundle.attributes]
@@ -181,7 +191,8 @@ def other_ways(bundle: Bundle, examples: Examples) -> dict[str, Way]:
     means = replace(bundle)
     add_attributes(means, examples, "mean")
     return {
-        "by linear discriminants": along(lambda name: plan_edit(discriminants, [name]).etas[0]),
+        "one direction for all faces": along(lambda name: plan_edit(bundle, [name]).etas[0]),
+        "by linear discriminants": as_arith(discriminants),
         "the paper's difference of means": along(
             lambda name: plan_edit(means, [name], ["none"]).etas[0]
         ),
@@ -333,7 +344,7 @@ def main() -> None:
     else:
         test_faces = held_out(bundle, faces, labels)
     sys.stdout.write(accuracies(classifier, test_faces))
-    ways = {"facevae arith": along(lambda name: plan_edit(bundle, [name]).etas[0])}
+    ways = {"facevae arith": as_arith(bundle)}
     if arguments.compare:
         ways |= other_ways(bundle, examples)
     for title, way in ways.items():
