@@ -127,11 +127,12 @@ def _least_squares(design: Tensor, weights: Tensor, outcomes: Tensor) -> Tensor:
     (Efron & Morris 1973).
     """
     weighted = design * weights[:, None]
-    moments = weighted.T @ design
+    moments, products = weighted.T @ design, weighted.T @ outcomes
     moments.diagonal().add_(_NOTHING)
-    slopes: Tensor = torch.linalg.solve(moments, weighted.T @ outcomes)
-    residuals = outcomes - design @ slopes
-    variances = (weights[:, None] * residuals.square()).sum(0).clamp_min(_NOTHING)
+    slopes: Tensor = torch.linalg.solve(moments, products)
+    # of the residuals: the outcomes' less what is explained
+    variances = weights @ outcomes.square() - (slopes * products).sum(0)
+    variances = variances.clamp_min(_NOTHING)
     # of slopes, in units of these; as small as if mirror images were other faces, since they cancel
     # the half of the noise that is not symmetric
     inverse = torch.linalg.inv(moments)
