@@ -139,7 +139,8 @@ def _least_squares(design: Tensor, weights: Tensor, outcomes: Tensor) -> Tensor:
     noise = (inverse @ (weighted.T @ weighted) @ inverse).diagonal()
     lengths = (slopes.square() / variances).mean(1)
     kept = (1 - noise / lengths.clamp_min(_NOTHING)).clamp_min(0)
-    return kept[:, None] * slopes
+    shrunk: Tensor = kept[:, None] * slopes
+    return shrunk
 
 
 def _both_sides(sample: Sample, attribute: int) -> tuple[Tensor, Tensor]:
