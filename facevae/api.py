@@ -191,7 +191,8 @@ class Model:
         An amount of 1 is the difference between the average face with the attribute and the average
         face without it, or one standard deviation of an attribute that has numbers. `keep` names
         attributes to hold still (default: gender, age, smile and glasses; `["none"]`: none;
-        `["all"]`: all that can be).
+        `["all"]`: all that can be). The directions are those of each face as it is given, so edits
+        one after the other are not quite one edit by the sum of their amounts.
         """
         is_sound = isinstance(amounts, Mapping) and all(
             isinstance(name, str) and _is_finite(amount) for name, amount in amounts.items()
