@@ -897,6 +897,19 @@ def test_another_models_finish_is_gone_on_with_and_all_else_stays_its_own(
     assert "finished already" in ear.notices[0]
 
 
+def test_a_fitted_prior_can_give_way_to_the_normal_one_before_a_finish(faces, finished, tmp_path):
+    """The model that the finish begins with is saved, with the covariance that the prior had."""
+    given = load(finished[0] / "model.safetensors")
+    assert given.mean_covariance is None
+    normal = dataclasses.replace(
+        FINISHED, stages=("prior", "finish"), prior="normal", finish_epochs=1
+    )
+    folder = tmp_path / "run"
+    made = train(tiny_run(folder, faces, model=RESIDUAL, train=normal, init=given), Ear())
+    assert made.prior_config.kind == "normal"
+    assert load(folder / "model.safetensors").latent_covariance.isfinite().all()
+
+
 def test_another_models_flow_is_gone_on_with_where_its_network_stays(faces, tmp_path, monkeypatch):
     flow = dataclasses.replace(TRAIN, epochs=1, prior_epochs=4)
     given = train(tiny_run(tmp_path / "given", faces, train=flow), Ear())
