@@ -45,9 +45,6 @@ def tiny_bundle(config: ModelConfig = CONFIG, kind: str = "flow") -> Bundle:
         interactions = torch.randn(len(ATTRIBUTES), *rows.shape)
     covariance = 1.5 * torch.eye(config.latent_dim) + 0.1 * mixing @ mixing.T
     covariance = (covariance + covariance.T) / 2
-    if fitted := fitted_gaussian(prior):
-        fitted.mean.copy_(mean)
-        fitted.factor.copy_(torch.linalg.cholesky(covariance))
     scorers = torch.linalg.solve(covariance, directions.T).T
     scorers = scorers / (scorers * directions).sum(1, keepdim=True)
     attributes = [
@@ -150,7 +147,7 @@ def tensors_of(bundle: Bundle) -> dict[str, torch.Tensor]:
     for name in ("directions", "scorers", "interactions"):
         if (tensor := getattr(bundle, name)) is not None:
             found[name] = tensor
-    return found
+    return {name: tensor for name, tensor in found.items() if tensor.numel()}
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:

@@ -1,7 +1,6 @@
 """The commands `reconstruct` and `sample`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,7 @@ from facevae.cli import options
 from facevae.cli.edits import check_photo_options, is_photo
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import error_line, open_model, report_result
-from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE
+from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE, PriorConfig
 from facevae.errors import ImageError, UsageError
 from facevae.system.console import Console
 
@@ -219,7 +218,10 @@ def sample(
     writer.check(bundle.config.size)
     keep.spare(Path(used["path"]))
     if prior is not None:
-        bundle.set_prior(other_prior(bundle.prior, prior), replace(bundle.prior_config, kind=prior))
+        other = other_prior(bundle.prior, prior)
+        bundle.set_prior(
+            other, bundle.prior_config if other is bundle.prior else PriorConfig(prior)
+        )
 
     for start in range(0, len(chosen), _CHUNK):
         chunk = chosen[start : start + _CHUNK]
