@@ -17,6 +17,7 @@ from facevae.latent_space.edits import (
     plan_edit,
     relative_distance,
     sum_of_faces,
+    without_effect,
 )
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds
 from facevae.models.hub import load_model
@@ -119,6 +120,12 @@ def test_scores_move_by_alpha_wherever_a_face_lies(bundle):
         moved = edit.scores(ends) - edit.scores(latents)
         expected = torch.tensor([[1.5, -2.0] + [0.0] * len(edit.kept)]).expand_as(moved)
         torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_steps_keep_what_no_direction_can_take_from_them():
+    """As in a damaged file, whose direction moves its own score by nothing."""
+    steps, nothing = torch.randn(2, 3, 8), torch.zeros(1, 8)
+    assert without_effect(steps, nothing, torch.ones(1, 8)).equal(steps)
 
 
 def test_what_is_edited_and_not_asked_to_move_is_held_still(bundle):

@@ -170,7 +170,7 @@ def without_effect(steps: Tensor, directions: Tensor, scorers: Tensor) -> Tensor
     device = steps.device  # not every device has float64
     steps, directions, scorers = (t.cpu().double() for t in (steps, directions, scorers))
     moved = steps @ scorers.T
-    parts = moved @ torch.linalg.inv(directions @ scorers.T)
+    parts = moved @ torch.linalg.pinv(directions @ scorers.T)  # a damaged file may say 0
     result: Tensor = (steps - parts @ directions).float().to(device)
     return result
 
