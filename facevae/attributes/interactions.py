@@ -93,7 +93,7 @@ def _components(deviations: Tensor, count: int, floor: float) -> Tensor:
 
 
 def learn_interactions(examples: Examples, names: Sequence[str], axes: Axes) -> Tensor:
-    """Interactions (A, K, D) of the attributes `names` with axes, by penalised least squares.
+    """Interactions (A, K, D) of the attributes `names` with axes, by least squares, shrunk.
 
     `names` are of labels that differ among the training faces. Gender is controlled for, if it is
     among the labels: faces of men lie elsewhere along the axes. Yes-or-no attributes get zeros unless

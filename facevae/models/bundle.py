@@ -10,7 +10,6 @@ prior's Cholesky factor are stored as their lower triangles, row by row (D (D + 
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,19 @@ from facevae.attributes.interactions import Axes, no_axes
 from facevae.config import ModelConfig, PriorConfig
 from facevae.errors import FacevaeError, ModelError
 from facevae.faces.framing import Framing
+from facevae.models.bundle_tensors import (
+    AXES,
+    COVARIANCE,
+    INTERACTIONS,
+    OFFSETS,
+    TRIANGLES,
+    check_covariance,
+    lower_triangle,
+    matrix_of,
+    read_tensors,
+    stored_type,
+    tensor_shapes,
+)
 from facevae.models.formats import (
     FORMAT,
     UNSAID,
@@ -32,15 +44,11 @@ from facevae.models.formats import (
     init_missing_blocks,
     stored_name,
 )
-from facevae.models.tensor_files import open_tensors, parse_json, safetensors_errors, write_tensors
+from facevae.models.tensor_files import open_tensors, parse_json, write_tensors
 from facevae.networks.prior import Prior, build_prior, fitted_gaussian
 from facevae.networks.texture import TEXTURED
 from facevae.networks.vae import VAE
 
-_COVARIANCE = "latents.covariance"
-_INTERACTIONS, _AXES, _OFFSETS = "interactions", "axes.rows", "axes.offsets"
-# symmetric or lower triangular matrices
-_TRIANGLES = (_COVARIANCE, "prior.factor", "prior.whitening.factor")
 _KEYS = ("format", "config", "prior", "framing", "attributes", "provenance")
 
 
@@ -152,8 +160,8 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
     """Write the model atomically.
 
     `half` stores float16: half the bytes, and decoded faces that differ by at most 1/255. Interactions,
-    which are known to a tenth at best, are stored as float8 then, to 6 % or 0.001. Raises `ModelError` for numbers
-    that are not finite, or too large for these types.
+    which are known to a tenth at best, are stored as float8 then, to 6 % or 0.001. Raises
+    `ModelError` for numbers that are not finite, or too large for these types.
     """
     tensors = {
         **{f"vae.{name}": t for name, t in bundle.vae.state_dict().items()},
@@ -161,29 +169,22 @@ def save(bundle: Bundle, path: Path, *, half: bool = False) -> None:
         "latents.mean": bundle.latent_mean,
     }
     if not fitted_gaussian(bundle.prior):
-        tensors[_COVARIANCE] = bundle.latent_covariance
-    tensors |= {name: _lower_triangle(tensors[name]) for name in _TRIANGLES if name in tensors}
+        tensors[COVARIANCE] = bundle.latent_covariance
+    tensors |= {name: lower_triangle(tensors[name]) for name in TRIANGLES if name in tensors}
     if bundle.directions is not None and bundle.scorers is not None:
         tensors |= {"directions": bundle.directions, "scorers": bundle.scorers}
         if bundle.interactions is not None and len(bundle.axes):
-            tensors[_INTERACTIONS] = bundle.interactions
-            tensors |= {_AXES: bundle.axes.rows, _OFFSETS: bundle.axes.offsets}
+            tensors[INTERACTIONS] = bundle.interactions
+            tensors |= {AXES: bundle.axes.rows, OFFSETS: bundle.axes.offsets}
     stored = {}
     for name, tensor in tensors.items():
-        dtype = _stored_type(name, tensor, half=half)
+        dtype = stored_type(name, tensor, half=half)
         tensor = tensor.detach().cpu()  # noqa: PLW2901 - not every device has float8
         if dtype.is_floating_point and not (tensor.abs() <= torch.finfo(dtype).max).all():
             msg = f"{path}: {name} holds numbers that cannot be stored; try without --half"
             raise ModelError(msg)
         stored[name] = tensor.to(dtype)
     write_tensors(path, stored, {"format": FORMAT, **bundle.describe()})
-
-
-def _stored_type(name: str, tensor: Tensor, *, half: bool) -> torch.dtype:
-    """The type that a tensor is stored in."""
-    if not half or not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.float8_e4m3fn if name == _INTERACTIONS else torch.float16
 
 
 def load(path: Path, label: object = None) -> Bundle:
@@ -212,36 +213,36 @@ def load(path: Path, label: object = None) -> Bundle:
             if any(name.startswith(f"vae.{TEXTURED}") for name in file.keys()):  # noqa: SIM118 - not a dict
                 vae.decoder.add_texture()
         version, textured = metadata["format"], vae.decoder.textured
-        shapes = _shapes(file, vae, prior, len(attributes))
+        shapes = tensor_shapes(file, vae, prior, len(attributes))
         if has_covariance(version):
-            shapes[_COVARIANCE] = (config.latent_dim, config.latent_dim)
-        triangles = [n for n in _TRIANGLES if n in shapes and has_triangles(version)]
+            shapes[COVARIANCE] = (config.latent_dim, config.latent_dim)
+        triangles = [n for n in TRIANGLES if n in shapes and has_triangles(version)]
         for name in triangles:
             side = shapes[name][0]
             shapes[name] = (side * (side + 1) // 2,)
         names = {name: stored_name(version, name) for name in shapes}
         stored_shapes = {stored: shapes[name] for name, stored in names.items() if stored}
-        read = _read_tensors(label, file, stored_shapes)
+        read = read_tensors(label, file, stored_shapes)
         half = file.get_slice("latents.mean").get_dtype() == "F16"
     if textured:  # only now that the file is known to be as large as its configuration says
         init_missing_blocks(version, textured)
     state = {f"vae.{name}": t for name, t in vae.state_dict().items()}
     tensors = {name: read[stored] if stored else state[name] for name, stored in names.items()}
     for name in triangles:
-        tensors[name] = _matrix(tensors[name], symmetric=name == _COVARIANCE)
+        tensors[name] = matrix_of(tensors[name], symmetric=name == COVARIANCE)
     _assign(vae, tensors, "vae.")
     # this memory format halves the time to decode
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # built again off the meta device, which computes the buffers that are not stored
     prior = build_prior(prior_config, config.latent_dim)
     _assign(prior, tensors, "prior.")
-    covariance = None if fitted_gaussian(prior) else tensors[_COVARIANCE]
-    _check_covariance(label, prior, covariance)
+    covariance = None if fitted_gaussian(prior) else tensors[COVARIANCE]
+    check_covariance(label, prior, covariance)
     axes = no_axes(config.latent_dim)
-    if _AXES in tensors:
-        axes = Axes(tensors[_AXES], tensors[_OFFSETS])
+    if AXES in tensors:
+        axes = Axes(tensors[AXES], tensors[OFFSETS])
     elif attributes:
-        tensors[_INTERACTIONS] = torch.zeros(len(attributes), *axes.rows.shape)
+        tensors[INTERACTIONS] = torch.zeros(len(attributes), *axes.rows.shape)
     return Bundle(
         config,
         vae.eval(),
@@ -254,39 +255,10 @@ def load(path: Path, label: object = None) -> Bundle:
         attributes,
         tensors.get("directions"),
         tensors.get("scorers"),
-        tensors.get(_INTERACTIONS),
+        tensors.get(INTERACTIONS),
         provenance,
         half,
     )
-
-
-def _check_covariance(label: object, prior: Prior, covariance: Tensor | None) -> None:
-    """Raise `ModelError` unless the covariance of the latents, or a fitted prior's, can be one."""
-    if covariance is not None and covariance.diag().min() < 0:
-        msg = f"{label}: tensor {_COVARIANCE} holds variances below 0"
-        raise ModelError(msg)
-    if (fitted := fitted_gaussian(prior)) and not fitted.covariance.isfinite().all():
-        msg = f"{label}: the prior's factor holds numbers that are too large"
-        raise ModelError(msg)
-
-
-def _shapes(file: Any, vae: VAE, prior: Prior, num_attributes: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that a file of today's format holds, by name."""
-    latent_dim = vae.config.latent_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        **{f"vae.{name}": tuple(t.shape) for name, t in vae.state_dict().items()},
-        **{f"prior.{name}": tuple(t.shape) for name, t in prior.state_dict().items()},
-        "latents.mean": (latent_dim,),
-    }
-    if not fitted_gaussian(prior):
-        shapes[_COVARIANCE] = (latent_dim, latent_dim)
-    if num_attributes:
-        shapes |= dict.fromkeys(("directions", "scorers"), (num_attributes, latent_dim))
-        if _AXES in file.keys():  # noqa: SIM118 - not a dict
-            num_axes = next(iter(file.get_slice(_AXES).get_shape()), 0)
-            shapes |= {_AXES: (num_axes, latent_dim), _OFFSETS: (num_axes,)}
-            shapes[_INTERACTIONS] = (num_attributes, num_axes, latent_dim)
-    return shapes
 
 
 def _parse_metadata(label: object, texts: Mapping[str, str] | None) -> dict[str, Any]:
@@ -312,55 +284,6 @@ def _parse_metadata(label: object, texts: Mapping[str, str] | None) -> dict[str,
         if isinstance(metadata[key], dict):
             metadata[key] |= defaults
     return metadata
-
-
-def _read_tensors(
-    label: object, file: Any, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """The tensors of a file in float32. Raises `ModelError` unless it has just those of `shapes`."""
-    names = set(file.keys())
-    if differing := set(shapes) ^ names:
-        problem = "missing" if differing - names else "not known"
-        msg = f"{label}: tensor {min(differing)} is {problem}"
-        raise ModelError(msg)
-    tensors = {}
-    with safetensors_errors(label):
-        for name, shape in shapes.items():
-            found = tuple(file.get_slice(name).get_shape())
-            if found != shape:
-                msg = (
-                    f"{label}: tensor {name} has shape {found}, its configuration calls for {shape}"
-                )
-                raise ModelError(msg)
-            tensor = file.get_tensor(name)
-            if name.endswith(".num_batches_tracked") and tensor.dtype == torch.int64:
-                tensors[name] = tensor.clone()
-                continue
-            if not tensor.is_floating_point():
-                msg = f"{label}: tensor {name} holds {tensor.dtype}, not floating-point numbers"
-                raise ModelError(msg)
-            tensors[name] = tensor.to(torch.float32, copy=True)  # not mapped from the file
-            if not tensors[name].isfinite().all():
-                msg = f"{label}: tensor {name} holds numbers that are not finite"
-                raise ModelError(msg)
-    return tensors
-
-
-def _lower_triangle(matrix: Tensor) -> Tensor:
-    """Lower triangle of a matrix (D, D), row by row (D (D + 1) / 2,)."""
-    rows, columns = torch.tril_indices(*matrix.shape)
-    return matrix.cpu()[rows, columns]
-
-
-def _matrix(triangle: Tensor, *, symmetric: bool) -> Tensor:
-    """Matrix (D, D) with this lower triangle, and above it the mirror image or zeros."""
-    side = math.isqrt(2 * len(triangle))
-    rows, columns = torch.tril_indices(side, side)
-    matrix = triangle.new_zeros(side, side)
-    matrix[rows, columns] = triangle
-    if symmetric:
-        matrix[columns, rows] = triangle
-    return matrix
 
 
 def _assign(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
