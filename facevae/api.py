@@ -18,14 +18,15 @@ from torch import Tensor
 
 from facevae.attributes.directions import Attribute
 from facevae.config import MAX_SEED, TRUE_TEXTURE
-from facevae.data.images import centred_square, from_pixels, open_picture, to_pixels, upright
+from facevae.data.image_tensors import from_pixels, to_pixels
+from facevae.data.images import centred_square, open_picture, upright
 from facevae.errors import ImageError, UsageError
 from facevae.faces.alignment import place
 from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import PathKind, decode, latents_of_seeds, posteriors
 from facevae.latent_space.latents import morph as morph_latents
 from facevae.models.bundle import Bundle
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.system.files import expanded
 from facevae.system.runtime import select_device
 

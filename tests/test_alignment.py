@@ -15,7 +15,8 @@ from PIL import Image
 from tiny import CONFIG, Ear, tiny_run
 
 from facevae.data.dataset import load_faces
-from facevae.data.images import save_picture, to_pixels
+from facevae.data.image_tensors import to_pixels
+from facevae.data.images import save_picture
 from facevae.data.pictures import Picture
 from facevae.errors import ImageError
 from facevae.faces.alignment import (
@@ -41,7 +42,7 @@ from facevae.faces.framing import (
 )
 from facevae.latent_space.latents import decode, latents_of_seeds
 from facevae.models.bundle import load
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.training.training import train
 
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"

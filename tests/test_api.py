@@ -12,7 +12,7 @@ from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 import facevae
 from facevae import errors
 from facevae.api import Model
-from facevae.data.images import to_pixels
+from facevae.data.image_tensors import to_pixels
 from facevae.errors import FacevaeError, ImageError, NoFaceError, UsageError
 from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import draw_face
 
-from facevae.data.images import from_pixels
+from facevae.data.image_tensors import from_pixels
 from facevae.stages.augment import NUM_CHANGES, change, draw_changes
 from facevae.system.runtime import generator
 

@@ -12,7 +12,7 @@ from tiny import CONFIG, TRAIN, Ear, differing, tensors_of, tiny_bundle, tiny_ru
 from facevae.config import STAGES, TrainConfig
 from facevae.data.batches import batches_of
 from facevae.data.dataset import Faces, load_faces
-from facevae.data.images import from_pixels
+from facevae.data.image_tensors import from_pixels
 from facevae.errors import DataError, Stopped
 from facevae.evaluation import baselines
 from facevae.evaluation.baselines import autoencoder_run, fit_eigenfaces

@@ -639,7 +639,7 @@ def test_damage_anywhere_is_survived_or_refused_in_one_line(saved):
 def test_the_model_in_the_package_opens_without_torchs_compiler():
     """Many operations on the meta device import the compiler, which takes two seconds."""
     program = (
-        "import sys; from facevae.models.hub import load_model; load_model('default'); "
+        "import sys; from facevae.models.loading import load_model; load_model('default'); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

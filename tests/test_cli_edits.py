@@ -12,13 +12,13 @@ from PIL import Image
 from tiny import CONFIG, tiny_bundle
 
 from facevae.cli.options import parse_ramp
-from facevae.data.images import to_pixels
+from facevae.data.image_tensors import to_pixels
 from facevae.errors import UsageError
 from facevae.faces.alignment import place_photo
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
 from facevae.models.bundle import save
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 
 SIDE = CONFIG.size
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"

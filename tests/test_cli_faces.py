@@ -16,7 +16,6 @@ from tiny import ATTRIBUTES, CONFIG, tiny_bundle, with_texture
 
 from facevae.data import images
 from facevae.latent_space import latents
-from facevae.models import hub
 from facevae.models.bundle import save
 
 SIDE = CONFIG.size
@@ -211,46 +210,6 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(run, command, more, 
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert entries() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (("sample", "-o", "out.txt"), 2, "out.txt"),
-        (("sample", "--latents", "out.csv"), 2, "out.csv"),
-        (("reconstruct", "nowhere"), 1, "nowhere: no such file or folder"),
-        (("reconstruct", "nowhere.npz#0"), 1, "nowhere.npz: no such file"),
-        (("reconstruct", "seed:3"), 2, "seed:3: reconstruct takes photos"),
-        (("morph", "a.png", "nowhere.png"), 1, "nowhere.png: no such file"),
-        (("morph", "a.png", "seed:x"), 2, "seed:x"),
-        (("arith", "a.png", "--plus", "nowhere.npz#0"), 1, "nowhere.npz: no such file"),
-        (("arith", "nowhere.png", "-a", "smile"), 1, "nowhere.png: no such file"),
-        (("eval", "default", "nowhere"), 1, "nowhere: no such file or folder"),
-        (("train", "nowhere", "--init", "default"), 1, "nowhere: no such file or folder"),
-        (("train", ".", "--labels", "no.csv", "--init", "default"), 1, "no.csv: no such file"),
-        (
-            (
-                "attributes",
-                "learn",
-                "default",
-                "--with",
-                "no",
-                "--name",
-                "X",
-                "-o",
-                "m.safetensors",
-            ),
-            1,
-            "no: no such file or folder",
-        ),
-    ],
-)
-def test_a_mistake_is_found_before_a_model_is_loaded(run, monkeypatch, arguments, code, said):
-    monkeypatch.setattr(hub, "load_model", None)
-    done = run(*arguments, code=code)
-    assert done.stderr.startswith("error: ")
-    assert said in done.stderr
-    assert entries() == {"a.png", "b.png", "c.png", "d.png"}
 
 
 @pytest.mark.parametrize(

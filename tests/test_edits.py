@@ -8,7 +8,7 @@ import torch
 from tiny import ATTRIBUTES, tiny_bundle
 
 from facevae.attributes.directions import Attribute
-from facevae.data.images import to_pixels
+from facevae.data.image_tensors import to_pixels
 from facevae.errors import UsageError
 from facevae.latent_space.edits import (
     edit_directions,
@@ -20,7 +20,7 @@ from facevae.latent_space.edits import (
     without_effect,
 )
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 
 NAMES = ["5_o_Clock_Shadow", "Blond_Hair", "Eyeglasses", "Male", "No_Beard", "Smiling"]
 NAMES += ["Wavy_Hair", "Wearing_Hat", "Young"]

@@ -11,7 +11,7 @@ from tiny import CONFIG, tiny_bundle
 
 from facevae.data.batches import batches_of
 from facevae.data.dataset import load_faces
-from facevae.data.images import to_pixels
+from facevae.data.image_tensors import to_pixels
 from facevae.evaluation import evaluation
 from facevae.evaluation.evaluation import (
     Candidate,

@@ -19,6 +19,7 @@ from tiny import CONFIG, differing, tensors_of, tiny_bundle
 from facevae.errors import ModelError
 from facevae.models import hub
 from facevae.models.bundle import save
+from facevae.models.loading import load_model
 from facevae.system.hub_client import hushed
 
 
@@ -75,7 +76,7 @@ def test_the_default_is_the_embedded_model(name):
 
 
 def test_a_file_is_itself(models):
-    bundle, located = hub.load_model(str(models["flow"]))
+    bundle, located = load_model(str(models["flow"]))
     assert located.path == models["flow"]
     assert differing(tensors_of(bundle), tensors_of(tiny_bundle())) == []
 
@@ -269,7 +270,7 @@ def aliased(models, tmp_path, monkeypatch):
 
 def test_an_alias_is_one_commit_of_its_repository(aliased):
     path, asked = aliased
-    bundle, located = hub.load_model("small")
+    bundle, located = load_model("small")
     assert asked == [("someone/small", "c0ffee" + "0" * 34, False)]
     assert located == hub.Located(path, "someone/small@c0ffee000000", "c0ffee" + "0" * 34)
     assert differing(tensors_of(bundle), tensors_of(tiny_bundle())) == []
@@ -279,7 +280,7 @@ def test_an_alias_refuses_any_other_file_in_one_line(aliased):
     path, _ = aliased
     save(dataclasses.replace(tiny_bundle(), provenance={}), path)
     with pytest.raises(ModelError) as caught:
-        hub.load_model("small")
+        load_model("small")
     assert str(caught.value).startswith("small: someone/small@c0ffee000000 is not the file")
     assert "--force" in str(caught.value)
 

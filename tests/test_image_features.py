@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from facevae.latent_space.latents import decode, latents_of_seeds
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.stages.image_features import CHANNELS, STRIDE, load_image_features
 
 CPU = torch.device("cpu")

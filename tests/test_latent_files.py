@@ -16,17 +16,16 @@ from safetensors.torch import save_file
 from tiny import CONFIG, tiny_bundle
 
 from facevae.cli import main
-from facevae.data.images import to_pixels
+from facevae.data.image_tensors import to_pixels
 from facevae.errors import LatentsError, UsageError
 from facevae.latent_space.latent_files import (
     LatentsOrigin,
-    check_suffix,
     digest_of,
     open_latents,
     save_latents,
-    split_name,
 )
 from facevae.latent_space.latents import decode, latents_of_seeds, read_face
+from facevae.latent_space.names import check_suffix, split_name
 from facevae.models.bundle import load, save
 
 D = CONFIG.latent_dim

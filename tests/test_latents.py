@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tiny import CONFIG, tiny_bundle
 
 from facevae.config import MAX_SEED
-from facevae.data.images import from_pixels, load_square, to_pixels
+from facevae.data.image_tensors import from_pixels, to_pixels
+from facevae.data.images import load_square
 from facevae.errors import ImageError, UsageError
 from facevae.latent_space.latents import (
     combine,

@@ -10,7 +10,7 @@ from facevae.attributes.directions import learn
 from facevae.attributes.interactions import no_axes
 from facevae.attributes.samples import Examples
 from facevae.data.dataset import is_held_out, load_faces
-from facevae.data.images import from_pixels
+from facevae.data.image_tensors import from_pixels
 from facevae.data.label_files import read_labels
 from facevae.data.labels import Labels
 from facevae.latent_space.edits import plan_edit

@@ -13,7 +13,7 @@ from tiny import CONFIG, TRAIN, differing
 from facevae.config import ModelConfig
 from facevae.data.batches import Batches
 from facevae.data.dataset import Faces
-from facevae.data.images import from_pixels
+from facevae.data.image_tensors import from_pixels
 from facevae.latent_space.latents import posteriors
 from facevae.measures import losses
 from facevae.models.tensor_files import load_state, save_state

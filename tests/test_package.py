@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import tiny_bundle
 
-from facevae.data.images import to_pixels
+from facevae.data.image_tensors import to_pixels
 from facevae.errors import FacevaeError, UsageError
 from facevae.latent_space.latents import decode, latents_of_seeds
 from facevae.models.bundle import save

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from facevae.latent_space.latents import decode, latents_of_seeds
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.stages.projected import ProjectedCritic, ProjectedDiscriminator, Projection
 from facevae.system.runtime import seeded
 

@@ -22,7 +22,8 @@ from facevae.config import STAGES, ModelConfig
 from facevae.data import batches
 from facevae.data.batches import Batches
 from facevae.data.dataset import load_faces
-from facevae.data.images import from_pixels, grid, to_pixels
+from facevae.data.image_tensors import from_pixels, to_pixels
+from facevae.data.images import grid
 from facevae.data.label_files import read_labels
 from facevae.errors import FacevaeError, RunError, Stopped
 from facevae.latent_space.latents import decode, latents_of_seeds, posteriors

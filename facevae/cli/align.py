@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import error_line
+from facevae.cli.session import error_line, find_model
 from facevae.config import SIZES
 from facevae.errors import ImageError, UsageError
 from facevae.system.console import Console, counted
@@ -40,15 +40,17 @@ def align(
     from facevae.cli.outputs import choose_folder, folder_paths
     from facevae.data.images import save_picture
     from facevae.data.pictures import Picture, find_photos
-    from facevae.faces.alignment import load_faces_of
 
     console = Console(quiet=quiet, as_json=json)
     files = find_photos(photos)
     names = [str(path) for path in files]
     target = choose_folder(output)
     paths = folder_paths(target, names, names)
-    wanted = _framing(framing, quiet=quiet)
+    wanted = _framing(console, framing)
     written, skipped = [], []
+
+    from facevae.faces.alignment import load_faces_of  # no earlier: it imports torch
+
     photos_of = [(str(path), Picture(path).open) for path in files]
     faces = load_faces_of(photos_of, size, wanted, face_number, least_side=min(SIZES))
     for i, found in enumerate(faces):
@@ -69,13 +71,17 @@ def align(
     console.result([target.path], {"outputs": written, "skipped": skipped})
 
 
-def _framing(name: str, *, quiet: bool) -> "Framing":
+def _framing(console: Console, name: str) -> "Framing":
+    """FFHQ's framing, or that of the model of this name. Raises `UsageError`."""
     from facevae.faces.framing import FFHQ
-    from facevae.models.hub import load_model
 
     if name == "ffhq":
         return FFHQ
-    found = load_model(name, quiet=quiet)[0].framing
+    located = find_model(console, name)
+
+    from facevae.models.loading import read  # no earlier: it imports torch
+
+    found = read(located).framing
     if found is None:
         msg = f"--framing {name}: that model's faces were not framed alike; name ffhq or another"
         raise UsageError(msg)

@@ -15,15 +15,15 @@ from facevae.cli.edits import (
     Attr,
     Keep,
     check_photo_options,
-    is_photo,
     kept_names,
     sequence_output,
     warn_if_far,
     write_frames,
 )
-from facevae.cli.session import open_model, report_result
+from facevae.cli.session import find_model, open_model, report_result
 from facevae.config import TRUE_TEXTURE
 from facevae.errors import UsageError
+from facevae.latent_space.names import is_photo
 from facevae.system.console import Console
 
 if TYPE_CHECKING:
@@ -97,14 +97,6 @@ def arith(
 
       facevae arith a.png --minus b.png --plus c.png
     """
-    import numpy as np
-    import torch
-
-    from facevae.cli.outputs import check_sequence
-    from facevae.data.images import to_pixels
-    from facevae.latent_space.edits import plan_edit, sum_of_faces
-    from facevae.latent_space.latents import decode, encode_pixels, read_face
-
     console = Console(quiet=quiet, as_json=json)
     attrs, minus, plus, sweeps = attr or [], minus or [], plus or [], sweep or []
     faces = [face, *minus, *plus]
@@ -114,7 +106,18 @@ def arith(
     parts = [_stem(face), *map(_file_name_part, attrs), *["sweep"] * bool(sweeps)]
     default = "-".join(parts) + ".png"
     target, moving = sequence_output(output, default, animate, fps, faces)
-    bundle, used = open_model(console, model, device)
+    located = find_model(console, model)
+
+    # no earlier: torch takes seconds to import
+    import numpy as np
+    import torch
+
+    from facevae.cli.outputs import check_sequence
+    from facevae.data.image_tensors import to_pixels
+    from facevae.latent_space.edits import plan_edit, sum_of_faces
+    from facevae.latent_space.latents import decode, encode_pixels, read_face
+
+    bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
 
     read = partial(read_face, bundle, align=align, number=face_number)
@@ -194,7 +197,7 @@ def _report_pasted(
     import numpy as np
     import torch
 
-    from facevae.data.images import from_pixels
+    from facevae.data.image_tensors import from_pixels
 
     size = bundle.config.size
     before, *after = from_pixels(np.stack([placed.again(photo, size) for photo in photos]))

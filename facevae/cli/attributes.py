@@ -12,7 +12,7 @@ import typer
 
 from facevae.cli import options
 from facevae.cli.examples import labelled_faces, sorted_faces
-from facevae.cli.session import open_model, used_model
+from facevae.cli.session import find_model, open_model, used_model
 from facevae.errors import DataError, UsageError
 from facevae.system.console import Console
 
@@ -49,11 +49,13 @@ def list_attributes(
 
       facevae attributes list runs/ffhq-base --json
     """
-    from facevae.attributes.directions import correlations
-    from facevae.models.hub import load_model
-
     console = Console(quiet=quiet, as_json=json)
-    bundle, located = load_model(model, quiet=quiet)
+    located = find_model(console, model)
+
+    from facevae.attributes.directions import correlations
+    from facevae.models.loading import read
+
+    bundle = read(located)
     records: list[dict[str, Any]] = [dataclasses.asdict(a) for a in bundle.attributes]
     if bundle.scorers is not None:
         names = [attribute.name for attribute in bundle.attributes]
@@ -150,15 +152,18 @@ def learn_attributes(
       facevae attributes learn default --name freckles --with with/ --without without/ -o mine.safetensors
     """
     from facevae.data.pictures import check_there
-    from facevae.latent_space.learning import add_attributes
-    from facevae.models.bundle import save
-    from facevae.models.hub import locate
 
     console = Console(quiet=quiet, as_json=json)
     _check(data, labels, name, having, lacking)
     check_there([*(data or []), *(labels or []), *(having or []), *(lacking or [])])
-    target = _target(locate(model, quiet=quiet), output)
-    bundle, used = open_model(console, model, device)
+    located = find_model(console, model)
+    target = _target(located, output)
+
+    # no earlier: torch takes seconds to import
+    from facevae.latent_space.learning import add_attributes
+    from facevae.models.bundle import save
+
+    bundle, used = open_model(console, located, device)
     if labels:
         examples, skipped = labelled_faces(console, bundle, data or [], labels, align, cache_dir)
     else:

@@ -8,6 +8,7 @@ import typer
 
 from facevae.cli import options
 from facevae.errors import UsageError
+from facevae.latent_space.names import check_face, is_photo
 
 if TYPE_CHECKING:
     from facevae.cli.outputs import Output
@@ -46,7 +47,6 @@ def sequence_output(
     """
     from facevae.cli.outputs import choose_output
     from facevae.data.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
-    from facevae.latent_space.latents import check_face
 
     if animate and output is None:
         default = str(Path(default).with_suffix(".gif"))
@@ -108,10 +108,3 @@ def check_photo_options(faces: Sequence[str], *, align: bool, number: int) -> No
     if given and not any(map(is_photo, faces)):
         msg = f"{given[0]}: is for photos, and {faces[0]} is not a photo; leave it out"
         raise UsageError(msg)
-
-
-def is_photo(face: str) -> bool:
-    """Whether a face is a photo, that is neither a seed nor a face in a file of latents."""
-    from facevae.latent_space.latent_files import split_name
-
-    return not face.startswith("seed:") and split_name(face) is None

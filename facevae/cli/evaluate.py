@@ -9,7 +9,7 @@ import typer
 
 from facevae.cli import options, scores
 from facevae.cli.runs import Data, source_name, typed_command
-from facevae.cli.session import open_model
+from facevae.cli.session import find_model, open_model
 from facevae.config import MAX_SEED
 from facevae.errors import FacevaeError, UsageError
 from facevae.system.console import Console
@@ -87,11 +87,7 @@ def evaluate(
 
       facevae eval runs/ffhq-base ./ffhq --baselines pca,ae -o report/
     """
-    from facevae.data.dataset import load_faces
     from facevae.data.pictures import check_there
-    from facevae.evaluation.evaluation import Candidate, Evaluation, choose_rows, is_training_set
-    from facevae.evaluation.novelty import measure_novelty
-    from facevae.system import memory
 
     # Check
     console = Console(quiet=quiet, as_json=json)
@@ -102,7 +98,15 @@ def evaluate(
         msg = f"--seed {seed}: the last of {num_samples} seeds exceeds {MAX_SEED}; choose a smaller seed"
         raise UsageError(msg)
     check_there(data)
-    bundle, used = open_model(console, model, device)
+    located = find_model(console, model)
+
+    # no earlier: torch takes seconds to import
+    from facevae.data.dataset import load_faces
+    from facevae.evaluation.evaluation import Candidate, Evaluation, choose_rows, is_training_set
+    from facevae.evaluation.novelty import measure_novelty
+    from facevae.system import memory
+
+    bundle, used = open_model(console, located, device)
     features, lpips, reasons = _networks(bundle.device, fid)
 
     # Choose the faces

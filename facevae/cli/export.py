@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import report_result
+from facevae.cli.session import find_model, report_result
 from facevae.config import WHOLE_TEXTURE
 from facevae.errors import UsageError
 from facevae.system.console import Console
@@ -46,15 +46,18 @@ def export(
 
       facevae export runs/ffhq --half -o ffhq.safetensors
     """
-    from facevae.models.bundle import save
-    from facevae.models.hub import load_model
-    from facevae.sharing.export import export_onnx, require_onnx
-
     console = Console(quiet=quiet, as_json=json)
     target = _target(output, model, onnx=onnx, half=half, texture=texture)
+    located = find_model(console, model)
+
+    # no earlier: torch takes seconds to import
+    from facevae.models.bundle import save
+    from facevae.models.loading import read
+    from facevae.sharing.export import export_onnx, require_onnx
+
     if onnx:
         require_onnx()
-    bundle, located = load_model(model)
+    bundle = read(located)
     console.say(f"model: {located.name}")
     used = {"name": located.name, "path": str(located.path)}
     if onnx:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from facevae.cli import options
-from facevae.cli.edits import check_photo_options, is_photo
+from facevae.cli.edits import check_photo_options
 from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
-from facevae.cli.session import error_line, open_model, report_result
+from facevae.cli.session import error_line, find_model, open_model, report_result
 from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE, PriorConfig
 from facevae.errors import ImageError, UsageError
+from facevae.latent_space.names import is_photo
 from facevae.system.console import Console
+from facevae.system.files import distinct_names
 
 if TYPE_CHECKING:
     from facevae.cli.outputs import Output
@@ -60,13 +62,6 @@ def reconstruct(
 
       facevae reconstruct photos/ --latents faces.npz && facevae reconstruct faces.npz#0
     """
-    import numpy as np
-
-    from facevae.data.images import paired_grid, save_picture, to_pixels
-    from facevae.faces.alignment import place_photo
-    from facevae.latent_space.latents import decode, encode_pixels
-    from facevae.system.files import distinct_names
-
     console = Console(quiet=quiet, as_json=json)
     check_photo_options([str(path) for path in images], align=align, number=face_number)
     if stored := stored_faces(images):
@@ -79,7 +74,17 @@ def reconstruct(
     files = _find_photos(images)
     target, paths = _places(output, files, paste=paste)
     stems = distinct_names([str(path) for path in files])
-    bundle, used = open_model(console, model, device)
+    located = find_model(console, model)
+
+    # no earlier: torch takes seconds to import
+    import numpy as np
+
+    from facevae.data.image_tensors import to_pixels
+    from facevae.data.images import paired_grid, save_picture
+    from facevae.faces.alignment import place_photo
+    from facevae.latent_space.latents import decode, encode_pixels
+
+    bundle, used = open_model(console, located, device)
     _check_sheet(target, len(files), bundle.config.size, paste=paste)
     keep.spare(Path(used["path"]))
 
@@ -186,9 +191,6 @@ def sample(
       facevae sample --seeds 0,4,10-19 --temperature 0.8 -o faces/
     """
     from facevae.cli.outputs import FaceWriter, choose_output
-    from facevae.data.images import to_pixels
-    from facevae.latent_space.latents import decode, latents_of_seeds
-    from facevae.networks.prior import other_prior
 
     console = Console(quiet=quiet, as_json=json)
     options.finite("--temperature", temperature)
@@ -214,7 +216,13 @@ def sample(
         msg = f"--columns {columns}: {target.path} is a folder, with a file for each face; leave out --columns"
         raise UsageError(msg)
     writer = FaceWriter(target, names, columns)
-    bundle, used = open_model(console, model, device)
+    located = find_model(console, model)
+
+    from facevae.data.image_tensors import to_pixels
+    from facevae.latent_space.latents import decode, latents_of_seeds
+    from facevae.networks.prior import other_prior
+
+    bundle, used = open_model(console, located, device)
     writer.check(bundle.config.size)
     keep.spare(Path(used["path"]))
     if prior is not None:

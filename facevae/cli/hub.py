@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import report_result, used_model
+from facevae.cli.session import find_model, report_result, used_model
 from facevae.errors import ModelError
 from facevae.system.console import Console
 
@@ -35,11 +35,12 @@ def pull(
 
       facevae pull user/faces@v1 --json
     """
-    from facevae.models import hub
+    from facevae.models.hub import pull as find_or_download
+    from facevae.models.loading import read
 
     console = Console(quiet=quiet, as_json=json)
-    located = hub.pull(model, force=force, quiet=quiet)
-    hub.read(located)
+    located = find_or_download(model, force=force, quiet=quiet)
+    read(located)
     console.say(f"{located.name}, {located.path.stat().st_size / 1e6:,.1f} MB")
     used = used_model(located)
     report_result(console, used, [located.path], {"commit": located.commit})
@@ -98,19 +99,22 @@ def push(
 
       facevae push runs/ffhq user/faces --private
     """
-    from facevae.models.hub import load_model
+    # Check
+    console = Console(quiet=quiet, as_json=json)
+    located = find_model(console, model)
+
+    # no earlier: torch takes seconds to import
+    from facevae.models.loading import read
     from facevae.sharing import publish
     from facevae.sharing.card import licence_of
     from facevae.sharing.package import check_folder, write_package
     from facevae.system.files import unused
 
-    # Check
-    console = Console(quiet=quiet, as_json=json)
     publish.check_repository(repository)
     is_local = dry_run or output is not None
     if not is_local:
         publish.check_token()
-    bundle, located = load_model(model, quiet=quiet)
+    bundle = read(located)
     if not (bundle.provenance.get("complete") or unfinished):
         msg = f"{located.name}: is not finished; `facevae train` again ends it, --unfinished publishes it as it is"
         raise ModelError(msg)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facevae.cli.session import open_model, report_result
+from facevae.cli.session import find_model, open_model, report_result
 from facevae.errors import UsageError
+from facevae.latent_space.names import check_file, check_suffix, split_name
 from facevae.system.console import Console
+from facevae.system.files import check_place, expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +24,6 @@ class LatentsKeeper:
 
     def __init__(self, path: Path | None) -> None:
         """Raise `UsageError` for a suffix that is not a format of latents."""
-        from facevae.latent_space.latent_files import check_suffix
-        from facevae.system.files import check_place, expanded
-
         self.paths = [] if path is None else [expanded(path)]
         for named in self.paths:
             check_suffix(named)
@@ -61,8 +60,6 @@ def stored_faces(images: Sequence[Path]) -> list[tuple[Path, str | None]]:
 
     Raises `UsageError` for a mixture of the two.
     """
-    from facevae.latent_space.latent_files import split_name
-
     found = [split_name(str(path)) for path in images]
     stored = [file for file in found if file is not None]
     if stored and len(stored) < len(found):
@@ -83,16 +80,19 @@ def decode_stored(
 ) -> None:
     """Decode latents files, or one row of each, into a grid or one picture each."""
     from facevae.cli.outputs import FaceWriter, choose_output
-    from facevae.data.images import to_pixels
-    from facevae.latent_space.latents import check_latents, decode, latents_file
 
     if latents:
         msg = f"--latents {latents}: they are in a file already; name photos to encode"
         raise UsageError(msg)
     target = choose_output(output, "reconstructions.png")
     for path, _ in stored:
-        check_latents(path)
-    bundle, used = open_model(console, model, device)
+        check_file(path)
+    located = find_model(console, model)
+
+    from facevae.data.image_tensors import to_pixels
+    from facevae.latent_space.latents import decode, latents_file
+
+    bundle, used = open_model(console, located, device)
     parts = []
     for path, which in stored:
         file = latents_file(bundle, path)

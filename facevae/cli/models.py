@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import used_model
+from facevae.cli.session import find_model, used_model
 from facevae.errors import UsageError
 from facevae.system.console import Console
 
@@ -27,11 +27,13 @@ def info(
 
       facevae info runs/ffhq-base --json
     """
-    from facevae.models.hub import load_model
+    console = Console(quiet=quiet, as_json=json)
+    located = find_model(console, model)
+
+    from facevae.models.loading import read
     from facevae.networks.vae import num_parameters
 
-    console = Console(quiet=quiet, as_json=json)
-    bundle, located = load_model(model, quiet=quiet)
+    bundle = read(located)
     values: dict[str, Any] = {
         "model": used_model(located),
         "num_bytes": located.path.stat().st_size,

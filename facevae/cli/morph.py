@@ -15,7 +15,7 @@ from facevae.cli.edits import (
     warn_if_far,
     write_frames,
 )
-from facevae.cli.session import open_model, report_result
+from facevae.cli.session import find_model, open_model, report_result
 from facevae.config import TRUE_TEXTURE
 from facevae.errors import UsageError
 from facevae.system.console import Console
@@ -73,15 +73,6 @@ def morph(
 
       facevae morph a.png a.png --attr smile --alpha -2:2 -o smile.gif
     """
-    import numpy as np
-    import torch
-
-    from facevae.cli.outputs import check_sequence
-    from facevae.data.images import to_pixels
-    from facevae.latent_space.edits import plan_edit, relative_distance
-    from facevae.latent_space.latents import decode, read_face, times_of
-    from facevae.latent_space.latents import morph as morph_latents
-
     if len(faces) < 2:  # noqa: PLR2004 - a pair
         msg = "a morph needs two faces or more"
         raise UsageError(msg)
@@ -90,7 +81,19 @@ def morph(
     ramps, kept = _ramps(attrs, alpha), kept_names(keep, attrs)
     check_photo_options(faces, align=align, number=face_number)
     target, moving = sequence_output(output, "morph.png", animate, fps, faces)
-    bundle, used = open_model(console, model, device)
+    located = find_model(console, model)
+
+    # no earlier: torch takes seconds to import
+    import numpy as np
+    import torch
+
+    from facevae.cli.outputs import check_sequence
+    from facevae.data.image_tensors import to_pixels
+    from facevae.latent_space.edits import plan_edit, relative_distance
+    from facevae.latent_space.latents import decode, read_face, times_of
+    from facevae.latent_space.latents import morph as morph_latents
+
+    bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
     ends = [read_face(bundle, name, align=align, number=face_number)[1] for name in faces]
     latents = morph_latents(bundle, torch.stack(ends), steps, path, loop=loop)

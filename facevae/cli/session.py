@@ -65,16 +65,25 @@ def _as_option(argument: Argument) -> str:
     return option if argument.value == "" else f"{option} {argument.value}"
 
 
-def open_model(console: Console, name: str, device: str) -> "tuple[Bundle, dict[str, Any]]":
+def find_model(console: Console, name: str) -> "Located":
+    """Find a model's file, without importing torch. Raises `ModelError`."""
+    from facevae.models.hub import locate
+
+    return locate(name, quiet=console.quiet)
+
+
+def open_model(
+    console: Console, located: "Located", device: str
+) -> "tuple[Bundle, dict[str, Any]]":
     """Load a model onto a device and say which one it is.
 
     Returns the model, and its name and path as results state them.
     """
-    from facevae.models.hub import load_model
+    from facevae.models.loading import read
     from facevae.system.runtime import describe, select_device
 
     torch_device = select_device(device)
-    bundle, located = load_model(name, quiet=console.quiet)
+    bundle = read(located)
     size = bundle.config.size
     console.say(f"model: {located.name} ({size} × {size} px) on {describe(torch_device)}")
     return bundle.to(torch_device), used_model(located)

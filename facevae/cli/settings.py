@@ -5,18 +5,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from facevae.cli import options
+from facevae.cli.session import find_model
 from facevae.config import Preset
 from facevae.errors import UsageError
+from facevae.system.console import Console
 
 if TYPE_CHECKING:
     from facevae.models.bundle import Bundle
 
 
-def load_init(name: str | None, *, quiet: bool) -> "Bundle | None":
+def load_init(console: Console, name: str | None) -> "Bundle | None":
     """The model to start from, if one is named."""
-    from facevae.models.hub import load_model
+    if not name:
+        return None
+    located = find_model(console, name)
 
-    return load_model(name, quiet=quiet)[0] if name else None
+    from facevae.models.loading import read  # no earlier: it imports torch
+
+    return read(located)
 
 
 def configure(

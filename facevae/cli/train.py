@@ -175,21 +175,12 @@ def train(
 
       facevae train hf://datasets/owner/faces
     """
-    from facevae.data.dataset import load_faces
     from facevae.data.pictures import check_there
-    from facevae.latent_space.learning import find_labels
-    from facevae.measures.perceptual import load_perceptual
-    from facevae.system import memory, parallel, runtime
-    from facevae.training.events import require_tensorboard
-    from facevae.training.run_folders import RunFolder
-    from facevae.training.runs import Run, left_out, settings_of
-    from facevae.training.training import follow
-    from facevae.training.training import train as train_run
 
     # Check
     console = Console(quiet=quiet, as_json=json)
     check_there([*data, *([labels] if labels else [])])
-    init_model = load_init(init, quiet=quiet)
+    init_model = load_init(console, init)
     chosen = configure(
         preset(preset_name),
         init_model,
@@ -219,6 +210,18 @@ def train(
         perceptual=perceptual,
         has_init=init_model is not None,
     )
+
+    # no earlier: torch takes seconds to import
+    from facevae.data.dataset import load_faces
+    from facevae.latent_space.learning import find_labels
+    from facevae.measures.perceptual import load_perceptual
+    from facevae.system import memory, parallel, runtime
+    from facevae.training.events import require_tensorboard
+    from facevae.training.run_folders import RunFolder
+    from facevae.training.runs import Run, left_out, settings_of
+    from facevae.training.training import follow
+    from facevae.training.training import train as train_run
+
     target = runtime.select_device(device)
     if chosen.train.perceptual:
         load_perceptual(target)  # raises now, not at the finish, if it is not available

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facevae.data.conversion import Progress
 from facevae.data.dataset import Faces, Rows
-from facevae.data.images import from_pixels
+from facevae.data.image_tensors import from_pixels
 from facevae.errors import RunError
 from facevae.system import parallel
 from facevae.system.memory import free_bytes

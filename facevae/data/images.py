@@ -1,7 +1,4 @@
-"""Read, arrange and write pictures: the only module that knows that a pixel is 0…255.
-
-`pixels` are uint8 (…, H, W, 3) in sRGB; `images` are float32 (…, 3, H, W) in [0, 1].
-"""
+"""Read, arrange and write pictures, as `pixels`: uint8 (…, H, W, 3) in sRGB."""
 
 import io
 import math
@@ -13,9 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from facevae.errors import ImageError, UsageError
 from facevae.system.files import replacing
@@ -39,17 +34,6 @@ _large_picture_lock = threading.Lock()
 
 _MATTE = (255, 255, 255)  # transparent parts become white, as on a page
 _SRGB = ImageCms.createProfile("sRGB")
-
-
-def from_pixels(pixels: Pixels | Tensor) -> Tensor:
-    """uint8 (…, H, W, 3) in 0…255 → float32 (…, 3, H, W) in [0, 1]."""
-    return torch.as_tensor(pixels).movedim(-1, -3).float() / 255
-
-
-def to_pixels(images: Tensor) -> Pixels:
-    """float (…, 3, H, W) in [0, 1] → uint8 (…, H, W, 3) in 0…255; values outside are clipped."""
-    levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.movedim(-3, -1).contiguous().cpu().numpy()
 
 
 # ---------------------------------------------------------------- reading

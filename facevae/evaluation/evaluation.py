@@ -12,7 +12,8 @@ from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.data.batches import batches_of, evenly, watched
 from facevae.data.conversion import Progress
 from facevae.data.dataset import Faces, Rows
-from facevae.data.images import Pixels, to_pixels
+from facevae.data.image_tensors import to_pixels
+from facevae.data.images import Pixels
 from facevae.errors import ModelError
 from facevae.faces.alignment import measure_framing
 from facevae.faces.framing import framed_alike

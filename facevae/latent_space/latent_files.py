@@ -21,13 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facevae.errors import Argument, LatentsError, UsageError
-from facevae.system.files import digest, expanded, replacing
+from facevae.errors import Argument, LatentsError
+from facevae.system.files import digest, replacing
 
-SUFFIXES = (".npz", ".safetensors")
-_NAMED = re.compile(
-    r"(?P<path>.+\.(?:npz|safetensors))(?:#(?P<which>.*))?", re.IGNORECASE | re.DOTALL
-)
 _FLOATS = ("F16", "BF16", "F32", "F64")
 # names may unpack to this many times the file's size, or to this many bytes, if that is more
 _MAX_EXPANSION, _ALWAYS_ALLOWED = 16, 32 << 20
@@ -107,14 +103,6 @@ class LatentsFile:
                 start += len(values)
 
 
-def split_name(name: str) -> tuple[Path, str | None] | None:
-    """`faces.npz#3` → the file and "3"; None for a name that is not a latents file's."""
-    match = _NAMED.fullmatch(name)
-    if match is None or (match["which"] is not None and Path(name).is_file()):
-        return None
-    return expanded(match["path"]), match["which"]
-
-
 def digest_of(vae: nn.Module) -> str:
     """Digest of a VAE's weights, 16 hex digits, which its copy at half precision shares.
 
@@ -123,13 +111,6 @@ def digest_of(vae: nn.Module) -> str:
     state = vae.state_dict()
     parts = (t.cpu().half() if t.is_floating_point() else t.cpu() for t in state.values())
     return digest(*(part.contiguous().numpy().tobytes() for part in parts))[:16]
-
-
-def check_suffix(path: Path) -> None:
-    """Raise `UsageError` unless the suffix names a format of latents."""
-    if path.suffix.lower() not in SUFFIXES:
-        reason = f": use a name that ends in {' or '.join(SUFFIXES)}"
-        raise UsageError(Argument("latents", path), reason)
 
 
 def save_latents(path: Path, names: Sequence[str], latents: Tensor, origin: LatentsOrigin) -> None:

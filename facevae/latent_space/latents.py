@@ -1,6 +1,5 @@
 """Using a trained VAE: posteriors, decoding, samples, paths between faces, and arithmetic."""
 
-import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import pairwise
@@ -10,11 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from facevae.config import MAX_SEED, TRUE_TEXTURE
-from facevae.data.images import Pixels, from_pixels, to_pixels
-from facevae.errors import ImageError, LatentsError, UsageError
+from facevae.config import TRUE_TEXTURE
+from facevae.data.image_tensors import from_pixels, to_pixels
+from facevae.data.images import Pixels
+from facevae.errors import UsageError
 from facevae.faces.alignment import load_face
-from facevae.latent_space.latent_files import LatentsFile, digest_of, open_latents, split_name
+from facevae.latent_space.latent_files import LatentsFile, digest_of, open_latents
+from facevae.latent_space.names import is_seed, seed_of, split_name
 from facevae.models.bundle import Bundle
 from facevae.networks.prior import sample_latents
 from facevae.networks.vae import VAE, Coder
@@ -88,36 +89,6 @@ def encode_pixels(bundle: Bundle, pixels: Pixels) -> Tensor:
     return posteriors(bundle.vae, batches)[0]
 
 
-def check_face(name: str) -> None:
-    """Check a face's name without a model.
-
-    Raises the errors of `read_face` for a bad seed or a missing file.
-    """
-    if name.startswith("seed:"):
-        _seed_of(name)
-    elif stored := split_name(name):
-        check_latents(stored[0])
-    elif not (photo := expanded(name)).exists():
-        msg = f"{photo}: no such file"
-        raise ImageError(msg)
-
-
-def check_latents(path: Path) -> None:
-    """Raise `LatentsError` if the file does not exist."""
-    if not path.exists():
-        msg = f"{path}: no such file"
-        raise LatentsError(msg)
-
-
-def _seed_of(name: str) -> int:
-    seed = name.removeprefix("seed:")
-    if not re.fullmatch(r"\d{1,19}", seed) or int(seed) > MAX_SEED:
-        file = f"; a file of that name is ./{name}" if Path(seed).suffix else ""
-        msg = f"{name}: a seed is a whole number from 0, as in seed:7{file}"
-        raise UsageError(msg)
-    return int(seed)
-
-
 def read_face(
     bundle: Bundle, name: str, *, align: bool = True, number: int = 1
 ) -> tuple[Pixels, Tensor]:
@@ -128,8 +99,8 @@ def read_face(
     model's framing. Raises `ImageError` for a photo that cannot be used, `UsageError` for a bad
     seed, and `LatentsError` for latents that are missing or belong to another model.
     """
-    if name.startswith("seed:"):
-        latents = latents_of_seeds(bundle, [_seed_of(name)])
+    if is_seed(name):
+        latents = latents_of_seeds(bundle, [seed_of(name)])
         return to_pixels(decode(bundle.vae, latents))[0], latents[0]
     if stored := split_name(name):
         file = latents_file(bundle, stored[0])

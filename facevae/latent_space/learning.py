@@ -14,7 +14,8 @@ from facevae.attributes.samples import Examples
 from facevae.data.batches import batches_of
 from facevae.data.dataset import Faces, is_held_out
 from facevae.data.hub_files import is_url
-from facevae.data.images import Pixels, from_pixels
+from facevae.data.image_tensors import from_pixels
+from facevae.data.images import Pixels
 from facevae.data.label_files import read_labels, read_table_labels
 from facevae.data.labels import Labels, Values
 from facevae.data.pictures import Source, find_data

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facevae.data.images import to_pixels
+from facevae.data.image_tensors import to_pixels
 from facevae.errors import FacevaeError, UsageError
 from facevae.system.runtime import full_precision, seeded
 

@@ -1,4 +1,4 @@
-"""Models by name: the packaged one, a file, a folder, or a repository on the Hugging Face Hub."""
+"""Find models by name: the packaged one, a file, a folder, or a repository on the Hub."""
 
 import hashlib
 import os
@@ -13,7 +13,6 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from facevae.errors import ModelError
-from facevae.models.bundle import Bundle, load
 from facevae.system.files import expanded, packaged_weights
 from facevae.system.hub_client import client_errors, hushed, refusal
 
@@ -82,23 +81,6 @@ def locate(name: str = DEFAULT, *, quiet: bool = False) -> Located:
     raise ModelError(msg)
 
 
-def load_model(name: str = DEFAULT, *, quiet: bool = False) -> tuple[Bundle, Located]:
-    """Find and read a model. Raises `ModelError`."""
-    located = locate(name, quiet=quiet)
-    return read(located), located
-
-
-def read(located: Located) -> Bundle:
-    """Read a model that `locate` found. Raises `ModelError`, which names the model as users do."""
-    try:
-        return load(located.path, located.name if located.commit else None)
-    except ModelError as error:
-        if not located.commit or not _is_damaged(located.path):
-            raise
-        msg = f"{located.name}: its copy in the cache is damaged; {_again(located)}"
-        raise ModelError(msg) from error
-
-
 def pull(name: str, *, force: bool = False, quiet: bool = False) -> Located:
     """Cached file of `user/repo[@revision]` or of an alias, downloaded if need be.
 
@@ -140,6 +122,18 @@ def asking(prefix: str, *, quiet: bool = False) -> Iterator[None]:
             raise ModelError(prefix, _reason(error)) from error
 
 
+def damage_of(located: Located) -> str:
+    """What is wrong with a model's copy in the cache, and what to do; empty if nothing is.
+
+    The cache names the copy by the SHA-256 of what was downloaded.
+    """
+    digest = located.path.resolve().name
+    is_known = located.commit and re.fullmatch(r"[0-9a-f]{64}", digest)
+    if not is_known or _sha256(located.path) == digest:
+        return ""
+    return f"{located.name}: its copy in the cache is damaged; {_again(located)}"
+
+
 def _listed(*more: str) -> str:
     """The aliases and `more` as the end of a list in a message; empty if there are none."""
     return "".join(f" or '{name}'" for name in (*ALIASES, *more))
@@ -153,12 +147,6 @@ def _again(located: Located) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_damaged(path: Path) -> bool:
-    """Whether a cached file differs from what was downloaded: the cache names it by its SHA-256."""
-    name = path.resolve().name
-    return re.fullmatch(r"[0-9a-f]{64}", name) is not None and _sha256(path) != name
 
 
 # ---------------------------------------------------------------- the Hub's client

@@ -17,7 +17,8 @@ from facevae.config import WHOLE_TEXTURE
 from facevae.data.batches import batches_of
 from facevae.data.conversion import Progress
 from facevae.data.dataset import Faces
-from facevae.data.images import Pixels, grid, open_picture, paired_grid, tiles, to_pixels
+from facevae.data.image_tensors import to_pixels
+from facevae.data.images import Pixels, grid, open_picture, paired_grid, tiles
 from facevae.errors import ImageError
 from facevae.latent_space.latents import decode, latents_of_seeds, morph, posteriors
 from facevae.measures.metrics import principal_plane

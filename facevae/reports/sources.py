@@ -12,7 +12,7 @@ import torch
 from facevae.config import PRESETS
 from facevae.data.dataset import Faces, cached_faces
 from facevae.models.bundle import Bundle
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.system.files import dictionary, expanded, inside, read_json
 from facevae.training.run_folders import RunFolder, read_metrics
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE
-from facevae.data.images import Pixels, grid, save_picture, to_pixels
+from facevae.data.image_tensors import to_pixels
+from facevae.data.images import Pixels, grid, save_picture
 from facevae.errors import UsageError
 from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import decode, latents_of_seeds, morph

@@ -11,7 +11,8 @@ from facevae.attributes.interactions import no_axes
 from facevae.charts import latent_plots, plots
 from facevae.config import WHOLE_TEXTURE, PriorConfig
 from facevae.data.batches import batches_of, evenly
-from facevae.data.images import grid, save_picture, to_pixels
+from facevae.data.image_tensors import to_pixels
+from facevae.data.images import grid, save_picture
 from facevae.latent_space.latents import decode, latents_of_seeds, posteriors
 from facevae.measures import losses, metrics
 from facevae.measures.figures import reconstruct

@@ -13,7 +13,8 @@ from torch import Tensor
 from facevae.charts import curves, plots
 from facevae.config import STAGES, WHOLE_TEXTURE
 from facevae.data.batches import evenly
-from facevae.data.images import grid, save_picture, to_pixels
+from facevae.data.image_tensors import to_pixels
+from facevae.data.images import grid, save_picture
 from facevae.errors import ModelError, RunError, Stopped, UsageError
 from facevae.faces.alignment import measure_framing
 from facevae.faces.framing import Framing

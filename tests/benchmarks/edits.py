@@ -32,7 +32,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from facevae.attributes.samples import Examples
 from facevae.data.batches import batches_of
 from facevae.data.dataset import Faces, load_faces
-from facevae.data.images import SUFFIXES, from_pixels
+from facevae.data.image_tensors import from_pixels
+from facevae.data.images import SUFFIXES
 from facevae.data.label_files import read_labels
 from facevae.data.labels import Labels
 from facevae.data.pictures import Picture, find_files
@@ -42,7 +43,7 @@ from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import decode, posteriors
 from facevae.latent_space.learning import add_attributes, examples_of_faces
 from facevae.models.bundle import Bundle
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.system.runtime import training_precision
 
 CPU = torch.device("cpu")

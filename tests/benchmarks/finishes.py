@@ -27,7 +27,7 @@ from facevae.measures import metrics
 from facevae.measures.losses import DEFAULT_WEIGHTS, LossWeights
 from facevae.measures.swd import SlicedWasserstein
 from facevae.models.bundle import Bundle
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.networks.prior import sample_latents
 from facevae.networks.vae import VAE
 from facevae.stages import adversary, critic, discriminator

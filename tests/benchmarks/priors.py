@@ -23,7 +23,7 @@ from facevae.data.dataset import load_faces
 from facevae.latent_space.latents import posteriors
 from facevae.measures import losses, metrics
 from facevae.measures.swd import SlicedWasserstein
-from facevae.models.hub import load_model
+from facevae.models.loading import load_model
 from facevae.networks.prior import FlowPrior, GaussianPrior, guided
 from facevae.networks.vae import draw_posteriors
 from facevae.stages.augment import NUM_CHANGES
