@@ -320,6 +320,30 @@ PRESETS = {
 }
 
 
+# settings that have an option of `train`, such as --latent-dim; the others are the preset's alone
+OPTIONAL_SETTINGS = (
+    "size",
+    "latent_dim",
+    "dropout",
+    "batch_size",
+    "learning_rate",
+    "r_loss_factor",
+    "prior",
+    "prior_epochs",
+    "stages",
+    "finish_epochs",
+    "finish_weight",
+    "seed",
+)
+
+
+def setting_text(key: str, value: object) -> object:
+    """A setting as its option has it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "auto" if key == "r_loss_factor" and value is None else value
+
+
 def preset(name: str) -> Preset:
     """The preset with this name. Raises `UsageError`."""
     if name not in PRESETS:

@@ -183,7 +183,7 @@ def test_another_configuration_in_the_folder_is_refused(place, first):
     assert refused.stdout == ""
     last = refused.stderr.splitlines()[-1]
     assert last.startswith("error: runs/faces-base: ")
-    assert "batch_size was 16, now 8" in last
+    assert "holds another run: --batch-size was 16, now 8; name another folder" in last
 
 
 def test_the_trained_model_serves_the_other_commands(place, first, facevae, tmp_path):

@@ -37,8 +37,11 @@ def test_a_folder_is_claimed_once_and_then_known_again(folder):
     ("change", "named"),
     [
         ({"data": "xyz"}, "the faces' fingerprint was abc, now xyz"),
-        ({"train": {"seed": 1}}, "seed was 0, now 1"),
-        ({"model": {"size": 64, "filters": (8, 8)}}, "size was 32, now 64"),
+        ({"train": {"seed": 1}}, "`seed` was 0, now 1"),
+        (
+            {"model": {"size": 64, "filters": (16, 8)}},
+            "the preset's filters was 8,8, now 16,8; `size` was 32, now 64",
+        ),
     ],
 )
 def test_another_run_is_refused_with_what_differs_and_nothing_is_touched(folder, change, named):
@@ -56,7 +59,7 @@ def test_every_difference_is_named(folder):
     with pytest.raises(RunError) as caught:
         folder.claim(IDENTITY | {"data": "xyz", "train": {"seed": 1}}, {})
     assert "fingerprint was" in str(caught.value)
-    assert "seed was" in str(caught.value)
+    assert "`seed` was" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"epochs": 3}', '{"identity": 5}'])
@@ -236,7 +239,7 @@ def test_a_run_from_before_there_was_a_setting_had_its_default(tmp_path, faces_f
     folder = RunFolder(another.folder)
     folder.claim(earlier, another.about())
     other = tiny_run(another.folder, faces, train=dataclasses.replace(run.train, kl_weight=0.0))
-    with pytest.raises(RunError, match=r"kl_weight was 1.0, now 0.0"):
+    with pytest.raises(RunError, match=r"the preset's kl_weight was 1\.0, now 0\.0"):
         folder.check(other.identity())
 
 
@@ -245,11 +248,11 @@ def test_settings_of_a_stage_that_is_left_out_may_be_anything_and_stay_as_they_w
     known = {"train": {"seed": 0, "prior_epochs": 7}}
     folder.claim(known, {})
     asked = {"train": {"seed": 0, "prior_epochs": 100}}
-    with pytest.raises(RunError, match="prior_epochs was 7, now 100"):
+    with pytest.raises(RunError, match="`prior_epochs` was 7, now 100"):
         folder.claim(asked, {})
     names = left_out(TrainConfig(stages=("finish",)))
     folder.claim(asked, {}, names)
     assert json.loads(folder.config.read_text())["identity"] == known
-    with pytest.raises(RunError, match="seed was 0, now 1"):
+    with pytest.raises(RunError, match="`seed` was 0, now 1"):
         folder.claim({"train": {"seed": 1, "prior_epochs": 7}}, {}, names)
     assert left_out(TrainConfig()) == ()

@@ -26,6 +26,7 @@ from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.data.images import grid
 from facevae.data.label_files import read_labels
 from facevae.errors import FacevaeError, RunError, Stopped
+from facevae.faces.framing import FFHQ
 from facevae.latent_space.latents import decode, latents_of_seeds, posteriors
 from facevae.measures import losses
 from facevae.models.bundle import load, save
@@ -37,7 +38,7 @@ from facevae.stages.critic import Critic
 from facevae.stages.flow_matching import PriorStage
 from facevae.stages.network_stage import NetworkStage
 from facevae.system.files import locked
-from facevae.training import estimate, steps
+from facevae.training import estimate, steps, training
 from facevae.training.run_folders import read_metrics
 from facevae.training.snapshots import snapshot
 from facevae.training.training import train
@@ -217,14 +218,25 @@ def test_fewer_epochs_than_were_made_leave_the_run_as_it_is(faces, whole, tmp_pa
     assert (folder / "config.json").read_bytes() == before, "it should tell the epochs it made"
 
 
+def test_an_extended_run_knows_the_framing_of_its_faces(faces, tmp_path, monkeypatch):
+    """Looking for faces would take seconds each time."""
+    looks = []
+    monkeypatch.setattr(training, "measure_framing", lambda *_: looks.append(1) or FFHQ)
+    for epochs in (1, 2):
+        config = dataclasses.replace(TRAIN, epochs=epochs, prior="normal")
+        assert train(tiny_run(tmp_path, faces, train=config), Ear()).framing == FFHQ
+        assert load(tmp_path / "model.safetensors").framing == FFHQ
+    assert len(looks) == 1
+
+
 def test_another_configuration_is_refused_naming_what_differs(faces, whole):
     folder = whole[0]
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     for change, named in (
-        ({"train": dataclasses.replace(TRAIN, seed=77)}, "seed was 5, now 77"),
-        ({"train": dataclasses.replace(TRAIN, batch_size=8)}, "batch_size was 16, now 8"),
-        ({"model": ModelConfig(32, 9, (8, 8))}, "latent_dim was 8, now 9"),
-        ({"init": tiny_bundle()}, "init was None"),
+        ({"train": dataclasses.replace(TRAIN, seed=77)}, "`seed` was 5, now 77"),
+        ({"train": dataclasses.replace(TRAIN, batch_size=8)}, "`batch_size` was 16, now 8"),
+        ({"model": ModelConfig(32, 9, (8, 8))}, "`latent_dim` was 8, now 9"),
+        ({"init": tiny_bundle()}, "`init` was None"),
     ):
         with pytest.raises(RunError, match=named):
             train(tiny_run(folder, faces, **change), Ear())

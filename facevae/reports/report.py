@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facevae.attributes.directions import Attribute
 from facevae.charts import curves, latent_plots
-from facevae.config import WHOLE_TEXTURE
+from facevae.config import WHOLE_TEXTURE, setting_text
 from facevae.data.batches import batches_of
 from facevae.data.conversion import Progress
 from facevae.data.dataset import Faces
@@ -25,7 +25,7 @@ from facevae.measures.metrics import principal_plane
 from facevae.models.bundle import Bundle
 from facevae.networks.vae import draw_posteriors
 from facevae.reports.page import Section, Table, drawing, photo, render, require_pages, table
-from facevae.reports.sources import ReportSource, setting_text
+from facevae.reports.sources import ReportSource
 from facevae.system.files import dictionary, write_text
 from facevae.system.runtime import environment
 

@@ -9,28 +9,12 @@ from typing import Any
 
 import torch
 
-from facevae.config import PRESETS
+from facevae.config import OPTIONAL_SETTINGS, PRESETS, setting_text
 from facevae.data.dataset import Faces, cached_faces
 from facevae.models.bundle import Bundle
 from facevae.models.loading import load_model
 from facevae.system.files import dictionary, expanded, inside, read_json
 from facevae.training.run_folders import RunFolder, read_metrics
-
-# configuration keys and the options of `train` that set them
-_OPTIONS = {
-    "size": "--size",
-    "latent_dim": "--latent-dim",
-    "dropout": "--dropout",
-    "batch_size": "--batch-size",
-    "learning_rate": "--learning-rate",
-    "r_loss_factor": "--r-loss-factor",
-    "prior": "--prior",
-    "prior_epochs": "--prior-epochs",
-    "stages": "--stages",
-    "finish_epochs": "--finish-epochs",
-    "finish_weight": "--finish-weight",
-    "seed": "--seed",
-}
 
 
 @dataclass(frozen=True)
@@ -110,10 +94,11 @@ class ReportSource:
             defaults |= {key: settings.get(key) for key in ("prior_epochs", "finish_epochs")}
         else:
             words += ["--epochs", str(metadata.get("epochs", defaults["epochs"]))]
-        for key, option in _OPTIONS.items():
+        for key in OPTIONAL_SETTINGS:
             value = settings.get(key)
             value = tuple(value) if isinstance(value, list) else value
             if key in settings and value != defaults[key]:
+                option = f"--{key.replace('_', '-')}"
                 words += [option, str(setting_text(key, settings[key]))]
         if settings.get("perceptual"):
             words.append("--perceptual")
@@ -156,13 +141,6 @@ def open_source(name: str, device: torch.device, cache: Path | None = None) -> R
         faces = cached_faces(str(fingerprint), bundle.config.size, cache)
         source = dataclasses.replace(source, faces=faces)
     return source
-
-
-def setting_text(key: str, value: object) -> object:
-    """A setting as it is written on the command line."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return "auto" if key == "r_loss_factor" and value is None else value
 
 
 def _int_or_zero(value: object) -> int:

@@ -7,8 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from facevae.config import STAGES, ModelConfig, StageName, TrainConfig
-from facevae.errors import FacevaeError, ModelError, RunError
+from facevae.config import (
+    OPTIONAL_SETTINGS,
+    STAGES,
+    ModelConfig,
+    StageName,
+    TrainConfig,
+    setting_text,
+)
+from facevae.errors import Argument, FacevaeError, ModelError, RunError
 from facevae.models.tensor_files import load_state, save_state
 from facevae.system.files import (
     append_text,
@@ -79,11 +86,8 @@ class RunFolder:
         stored = _with_defaults(stored, wanted) if isinstance(stored, dict) else {}
         wanted = _with_stored(wanted, stored, ignored)
         if differences := _differences({key: stored.get(key) for key in wanted}, wanted):
-            msg = (
-                f"{self.path}: holds another run ({'; '.join(differences)}); "
-                "name another folder with -o, or go back to that run's settings"
-            )
-            raise RunError(msg)
+            advice = "name another folder with -o, or go back to that run's settings"
+            raise RunError(f"{self.path}: holds another run: ", *differences, advice)
         return found
 
     def claim(
@@ -236,14 +240,21 @@ def _with_stored(
     return {**wanted, "train": {**train, **{n: before[n] for n in names if n in before}}}
 
 
-def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """One phrase for each setting that differs, such as "seed was 0, now 1"."""
-    found = []
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str | Argument]:
+    """Parts of a message, such as "`seed` was 0, now 1; ", for each setting that differs."""
+    found: list[str | Argument] = []
     for key in sorted(stored.keys() | wanted.keys()):
         before, after = stored.get(key), wanted.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after)
         elif before != after:
-            name = "the faces' fingerprint" if key == "data" else key
-            found.append(f"{name} was {before}, now {after}")
+            texts = (setting_text(key, value) for value in (before, after))
+            found += [_setting_name(key), " was {}, now {}; ".format(*texts)]
     return found
+
+
+def _setting_name(key: str) -> str | Argument:
+    """A setting of a run's identity as its user knows it."""
+    if key == "data":
+        return "the faces' fingerprint"
+    return Argument(key) if key in (*OPTIONAL_SETTINGS, "init") else f"the preset's {key}"

@@ -136,8 +136,9 @@ def _fit_and_finish(work: Work) -> Bundle:
     else:
         work.saved_progress = progress_of(found)
     folder.begin(run.command, environment(run.device))
+    framing = found.framing if found else None
     del found  # a file cannot be replaced everywhere while its tensors are in use
-    bundle = _fit(work)
+    bundle = _fit(work, framing)
     if "finish" in run.train.stages:
         with _memory_advice(run, lambda: "lower --batch-size"):
             finish(work, bundle)
@@ -228,15 +229,18 @@ def _model_in(work: Work, path: Path) -> Bundle | None:
         return None
 
 
-def _fit(work: Work) -> Bundle:
-    """The model before its finish: one from an earlier session, or a newly fitted one."""
+def _fit(work: Work, framing: Framing | None) -> Bundle:
+    """The model before its finish: one from an earlier session, or a newly fitted one.
+
+    `framing` is that of the training faces, None if it has not been measured or they share none.
+    """
     run, folder = work.run, work.folder
     earlier = _latest_unfinished(work)
     if earlier and "finish" in run.train.stages and is_fitted(run, earlier):
         work.skipped["before"] = earlier.provenance.get("skipped_steps", 0)
         return _keep_unfinished(work, earlier.to(run.device))
     if "vae" in run.train.stages:
-        framing = _measure_framing(work)
+        framing = framing or _measure_framing(work)
         with _memory_advice(run, lambda: _batch_advice(run)):
             vae, num_images = fit_network(work, framing)
     elif earlier is None:
