@@ -19,7 +19,7 @@ from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from facevae.config import WHOLE_TEXTURE, TrainConfig
@@ -29,19 +29,13 @@ from facevae.measures.perceptual import Perceptual
 from facevae.networks.prior import Prior, sample_latents
 from facevae.networks.vae import VAE
 from facevae.stages.budget import Budget
-from facevae.stages.critic import BETAS, PENALTY_INTERVAL, Critic
+from facevae.stages.critic import BETAS, PENALTY_INTERVAL, Critic, TrainableDiscriminator
 from facevae.stages.discriminator import Augmentation, Discriminator, checkerboard_energy
 from facevae.stages.fast import AcceleratedStep, Forward, Step, Warn
 from facevae.stages.guard import Guard
 from facevae.stages.projected import ProjectedCritic, Projection, update_projected
-from facevae.stages.states import (
-    adam,
-    average,
-    optimizer_state,
-    prefixed,
-    restore_optimizer,
-    strip_prefix,
-)
+from facevae.stages.stage import Stage
+from facevae.stages.states import adam, average, prefixed, strip_prefix
 from facevae.system import parallel
 from facevae.system.runtime import Stream, generator, seeded, sent, training_precision
 
@@ -75,13 +69,13 @@ def batch_size(config: TrainConfig) -> int:
     return min(config.batch_size, max(MAX_BATCH_SIZE, parallel.size()))
 
 
-class FinishStage:
+class FinishStage(Stage):
     """Trains the decoder adversarially; `vae` holds the averaged weights, which are to be used.
 
     Batch norm, if any, keeps its statistics: the decoder trains in the mode in which it is used.
     """
 
-    terms: tuple[str, ...] = _TERMS
+    terms = _TERMS
 
     def __init__(
         self,
@@ -305,34 +299,33 @@ class FinishStage:
         """Mean over the whole batch, of which `values` (B,) are this process's share."""
         return parallel.mean(values, self.batches.size)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """The decoder, its average, and what samples are held to."""
+        return {
+            "decoder": self.decoder,
+            "averaged": self.vae.decoder,
+            "before": self._reference,
+        }
+
     def state(self) -> dict[str, Tensor]:
-        """Networks, the averaged decoder, the optimisers' moments, guards' counts and time used."""
-        state = (
-            prefixed("decoder.", self.decoder.state_dict())
-            | prefixed("averaged.", self.vae.decoder.state_dict())
-            | prefixed("before.", self._reference.state_dict())
-            | optimizer_state(self.optimizer)
-            | prefixed("guard.", self.guard.state())
-            | prefixed("budget.", self.budget.state())
-            | {"renewed": self.frozen_at, "coarse_end": self._coarse_end}
-        )
-        for i, critic in enumerate((*self.critics, *self.projected)):
-            state |= prefixed(f"critics.{i}.", critic.state())
+        """Everything the next step depends on, the states of the discriminators among it."""
+        state = super().state() | {"renewed": self.frozen_at, "coarse_end": self._coarse_end}
+        for name, critic in self._all_critics().items():
+            state |= prefixed(name, critic.state())
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load what `state` returned."""
-        self.decoder.load_state_dict(strip_prefix(state, "decoder."))
-        self.vae.decoder.load_state_dict(strip_prefix(state, "averaged."))
-        self._reference.load_state_dict(strip_prefix(state, "before."))
-        restore_optimizer(self.optimizer, state)
-        self.guard.restore(strip_prefix(state, "guard."))
-        self.budget.restore(strip_prefix(state, "budget."))
+        super().restore(state)
         self.frozen_at.copy_(state["renewed"])
         self._coarse_end.copy_(state["coarse_end"])
         self._prepare_updates()
-        for i, critic in enumerate((*self.critics, *self.projected)):
-            critic.restore(strip_prefix(state, f"critics.{i}."))
+        for name, critic in self._all_critics().items():
+            critic.restore(strip_prefix(state, name))
+
+    def _all_critics(self) -> dict[str, TrainableDiscriminator]:
+        """The discriminators, by the prefix of their tensors in the state."""
+        return {f"critics.{i}.": c for i, c in enumerate((*self.critics, *self.projected))}
 
     def inputs(self) -> dict[str, Tensor]:
         """The model as it was fitted, without the decoder, which is in the state."""

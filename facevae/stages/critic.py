@@ -1,14 +1,12 @@
 """Discriminators in training: a network with its optimiser and guard."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from facevae.measures import losses
 from facevae.stages.discriminator import Discriminator, mean_logit, penalty_logit
 from facevae.stages.guard import Guard
-from facevae.stages.states import adam, optimizer_state, prefixed, restore_optimizer, strip_prefix
+from facevae.stages.states import Resumable, adam
 from facevae.system import parallel
 from facevae.system.runtime import training_precision
 
@@ -17,7 +15,7 @@ BETAS = (0.0, 0.99)  # of Adam, for the discriminators and the decoder
 _R1_WEIGHT = 0.02  # of a penalty taken lazily (Karras et al. 2020, section 3.1)
 
 
-class TrainableDiscriminator:
+class TrainableDiscriminator(Resumable):
     """A discriminator network with its Adam and guard, trained on batches of `batch_size`.
 
     Where several processes train, each sees its share of a batch.
@@ -46,19 +44,9 @@ class TrainableDiscriminator:
         """Mean over the whole batch, a scalar; `values` (B,) are this process's share."""
         return parallel.mean(values, self._batch_size)
 
-    def state(self) -> dict[str, Tensor]:
-        """The network, the optimiser's moments, and the guard's counts."""
-        return (
-            prefixed("network.", self.network.state_dict())
-            | optimizer_state(self.optimizer)
-            | prefixed("guard.", self.guard.state())
-        )
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state` returned."""
-        self.network.load_state_dict(strip_prefix(state, "network."))
-        restore_optimizer(self.optimizer, state)
-        self.guard.restore(strip_prefix(state, "guard."))
+    def networks(self) -> dict[str, nn.Module]:
+        """The discriminator."""
+        return {"network": self.network}
 
 
 class Critic(TrainableDiscriminator):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -15,14 +14,8 @@ from facevae.stages.augment import NUM_CHANGES
 from facevae.stages.budget import Budget
 from facevae.stages.fast import AcceleratedStep, Forward, Step, Warn
 from facevae.stages.guard import Guard
-from facevae.stages.states import (
-    adam,
-    average,
-    optimizer_state,
-    prefixed,
-    restore_optimizer,
-    strip_prefix,
-)
+from facevae.stages.stage import Stage
+from facevae.stages.states import adam, average
 from facevae.system import parallel
 from facevae.system.runtime import Stream, generator, sent, training_precision
 
@@ -46,10 +39,10 @@ class _ConditionedFlow(nn.Module):
         return self.flow.velocity(points, times, self.changes(changes))
 
 
-class PriorStage:
+class PriorStage(Stage):
     """Fits a flow to posteriors; `prior` holds the averaged weights, which are to be used."""
 
-    terms: tuple[str, ...] = ("flow_loss",)
+    terms = ("flow_loss",)
     batch_size = 1024
     learning_rate = 1e-3
     ema_decay = 0.999
@@ -144,23 +137,9 @@ class PriorStage:
         average(self.prior, self.raw.flow, decay)
         return loss.detach().where(is_sound, 0.0)
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights, their average, the optimiser's moments, the guard's counts, and time used."""
-        return (
-            prefixed("raw.", self.raw.state_dict())
-            | prefixed("averaged.", self.prior.state_dict())
-            | optimizer_state(self.optimizer)
-            | prefixed("guard.", self.guard.state())
-            | prefixed("budget.", self.budget.state())
-        )
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state` returned."""
-        self.raw.load_state_dict(strip_prefix(state, "raw."))
-        self.prior.load_state_dict(strip_prefix(state, "averaged."))
-        restore_optimizer(self.optimizer, state)
-        self.guard.restore(strip_prefix(state, "guard."))
-        self.budget.restore(strip_prefix(state, "budget."))
+    def networks(self) -> dict[str, nn.Module]:
+        """The flow with its conditioning, and its average."""
+        return {"raw": self.raw, "averaged": self.prior}
 
     def inputs(self) -> dict[str, Tensor]:
         """The posteriors, and the changes of their faces."""

@@ -2,12 +2,11 @@
 
 import copy
 import math
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facevae.config import TrainConfig
 from facevae.data.batches import Batches
@@ -16,22 +15,16 @@ from facevae.networks.vae import VAE
 from facevae.stages.budget import Budget
 from facevae.stages.fast import AcceleratedStep, Forward, Step, Warn
 from facevae.stages.guard import Guard
-from facevae.stages.states import (
-    adam,
-    average,
-    optimizer_state,
-    prefixed,
-    restore_optimizer,
-    strip_prefix,
-)
+from facevae.stages.stage import Stage
+from facevae.stages.states import adam, average
 from facevae.system import parallel
 from facevae.system.runtime import Stream, generator, seeded, sent, training_precision
 
 
-class NetworkStage:
+class NetworkStage(Stage):
     """Fits encoder and decoder to the evidence lower bound."""
 
-    terms: tuple[str, ...] = ("reconstruction_nats", "kl_nats", "mse")
+    terms = ("reconstruction_nats", "kl_nats", "mse")
 
     def __init__(
         self, vae: VAE, batches: Batches, config: TrainConfig, warn: Warn = lambda _: None
@@ -124,23 +117,10 @@ class NetworkStage:
         half_life = min(self.config.ema_images or 1, 0.1 * images_seen)
         return float(0.5 ** (self.batches.size / half_life))
 
-    def state(self) -> dict[str, Tensor]:
-        """Weights, their average, the optimiser's moments, the guard's counts, and time used."""
-        state = prefixed("vae.", self.vae.state_dict()) | optimizer_state(self.optimizer)
-        state |= prefixed("guard.", self.guard.state())
-        state |= prefixed("budget.", self.budget.state())
-        if self.averaged is not self.vae:
-            state |= prefixed("averaged.", self.averaged.state_dict())
-        return state
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state` returned."""
-        self.vae.load_state_dict(strip_prefix(state, "vae."))
-        if self.averaged is not self.vae:
-            self.averaged.load_state_dict(strip_prefix(state, "averaged."))
-        restore_optimizer(self.optimizer, state)
-        self.guard.restore(strip_prefix(state, "guard."))
-        self.budget.restore(strip_prefix(state, "budget."))
+    def networks(self) -> dict[str, nn.Module]:
+        """The network, and its average if there is one."""
+        averaged = {} if self.averaged is self.vae else {"averaged": self.averaged}
+        return {"vae": self.vae, **averaged}
 
     def inputs(self) -> dict[str, Tensor]:
         """None: the network is fitted to the faces alone."""

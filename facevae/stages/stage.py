@@ -8,30 +8,34 @@ the run that was never stopped. On a GPU, or with several processes, it takes th
 rounding, since kernels and reductions may add in another order.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 from torch import Tensor
 
 from facevae.stages.budget import Budget
-from facevae.stages.guard import Guard
+from facevae.stages.states import Resumable, prefixed, strip_prefix
 
 
-class Stage(Protocol):
+class Stage(Resumable):
     """A model being fitted step by step; `terms` are the names of the values a step returns."""
 
     terms: tuple[str, ...]
     budget: Budget
-    guard: Guard
 
+    @abstractmethod
     def step(self, index: int) -> Tensor:
         """Take update number `index`; return its loss terms, on the device, zeros if skipped."""
 
+    @abstractmethod
+    def inputs(self) -> dict[str, Tensor]:
+        """The fixed tensors that the stage uses beside the faces."""
+
     def state(self) -> dict[str, Tensor]:
-        """Everything the next step depends on, apart from the inputs."""
+        """Everything the next step depends on, apart from the inputs; and the time used."""
+        return super().state() | prefixed("budget.", self.budget.state())
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load what `state` returned."""
-
-    def inputs(self) -> dict[str, Tensor]:
-        """The fixed tensors that the stage uses beside the faces."""
+        super().restore(state)
+        self.budget.restore(strip_prefix(state, "budget."))

@@ -1,9 +1,37 @@
-"""Optimisers, averaged weights, and the state of both as named tensors."""
+"""Optimisers, averaged weights, and the state of what is trained as named tensors."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from facevae.stages.guard import Guard
+
+
+class Resumable(ABC):
+    """Networks in training, with the optimiser and the guard of their steps."""
+
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks whose weights the next step depends on, by their names in the state."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, apart from its inputs."""
+        state = optimizer_state(self.optimizer) | prefixed("guard.", self.guard.state())
+        for name, network in self.networks().items():
+            state |= prefixed(f"{name}.", network.state_dict())
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `state` returned."""
+        for name, network in self.networks().items():
+            network.load_state_dict(strip_prefix(state, f"{name}."))
+        restore_optimizer(self.optimizer, state)
+        self.guard.restore(strip_prefix(state, "guard."))
 
 
 @torch.no_grad()
