@@ -320,8 +320,9 @@ PRESETS = {
 }
 
 
-# settings that have an option of `train`, such as --latent-dim; the others are the preset's alone
-OPTIONAL_SETTINGS = (
+# settings with an option of that name, such as --latent-dim, that takes their value. Of the others,
+# epochs and max_seconds are budgets, perceptual is a flag, and a preset or --init sets the rest.
+SETTINGS_WITH_OPTIONS = (
     "size",
     "latent_dim",
     "dropout",
@@ -337,11 +338,11 @@ OPTIONAL_SETTINGS = (
 )
 
 
-def setting_text(key: str, value: object) -> object:
-    """A setting as its option has it."""
+def setting_text(key: str, value: object) -> str:
+    """The value of a setting as its option has it."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return "auto" if key == "r_loss_factor" and value is None else value
+    return "auto" if key == "r_loss_factor" and value is None else str(value)
 
 
 def preset(name: str) -> Preset:

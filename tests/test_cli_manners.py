@@ -136,7 +136,7 @@ def test_what_the_machine_lacks_is_one_line(here, monkeypatch, error, said):
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(loading, "read", fail)
+    monkeypatch.setattr(loading, "read_model", fail)
     done = here("info", code=1)
     assert done.stderr.startswith(f"error: {said}")
     assert len(done.stderr.splitlines()) == 1
@@ -169,7 +169,7 @@ def test_ctrl_c_is_told_in_a_line(here, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "read", interrupt)
+    monkeypatch.setattr(loading, "read_model", interrupt)
     assert here("info", code=130).stderr.splitlines()[-1] == "stopped"
 
 
@@ -177,7 +177,7 @@ def test_a_failure_of_ours_is_not_hidden(here, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(loading, "read", fail)
+    monkeypatch.setattr(loading, "read_model", fail)
     with pytest.raises(RuntimeError, match="a mistake"):
         here("info")
 

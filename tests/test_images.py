@@ -6,10 +6,6 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from PIL import EpsImagePlugin, Image, ImageCms
 
 from facevae.data import images
@@ -32,50 +28,6 @@ def smooth_pixels(height, width):
 def middle(path, size=16):
     """The colour at the middle of a picture after loading."""
     return images.load_square(path, size)[size // 2, size // 2].astype(int)
-
-
-# ---------------------------------------------------------------- pixels and images
-
-
-def test_all_levels_come_back_from_images():
-    levels = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
-    made = images.from_pixels(levels)
-    assert made.shape == (3, 1, 256)
-    assert made.dtype == torch.float32
-    assert (made.min().item(), made.max().item()) == (0.0, 1.0)
-    np.testing.assert_array_equal(images.to_pixels(made), levels)
-
-
-@settings(deadline=None)
-@given(
-    arrays.arrays(
-        np.uint8,
-        st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 5), st.just(3)),
-    )
-)
-def test_to_pixels_is_the_inverse_of_from_pixels(pixels):
-    made = images.from_pixels(pixels)
-    assert made.shape == (len(pixels), 3, *pixels.shape[1:3])
-    np.testing.assert_array_equal(images.to_pixels(made), pixels)
-
-
-def test_channels_and_rows_stay_where_they_are():
-    pixels = random_pixels(2, 4, 5, 3)
-    made = images.from_pixels(pixels)
-    assert made[1, 2, 3, 4].item() == pytest.approx(pixels[1, 3, 4, 2] / 255)
-
-
-def test_to_pixels_rounds_to_the_nearest_level_and_clips():
-    made = torch.tensor([-0.5, 0.0, 0.49 / 255, 0.51 / 255, 254.4 / 255, 1.0, 7.0])
-    got = images.to_pixels(made.expand(3, 1, 7))
-    assert got[0, :, 0].tolist() == [0, 0, 0, 1, 254, 255, 255]
-
-
-def test_a_loaded_picture_becomes_an_image_without_a_warning(tmp_path):
-    images.save_picture(tmp_path / "a.png", smooth_pixels(8, 8))
-    pixels = images.load_square(tmp_path / "a.png", 8)
-    assert pixels.flags.writeable  # torch warns about read-only memory, once per process
-    assert images.from_pixels(pixels).shape == (3, 8, 8)
 
 
 # ---------------------------------------------------------------- reading

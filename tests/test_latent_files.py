@@ -17,7 +17,7 @@ from tiny import CONFIG, tiny_bundle
 
 from facevae.cli import main
 from facevae.data.image_tensors import to_pixels
-from facevae.errors import LatentsError, UsageError
+from facevae.errors import LatentsError
 from facevae.latent_space.latent_files import (
     LatentsOrigin,
     digest_of,
@@ -25,7 +25,6 @@ from facevae.latent_space.latent_files import (
     save_latents,
 )
 from facevae.latent_space.latents import decode, latents_of_seeds, read_face
-from facevae.latent_space.names import check_suffix, split_name
 from facevae.models.bundle import load, save
 
 D = CONFIG.latent_dim
@@ -92,29 +91,6 @@ def test_one_face_needs_no_name(path):
     assert latent.equal(LATENTS[0])
     np.testing.assert_array_equal(picture, to_pixels(decode(BUNDLE.vae, LATENTS[:1]))[0])
     assert read_face(BUNDLE, f"{path}#a")[1].equal(LATENTS[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("a.npz", ("a.npz", None)),
-        ("a.b/c.NPZ#3", ("a.b/c.NPZ", "3")),
-        ("x.safetensors#a#b", ("x.safetensors", "a#b")),
-        ("x.npz#y.npz#z", ("x.npz#y.npz", "z")),
-        ("x.npz#", ("x.npz", "")),
-        ("a.png", None),
-        ("seed:3", None),
-        (".npz", None),
-    ],
-)
-def test_what_names_a_file_of_latents(name, expected):
-    found = split_name(name)
-    assert (found and (str(found[0]), found[1])) == expected
-
-
-def test_a_photo_of_such_a_name_is_a_photo(tmp_path):
-    (tmp_path / "a.npz#3").touch()
-    assert split_name(str(tmp_path / "a.npz#3")) is None
 
 
 # ---------------------------------------------------------------- which model they belong to
@@ -242,12 +218,6 @@ def test_names_that_unpack_to_far_more_than_their_file_are_not_unpacked(tmp_path
     np.savez_compressed(tmp_path / "a.npz", latents=LATENTS[:3].numpy(), names=names)
     with pytest.raises(LatentsError, match="names unpack to 47,999,988 bytes, too many for this"):
         open_latents(tmp_path / "a.npz", D, WEIGHTS)
-
-
-def test_a_name_without_a_format_is_refused(tmp_path):
-    for name in ("a", "a.csv", "a.npy"):
-        with pytest.raises(UsageError, match=r"\.npz or \.safetensors"):
-            check_suffix(tmp_path / name)
 
 
 # ---------------------------------------------------------------- commands

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -218,15 +219,45 @@ def test_fewer_epochs_than_were_made_leave_the_run_as_it_is(faces, whole, tmp_pa
     assert (folder / "config.json").read_bytes() == before, "it should tell the epochs it made"
 
 
-def test_an_extended_run_knows_the_framing_of_its_faces(faces, tmp_path, monkeypatch):
-    """Looking for faces would take seconds each time."""
+def test_a_run_looks_for_the_framing_of_its_faces_once(faces, tmp_path, monkeypatch):
+    """It takes seconds, each time that a run is resumed or extended."""
     looks = []
     monkeypatch.setattr(training, "measure_framing", lambda *_: looks.append(1) or FFHQ)
-    for epochs in (1, 2):
+    step = NetworkStage.step
+
+    def interrupted(self, index):
+        if index == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, index)
+
+    for epochs, stepping in ((2, interrupted), (2, step), (3, step)):
+        monkeypatch.setattr(NetworkStage, "step", stepping)
         config = dataclasses.replace(TRAIN, epochs=epochs, prior="normal")
-        assert train(tiny_run(tmp_path, faces, train=config), Ear()).framing == FFHQ
+        with suppress(Stopped):
+            train(tiny_run(tmp_path, faces, train=config), Ear())
         assert load(tmp_path / "model.safetensors").framing == FFHQ
-    assert len(looks) == 1
+        assert len(looks) == 1
+
+
+def test_the_framing_of_another_models_faces_is_not_taken_for_that_of_ones_own(
+    faces, tmp_path, monkeypatch
+):
+    """It is that of the model in the folder until the run trains a network of its own."""
+    monkeypatch.setattr(training, "measure_framing", lambda *_: FFHQ)
+    init = tiny_bundle()
+    init.framing = dataclasses.replace(FFHQ, extent=0.6)
+
+    def stop(*_):
+        raise Stopped(signal.SIGTERM)
+
+    alone = dataclasses.replace(TRAIN, stages=("prior", "finish"), prior="gaussian")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", stop)
+        with pytest.raises(Stopped):
+            train(tiny_run(tmp_path, faces, train=alone, init=init), Ear())
+    assert load(tmp_path / "model.safetensors").framing == init.framing
+    config = dataclasses.replace(alone, stages=("vae", "prior"))
+    assert train(tiny_run(tmp_path, faces, train=config, init=init), Ear()).framing == FFHQ
 
 
 def test_another_configuration_is_refused_naming_what_differs(faces, whole):
@@ -236,7 +267,7 @@ def test_another_configuration_is_refused_naming_what_differs(faces, whole):
         ({"train": dataclasses.replace(TRAIN, seed=77)}, "`seed` was 5, now 77"),
         ({"train": dataclasses.replace(TRAIN, batch_size=8)}, "`batch_size` was 16, now 8"),
         ({"model": ModelConfig(32, 9, (8, 8))}, "`latent_dim` was 8, now 9"),
-        ({"init": tiny_bundle()}, "`init` was None"),
+        ({"init": tiny_bundle()}, "the initial weights' fingerprint was None"),
     ):
         with pytest.raises(RunError, match=named):
             train(tiny_run(folder, faces, **change), Ear())

@@ -1,6 +1,7 @@
 """The command line: each command checks, builds what it needs, calls the library, and reports.
 
-Nothing here imports torch, numpy or PIL before a command runs, so that help is instant.
+Nothing here imports torch, numpy or PIL before a command runs, so that help is instant. A command
+imports torch, which takes seconds, only when all that can be checked without it is.
 """
 
 import errno

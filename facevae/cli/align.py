@@ -79,9 +79,9 @@ def _framing(console: Console, name: str) -> "Framing":
         return FFHQ
     located = find_model(console, name)
 
-    from facevae.models.loading import read  # no earlier: it imports torch
+    from facevae.models.loading import read_model  # no earlier: it imports torch
 
-    found = read(located).framing
+    found = read_model(located).framing
     if found is None:
         msg = f"--framing {name}: that model's faces were not framed alike; name ffhq or another"
         raise UsageError(msg)

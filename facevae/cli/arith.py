@@ -23,7 +23,7 @@ from facevae.cli.edits import (
 from facevae.cli.session import find_model, open_model, report_result
 from facevae.config import TRUE_TEXTURE
 from facevae.errors import UsageError
-from facevae.latent_space.names import is_photo
+from facevae.latent_space.face_names import is_photo
 from facevae.system.console import Console
 
 if TYPE_CHECKING:

@@ -52,10 +52,11 @@ def list_attributes(
     console = Console(quiet=quiet, as_json=json)
     located = find_model(console, model)
 
+    # no earlier: torch takes seconds to import
     from facevae.attributes.directions import correlations
-    from facevae.models.loading import read
+    from facevae.models.loading import read_model
 
-    bundle = read(located)
+    bundle = read_model(located)
     records: list[dict[str, Any]] = [dataclasses.asdict(a) for a in bundle.attributes]
     if bundle.scorers is not None:
         names = [attribute.name for attribute in bundle.attributes]

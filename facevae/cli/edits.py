@@ -8,7 +8,7 @@ import typer
 
 from facevae.cli import options
 from facevae.errors import UsageError
-from facevae.latent_space.names import check_face, is_photo
+from facevae.latent_space.face_names import check_face, is_photo
 
 if TYPE_CHECKING:
     from facevae.cli.outputs import Output

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from facevae.cli import options
-from facevae.cli.session import find_model, report_result
+from facevae.cli.session import find_model, report_result, used_model
 from facevae.config import WHOLE_TEXTURE
 from facevae.errors import UsageError
 from facevae.system.console import Console
@@ -48,18 +48,19 @@ def export(
     """
     console = Console(quiet=quiet, as_json=json)
     target = _target(output, model, onnx=onnx, half=half, texture=texture)
+    if onnx:
+        from facevae.sharing.export import export_onnx, require_onnx
+
+        require_onnx()
     located = find_model(console, model)
 
     # no earlier: torch takes seconds to import
     from facevae.models.bundle import save
-    from facevae.models.loading import read
-    from facevae.sharing.export import export_onnx, require_onnx
+    from facevae.models.loading import read_model
 
-    if onnx:
-        require_onnx()
-    bundle = read(located)
+    bundle = read_model(located)
     console.say(f"model: {located.name}")
-    used = {"name": located.name, "path": str(located.path)}
+    used = used_model(located)
     if onnx:
         files = export_onnx(bundle, located.name, target, console.progress, texture)
         differences = {file.path.stem: file.max_difference for file in files}

@@ -12,7 +12,7 @@ from facevae.cli.latents import LatentsKeeper, decode_stored, stored_faces
 from facevae.cli.session import error_line, find_model, open_model, report_result
 from facevae.config import MAX_SEED, TRUE_TEXTURE, WHOLE_TEXTURE, PriorConfig
 from facevae.errors import ImageError, UsageError
-from facevae.latent_space.names import is_photo
+from facevae.latent_space.face_names import is_photo
 from facevae.system.console import Console
 from facevae.system.files import distinct_names
 
@@ -218,6 +218,7 @@ def sample(
     writer = FaceWriter(target, names, columns)
     located = find_model(console, model)
 
+    # no earlier: torch takes seconds to import
     from facevae.data.image_tensors import to_pixels
     from facevae.latent_space.latents import decode, latents_of_seeds
     from facevae.networks.prior import other_prior

@@ -36,11 +36,13 @@ def pull(
       facevae pull user/faces@v1 --json
     """
     from facevae.models.hub import pull as find_or_download
-    from facevae.models.loading import read
 
     console = Console(quiet=quiet, as_json=json)
     located = find_or_download(model, force=force, quiet=quiet)
-    read(located)
+
+    from facevae.models.loading import read_model  # no earlier: it imports torch
+
+    read_model(located)
     console.say(f"{located.name}, {located.path.stat().st_size / 1e6:,.1f} MB")
     used = used_model(located)
     report_result(console, used, [located.path], {"commit": located.commit})
@@ -99,22 +101,20 @@ def push(
 
       facevae push runs/ffhq user/faces --private
     """
-    # Check
-    console = Console(quiet=quiet, as_json=json)
-    located = find_model(console, model)
-
-    # no earlier: torch takes seconds to import
-    from facevae.models.loading import read
+    from facevae.models.loading import read_model
     from facevae.sharing import publish
     from facevae.sharing.card import licence_of
     from facevae.sharing.package import check_folder, write_package
     from facevae.system.files import unused
 
+    # Check
+    console = Console(quiet=quiet, as_json=json)
     publish.check_repository(repository)
     is_local = dry_run or output is not None
     if not is_local:
         publish.check_token()
-    bundle = read(located)
+    located = find_model(console, model)
+    bundle = read_model(located)
     if not (bundle.provenance.get("complete") or unfinished):
         msg = f"{located.name}: is not finished; `facevae train` again ends it, --unfinished publishes it as it is"
         raise ModelError(msg)

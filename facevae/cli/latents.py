@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from facevae.cli.session import find_model, open_model, report_result
 from facevae.errors import UsageError
-from facevae.latent_space.names import check_file, check_suffix, split_name
+from facevae.latent_space.face_names import check_latents_file, check_suffix, split_name
 from facevae.system.console import Console
 from facevae.system.files import check_place, expanded
 
@@ -86,9 +86,10 @@ def decode_stored(
         raise UsageError(msg)
     target = choose_output(output, "reconstructions.png")
     for path, _ in stored:
-        check_file(path)
+        check_latents_file(path)
     located = find_model(console, model)
 
+    # no earlier: torch takes seconds to import
     from facevae.data.image_tensors import to_pixels
     from facevae.latent_space.latents import decode, latents_file
 

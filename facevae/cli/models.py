@@ -30,10 +30,11 @@ def info(
     console = Console(quiet=quiet, as_json=json)
     located = find_model(console, model)
 
-    from facevae.models.loading import read
+    # no earlier: torch takes seconds to import
+    from facevae.models.loading import read_model
     from facevae.networks.vae import num_parameters
 
-    bundle = read(located)
+    bundle = read_model(located)
     values: dict[str, Any] = {
         "model": used_model(located),
         "num_bytes": located.path.stat().st_size,

@@ -47,6 +47,8 @@ def report(
         msg = f"-o {path}: a report is one .html file; name one"
         raise UsageError(msg)
     check_place(path)
+
+    # no earlier: torch takes seconds to import
     from facevae.reports.page import require_pages
     from facevae.reports.report import write_report
     from facevae.reports.sources import open_source

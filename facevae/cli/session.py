@@ -1,4 +1,4 @@
-"""What every command that uses a model shares: opening it, reporting results, wording errors."""
+"""What every command that uses a model shares: finding and opening it, results, wording errors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,11 +79,11 @@ def open_model(
 
     Returns the model, and its name and path as results state them.
     """
-    from facevae.models.loading import read
+    from facevae.models.loading import read_model
     from facevae.system.runtime import describe, select_device
 
     torch_device = select_device(device)
-    bundle = read(located)
+    bundle = read_model(located)
     size = bundle.config.size
     console.say(f"model: {located.name} ({size} × {size} px) on {describe(torch_device)}")
     return bundle.to(torch_device), used_model(located)

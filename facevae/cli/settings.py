@@ -20,9 +20,9 @@ def load_init(console: Console, name: str | None) -> "Bundle | None":
         return None
     located = find_model(console, name)
 
-    from facevae.models.loading import read  # no earlier: it imports torch
+    from facevae.models.loading import read_model  # no earlier: it imports torch
 
-    return read(located)
+    return read_model(located)
 
 
 def configure(

@@ -180,24 +180,26 @@ def train(
     # Check
     console = Console(quiet=quiet, as_json=json)
     check_there([*data, *([labels] if labels else [])])
+    base = preset(preset_name)
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "prior": prior,
+        "prior_epochs": prior_epochs,
+        "stages": options.parse_stages(stages) if stages is not None else None,
+        "finish_epochs": finish_epochs,
+        "finish_weight": finish_weight,
+        "perceptual": perceptual or None,
+        "max_seconds": options.parse_duration(max_time) if max_time is not None else None,
+        "seed": seed,
+    }
     init_model = load_init(console, init)
     chosen = configure(
-        preset(preset_name),
+        base,
         init_model,
         model={"size": size, "latent_dim": latent_dim, "dropout": dropout},
-        train={
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "prior": prior,
-            "prior_epochs": prior_epochs,
-            "stages": options.parse_stages(stages) if stages is not None else None,
-            "finish_epochs": finish_epochs,
-            "finish_weight": finish_weight,
-            "perceptual": perceptual or None,
-            "max_seconds": options.parse_duration(max_time) if max_time is not None else None,
-            "seed": seed,
-        },
+        train=settings,
         r_loss_factor=r_loss_factor,
     )
     check_stages(
@@ -235,9 +237,9 @@ def train(
         )
         return
 
-    settings = settings_of(chosen.model, chosen.train)
+    identity = settings_of(chosen.model, chosen.train)
     ignored, is_given = left_out(chosen.train), init_model is not None
-    RunFolder(folder).check(settings, ignored, chosen.train.stages, is_given=is_given)
+    RunFolder(folder).check(identity, ignored, chosen.train.stages, is_given=is_given)
 
     # Prepare
     memory.keep_freed_memory()

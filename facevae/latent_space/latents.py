@@ -14,8 +14,8 @@ from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.data.images import Pixels
 from facevae.errors import UsageError
 from facevae.faces.alignment import load_face
+from facevae.latent_space.face_names import is_seed, seed_of, split_name
 from facevae.latent_space.latent_files import LatentsFile, digest_of, open_latents
-from facevae.latent_space.names import is_seed, seed_of, split_name
 from facevae.models.bundle import Bundle
 from facevae.networks.prior import sample_latents
 from facevae.networks.vae import VAE, Coder

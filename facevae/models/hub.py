@@ -122,14 +122,15 @@ def asking(prefix: str, *, quiet: bool = False) -> Iterator[None]:
             raise ModelError(prefix, _reason(error)) from error
 
 
-def damage_of(located: Located) -> str:
-    """What is wrong with a model's copy in the cache, and what to do; empty if nothing is.
+def damage_message(located: Located) -> str:
+    """A message if a model's copy in the cache is damaged, else empty; reads the whole file.
 
-    The cache names the copy by the SHA-256 of what was downloaded.
+    The cache names a copy by the SHA-256 of what was downloaded.
     """
     digest = located.path.resolve().name
-    is_known = located.commit and re.fullmatch(r"[0-9a-f]{64}", digest)
-    if not is_known or _sha256(located.path) == digest:
+    if not located.commit or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        return ""
+    if _sha256(located.path) == digest:
         return ""
     return f"{located.name}: its copy in the cache is damaged; {_again(located)}"
 

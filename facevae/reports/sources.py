@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from facevae.config import OPTIONAL_SETTINGS, PRESETS, setting_text
+from facevae.config import PRESETS, SETTINGS_WITH_OPTIONS, setting_text
 from facevae.data.dataset import Faces, cached_faces
 from facevae.models.bundle import Bundle
 from facevae.models.loading import load_model
@@ -94,12 +94,12 @@ class ReportSource:
             defaults |= {key: settings.get(key) for key in ("prior_epochs", "finish_epochs")}
         else:
             words += ["--epochs", str(metadata.get("epochs", defaults["epochs"]))]
-        for key in OPTIONAL_SETTINGS:
+        for key in SETTINGS_WITH_OPTIONS:
             value = settings.get(key)
             value = tuple(value) if isinstance(value, list) else value
             if key in settings and value != defaults[key]:
                 option = f"--{key.replace('_', '-')}"
-                words += [option, str(setting_text(key, settings[key]))]
+                words += [option, setting_text(key, settings[key])]
         if settings.get("perceptual"):
             words.append("--perceptual")
         if self.bundle and self.bundle.half:

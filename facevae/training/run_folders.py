@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from facevae.config import (
-    OPTIONAL_SETTINGS,
+    SETTINGS_WITH_OPTIONS,
     STAGES,
     ModelConfig,
     StageName,
@@ -82,8 +82,11 @@ class RunFolder:
         found = read_json(self.config)
         found = found if isinstance(found, dict) else {}
         stored = found.get("identity")
+        if not isinstance(stored, dict):
+            msg = f"{self.config}: is not of a training run; name another folder with -o"
+            raise RunError(msg)
         wanted = json.loads(json.dumps(identity))  # with lists in place of tuples, as in the file
-        stored = _with_defaults(stored, wanted) if isinstance(stored, dict) else {}
+        stored = _with_defaults(stored, wanted)
         wanted = _with_stored(wanted, stored, ignored)
         if differences := _differences({key: stored.get(key) for key in wanted}, wanted):
             advice = "name another folder with -o, or go back to that run's settings"
@@ -255,6 +258,5 @@ def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
 
 def _setting_name(key: str) -> str | Argument:
     """A setting of a run's identity as its user knows it."""
-    if key == "data":
-        return "the faces' fingerprint"
-    return Argument(key) if key in (*OPTIONAL_SETTINGS, "init") else f"the preset's {key}"
+    fingerprints = {"data": "the faces' fingerprint", "init": "the initial weights' fingerprint"}
+    return Argument(key) if key in SETTINGS_WITH_OPTIONS else fingerprints.get(key, key)

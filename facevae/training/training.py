@@ -136,7 +136,8 @@ def _fit_and_finish(work: Work) -> Bundle:
     else:
         work.saved_progress = progress_of(found)
     folder.begin(run.command, environment(run.device))
-    framing = found.framing if found else None
+    # a model whose network another run trained has the framing of other faces
+    framing = found.framing if found and folder.has_state("network") else None
     del found  # a file cannot be replaced everywhere while its tensors are in use
     bundle = _fit(work, framing)
     if "finish" in run.train.stages:

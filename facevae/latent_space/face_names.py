@@ -7,7 +7,7 @@ from facevae.config import MAX_SEED
 from facevae.errors import Argument, ImageError, LatentsError, UsageError
 from facevae.system.files import expanded
 
-SUFFIXES = (".npz", ".safetensors")
+_SUFFIXES = (".npz", ".safetensors")
 _NAMED = re.compile(
     r"(?P<path>.+\.(?:npz|safetensors))(?:#(?P<which>.*))?", re.IGNORECASE | re.DOTALL
 )
@@ -50,13 +50,13 @@ def check_face(face: str) -> None:
     if is_seed(face):
         seed_of(face)
     elif stored := split_name(face):
-        check_file(stored[0])
+        check_latents_file(stored[0])
     elif not (photo := expanded(face)).exists():
         msg = f"{photo}: no such file"
         raise ImageError(msg)
 
 
-def check_file(path: Path) -> None:
+def check_latents_file(path: Path) -> None:
     """Raise `LatentsError` if a file of latents does not exist."""
     if not path.exists():
         msg = f"{path}: no such file"
@@ -65,6 +65,6 @@ def check_file(path: Path) -> None:
 
 def check_suffix(path: Path) -> None:
     """Raise `UsageError` unless the suffix names a format of latents."""
-    if path.suffix.lower() not in SUFFIXES:
-        reason = f": use a name that ends in {' or '.join(SUFFIXES)}"
+    if path.suffix.lower() not in _SUFFIXES:
+        reason = f": use a name that ends in {' or '.join(_SUFFIXES)}"
         raise UsageError(Argument("latents", path), reason)
