@@ -1,4 +1,4 @@
-"""Pixels to tensors and back: the only module that knows that a pixel is 0…255.
+"""Pixels as tensors: from 0…255 to [0, 1], and back.
 
 `pixels` are uint8 (…, H, W, 3) in sRGB; `images` are float32 (…, 3, H, W) in [0, 1].
 """
