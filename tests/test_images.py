@@ -1,7 +1,10 @@
 """Every kind of picture is read upright and in sRGB, and written whole or not at all."""
 
+import errno
+import gc
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageCms
 
 from facevae.data import images
-from facevae.errors import ImageError, UsageError
+from facevae.errors import FacevaeError, ImageError, UsageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 STILLS = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".PNG", ".JPG"]
@@ -364,6 +367,24 @@ def test_a_paired_grid_is_no_wider_than_its_pictures():
 
 
 # ---------------------------------------------------------------- writing
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="earlier Pythons say nothing")
+def test_a_picture_that_finds_no_room_leaves_nothing_to_be_reported_later(tmp_path, monkeypatch):
+    """Its bytes are freed quietly, even in a cycle with the traceback of the error."""
+    reports = []
+    monkeypatch.setattr(sys, "unraisablehook", reports.append)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", fail)
+    with pytest.raises(FacevaeError, match="No space") as caught:
+        images.save_picture(tmp_path / "a.png", smooth_pixels(8, 8))
+    caught.value.cycle = caught.value
+    del caught
+    gc.collect()
+    assert reports == []
 
 
 @pytest.mark.parametrize("suffix", STILLS)

@@ -270,8 +270,9 @@ def _write(path: Path, pictures: list[Image.Image], options: dict[str, Any]) -> 
     kind = Image.registered_extensions()[path.suffix.lower()]
     others = {"append_images": pictures[1:]} if pictures[1:] else {}
     pictures[0].save(encoded, kind, **others, **options)
-    with replacing(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+    # the view is released even if writing fails, which else is reported when `encoded` is freed
+    with encoded.getbuffer() as view, replacing(path) as temporary:
+        temporary.write_bytes(view)
 
 
 def require_video() -> None:
