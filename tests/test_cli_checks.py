@@ -1,31 +1,9 @@
 """A mistake in a command is told at once: before torch, which takes seconds to import."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 from conftest import draw_face
+from one_process import refusals
 
-# runs commands, each a list of words, in a process that has no torch; prints exit codes and messages
-WITHOUT_TORCH = """
-import contextlib, io, json, sys
-sys.modules["torch"] = None
-from facevae.cli import main
-results = []
-for command in json.loads(sys.argv[1]):
-    sys.argv = ["facevae", *command]
-    said, code = io.StringIO(), None
-    with contextlib.redirect_stderr(said):
-        try:
-            main()
-        except SystemExit as error:
-            code = error.code
-        except ImportError as error:
-            said.write(str(error))
-    results.append((code, said.getvalue()))
-print(json.dumps(results))
-"""
 # the command, its exit code, and a part of what it says
 MISTAKES = {
     "reconstruct nowhere.png": (1, "nowhere.png: no such file or folder"),
@@ -84,26 +62,18 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Exit code and message of each mistake."""
+    """What each mistake comes to in a process that has no torch."""
     folder = tmp_path_factory.mktemp("mistakes")
     draw_face(0).save(folder / "face.png")
     commands = [command.split() for command in MISTAKES]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert [path.name for path in folder.iterdir()] == ["face.png"]
-    return dict(zip(MISTAKES, json.loads(done.stdout), strict=True))
+    return dict(zip(MISTAKES, refusals(folder, commands, missing=["torch"]), strict=True))
 
 
 @pytest.mark.parametrize("command", MISTAKES)
 def test_a_mistake_is_told_without_torch(results, command):
     code, said = MISTAKES[command]
-    found, message = results[command]
-    assert message.startswith("error: ")
-    assert said in message
-    assert message.count("\n") == 1
-    assert found == code
+    done = results[command]
+    assert done.code == code
+    assert done.err.startswith("error: ")
+    assert said in done.err
+    assert done.err.count("\n") == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw_face
+from one_process import refusals
 from PIL import Image
 from tiny import differing, tensors_of, tiny_bundle
 
@@ -323,38 +324,12 @@ def test_a_dry_run_estimates_the_chosen_stages(place):
     assert "prior: " not in told
 
 
-SCRIPT = """
-import contextlib, io, json, sys
-from facevae.cli import main
-found = []
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["facevae", "train", *arguments, "-o", "never"]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-    found.append([code, out.getvalue(), err.getvalue()])
-print(json.dumps(found))
-"""
-
-
-def refusals(place: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
-    """Exit code and stderr of each command; all run in one process and must leave no files."""
-    before = set(place.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=place,
-        env={**os.environ, "FACEVAE_CACHE": str(place / "refused"), "COLUMNS": "100"},
-    )
-    assert set(place.rglob("*")) == before
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert [out for code, out, _ in found if out and code] == []
-    return [(code, err) for code, _, err in found]
+def refused(place, commands):
+    """Exit code and stderr of each `train`; a refused one says nothing on stdout."""
+    named = [["train", *command, "-o", "never"] for command in commands]
+    found = refusals(place, named)
+    assert [done.out for done in found if done.out and done.code] == []
+    return [(done.code, done.err) for done in found]
 
 
 def test_invalid_input_is_refused_in_one_line_and_leaves_nothing(place):
@@ -376,7 +351,7 @@ def test_invalid_input_is_refused_in_one_line_and_leaves_nothing(place):
             for option in ("--learning-rate", "--r-loss-factor")
         },
     }
-    found = refusals(place, [list(arguments) for arguments in expected])
+    found = refused(place, [list(arguments) for arguments in expected])
     for (code, err), (expected_code, said) in zip(found, expected.values(), strict=True):
         assert code == expected_code, err
         assert err.startswith("error: ")
@@ -422,7 +397,7 @@ def test_invalid_settings_are_usage_errors(place):
         ["--device", "abacus"],
     ]
     # a dry run, so that one that slips through does not train
-    found = refusals(place, [["faces", *TINY, "--dry-run", *arguments] for arguments in bad])
+    found = refused(place, [["faces", *TINY, "--dry-run", *arguments] for arguments in bad])
     slipped = [arguments for arguments, (code, _) in zip(bad, found, strict=True) if code != 2]
     assert slipped == []
     for arguments, (_, err) in zip(bad, found, strict=True):
