@@ -25,6 +25,7 @@ from facevae.faces.alignment import place
 from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import PathKind, decode, latents_of_seeds, posteriors
 from facevae.latent_space.latents import morph as morph_latents
+from facevae.latent_space.tuning import tune
 from facevae.models.bundle import Bundle
 from facevae.models.loading import load_model
 from facevae.system.files import expanded
@@ -114,18 +115,27 @@ class Model:
         Pictures are PIL images, of which the largest centred square is taken (use `align` first to
         find the face), or float tensors (3, size, size) or (N, 3, size, size) in [0, 1].
         """
-        if isinstance(pictures, Tensor):
-            is_several = pictures.ndim > _IMAGE_DIMENSIONS
-        else:
-            is_several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
-        given: Any = pictures if is_several else [pictures]
-        images = [self._image(picture) for picture in given]
-        if not images:
+        images = self._images(pictures)
+        if not len(images):
             return torch.empty(0, self.latent_dim)
-        # the memory layout of pixels everywhere else, because rounding may depend on it
-        stacked = torch.stack(images).contiguous(memory_format=torch.channels_last)
-        batches = (part.to(self.bundle.device) for part in stacked.split(_CHUNK))
+        batches = (part.to(self.bundle.device) for part in images.split(_CHUNK))
         return posteriors(self.bundle.vae, batches)[0].cpu()
+
+    def tuned(
+        self, pictures: Picture | Sequence[Picture], *, texture: float = TRUE_TEXTURE
+    ) -> "Model":
+        """A copy of the model, whose decoder is tuned to pictures, such as `encode` takes.
+
+        It takes seconds. The copy decodes latents of these pictures to very nearly the pictures, and
+        edits and morphs of them keep their likeness (pivotal tuning, Roich et al. 2021). Latents mean
+        the same to both models. `texture` is that of the pictures that will be decoded.
+        """
+        texture = self._texture(texture, "tuned")
+        images = self._images(pictures)
+        if not len(images):
+            msg = "tuned([]): needs a picture at least"
+            raise UsageError(msg)
+        return Model(tune(self.bundle, images, self.encode(images), texture).bundle, self.name)
 
     def decode(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> list[Image.Image]:
         """Pictures of latents, (size, size) in RGB.
@@ -138,11 +148,7 @@ class Model:
 
     def decode_images(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> Tensor:
         """Like `decode`, but as a float tensor (N, 3, size, size) in [0, 1]."""
-        texture = _unwrapped(texture)
-        if not _is_finite(texture) or not 0 <= texture <= 1:
-            msg = f"decode(texture={texture}): must be from 0 to 1"
-            raise UsageError(msg)
-        return decode(self.bundle.vae, self._latents(latents), texture)
+        return decode(self.bundle.vae, self._latents(latents), self._texture(texture, "decode"))
 
     def sample(
         self, n: int, *, seed: int = 0, temperature: float = 1.0, guidance: float | None = None
@@ -226,6 +232,27 @@ class Model:
             )
             raise UsageError(msg)
         return latents
+
+    @staticmethod
+    def _texture(texture: float, method: str) -> float:
+        """The number itself. Raises `UsageError` if it is not from 0 to 1."""
+        texture = _unwrapped(texture)
+        if not _is_finite(texture) or not 0 <= texture <= 1:
+            msg = f"{method}(texture={texture}): must be from 0 to 1"
+            raise UsageError(msg)
+        return texture
+
+    def _images(self, pictures: Picture | Sequence[Picture]) -> Tensor:
+        """Pictures as float (N, 3, size, size) in [0, 1], on the CPU. Raises `ImageError`."""
+        if isinstance(pictures, Tensor):
+            is_several = pictures.ndim > _IMAGE_DIMENSIONS
+        else:
+            is_several = isinstance(pictures, Sequence) and not isinstance(pictures, str)
+        given: Any = pictures if is_several else [pictures]
+        images = [self._image(picture) for picture in given]
+        stacked = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size)
+        # the memory layout of pixels everywhere else, because rounding may depend on it
+        return stacked.contiguous(memory_format=torch.channels_last)
 
     def _image(self, picture: Picture) -> Tensor:
         """One picture as float (3, size, size) in [0, 1]. Raises `ImageError` for anything else."""

@@ -274,6 +274,30 @@ def test_a_finished_model_decodes_with_texture_or_without():
 def test_texture_is_from_0_to_1(model, texture):
     with pytest.raises(UsageError, match=r"decode\(texture="):
         model.decode(model.sample(1), texture=texture)
+    with pytest.raises(UsageError, match=r"tuned\(texture="):
+        model.tuned(draw_face(0), texture=texture)
+
+
+def test_a_tuned_model_is_another_one_that_draws_its_pictures_better(model):
+    pictures = [draw_face(i, CONFIG.size) for i in range(2)]
+    latents = model.encode(pictures)
+    before = model.decode_images(latents)
+    tuned = model.tuned(pictures)
+    assert isinstance(tuned, Model)
+    assert model.decode_images(latents).equal(before)
+    # the latents, and what is done to them, are the same to both
+    assert tuned.encode(pictures).equal(latents)
+    assert tuned.edit(latents, {"smile": 1}).equal(model.edit(latents, {"smile": 1}))
+    assert tuned.sample(1).equal(model.sample(1))
+    photos = torch.stack([model._image(picture) for picture in pictures])
+    errors_of = [
+        (images - photos).square().mean((1, 2, 3))
+        for images in (before, tuned.decode_images(latents))
+    ]
+    assert (errors_of[1] < errors_of[0]).all()
+    assert model.tuned(pictures[0]).decode_images(latents[0]).shape == (1, *photos[0].shape)
+    with pytest.raises(UsageError, match=r"tuned\(\[\]\)"):
+        model.tuned([])
 
 
 @pytest.mark.parametrize("temperature", [-1, float("nan"), float("inf")])

@@ -12,11 +12,12 @@ from PIL import Image
 from tiny import CONFIG, tiny_bundle
 
 from facevae.cli.options import parse_ramp
-from facevae.data.image_tensors import to_pixels
+from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.errors import UsageError
-from facevae.faces.alignment import place_photo
+from facevae.faces.alignment import load_face, place_photo
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
+from facevae.latent_space.tuning import tune
 from facevae.models.bundle import save
 from facevae.models.loading import load_model
 
@@ -121,8 +122,8 @@ def test_what_is_reported_is_measured_on_each_picture(run):
     edit = plan_edit(bundle, ["smile"])
     latents = latents_of_seeds(bundle, [3])
     after = edit.apply(latents.repeat(3, 1), torch.tensor([[0.0], [1], [2]]))
-    unedited = decode(bundle.vae, latents)[0]
-    expected = measure_edit(bundle, edit, unedited, decode(bundle.vae, after))
+    pixels = to_pixels(decode(bundle.vae, torch.cat([latents, after])))
+    expected = measure_edit(bundle, edit, from_pixels(pixels))
     assert values["distance"] == pytest.approx(expected.distance.tolist(), abs=1e-3)
     for row, found in zip(expected.moved.tolist(), values["moved"], strict=True):
         assert list(found.values()) == pytest.approx(row, abs=1e-3)
@@ -233,6 +234,67 @@ def test_a_ramp_is_a_number_or_two():
     for text in ("", ":", "a", "1:b", "1::2", "1:"):
         with pytest.raises(UsageError, match=f"^--alpha {re.escape(text)}: write it as"):
             parse_ramp(text)
+
+
+# ---------------------------------------------------------------- likeness
+
+
+def decoded(name, *, tuned=True):
+    """The picture (SIDE, SIDE, 3) that a decoder tuned to a photo, or the model's, makes of it."""
+    bundle = tiny_bundle()
+    pixels = load_face(Path(name), SIDE, None)[None]
+    latents = encode_pixels(bundle, pixels)
+    if tuned:
+        bundle = tune(bundle, from_pixels(pixels), latents, 0.0).bundle
+    return to_pixels(decode(bundle.vae, latents))[0]
+
+
+def test_an_edit_is_of_the_photo_and_not_of_its_reconstruction(run):
+    """An edit by nothing changes nothing; without tuning, it is what the model drew."""
+    command = ("arith", "a.png", "-a", "smile", "--alpha", 0)
+    done = run(*command, "-o", "x.png", "--json")
+    assert np.array_equal(pixels_of("x.png"), load_face(Path("a.png"), SIDE, None))
+    assert re.search(
+        r"^tuned to a\.png: [\d.]+ dB before, [\d.]+ dB after$", done.stderr, re.MULTILINE
+    )
+    assert "Tuning" in done.stderr
+    (moved,) = json.loads(done.stdout)["moved"]
+    assert set(moved.values()) == {0}
+    done = run(*command, "--no-tune", "-o", "plain.png")
+    assert alike(pixels_of("plain.png"), decoded("a.png", tuned=False))
+    assert "uning" not in done.stderr
+    assert "uned" not in done.stderr
+
+
+def test_an_edit_of_a_photo_keeps_its_detail(run):
+    """As far as it does not change it; `--compare` shows both."""
+    command = ("arith", "a.png", "-a", "smile", "--alpha", 0.5, "--compare")
+    distances = []
+    for more in ((), ("--no-tune",)):
+        run(*command, *more, "-o", "x.png")
+        original, after = np.split(pixels_of("x.png").astype(int), 2, axis=1)
+        assert np.array_equal(original, load_face(Path("a.png"), SIDE, None))
+        distances.append(abs(after - original).mean())
+    assert 0 < distances[0] < 0.7 * distances[1]
+
+
+def test_the_photos_at_the_ends_of_a_morph_keep_their_likeness(run):
+    run("morph", "a.png", "seed:3", "--steps", 2, "-o", "tuned/")
+    assert alike(pixels_of("tuned/0.png"), decoded("a.png"))
+    run("morph", "a.png", "seed:3", "--steps", 2, "--no-tune", "-o", "plain/")
+    assert alike(pixels_of("plain/0.png"), decoded("a.png", tuned=False))
+    assert not alike(pixels_of("plain/0.png"), decoded("a.png"))
+    done = run("morph", "a.png", "seed:3", "b.png", "-o", "x.png")
+    assert "tuned to 2 photos: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("arith", "seed:3", "-a", "smile"), ("morph", "seed:3", "seed:4")]
+)
+def test_faces_that_are_not_photos_need_no_tuning(run, command):
+    assert "uned to" not in run(*command, "-o", "x.png").stderr
+    done = run(*command, "--no-tune", code=2)
+    assert "--no-tune: is for photos, and seed:3 is not a photo; leave it out" in done.stderr
 
 
 # ---------------------------------------------------------------- back into the photo

@@ -282,7 +282,7 @@ def test_an_edit_is_measured_on_the_pictures_that_came_of_it(bundle):
     alphas = torch.tensor([[0.0], [1.0], [-2.0]])
     images = decode(bundle.vae, edit.apply(before.repeat(3, 1), alphas))
     unedited = decode(bundle.vae, before[None])
-    found = measure_edit(bundle, edit, unedited[0], images)
+    found = measure_edit(bundle, edit, torch.cat([unedited, images]))
     assert found.moved.shape == (3, 3)
     assert found.distance.shape == (3,)
     # the same by hand: encode the pictures again, the unedited reconstruction first
@@ -302,9 +302,9 @@ def test_more_pictures_than_are_encoded_at_once_are_measured_in_their_order(bund
     before = latents_of_seeds(bundle, [3])[0]
     alphas = torch.linspace(-2, 2, 70)[:, None]
     images = decode(bundle.vae, edit.apply(before.repeat(70, 1), alphas))
-    unedited = decode(bundle.vae, before[None])[0]
-    many = measure_edit(bundle, edit, unedited, images)
-    few = measure_edit(bundle, edit, unedited, images[-3:])
+    unedited = decode(bundle.vae, before[None])
+    many = measure_edit(bundle, edit, torch.cat([unedited, images]))
+    few = measure_edit(bundle, edit, torch.cat([unedited, images[-3:]]))
     torch.testing.assert_close(many.moved[-3:], few.moved, rtol=1e-3, atol=1e-4)
 
 
@@ -359,9 +359,7 @@ def test_the_packages_model_moves_what_it_is_asked_to_and_little_else():
     for name in ("glasses", "smile", "male", "hat"):
         edit = plan_edit(packaged, [name])
         ends = [
-            measure_edit(
-                packaged, edit, *decode(packaged.vae, z[None]), decode(packaged.vae, end[None])
-            )
+            measure_edit(packaged, edit, decode(packaged.vae, torch.stack([z, end])))
             for z, end in zip(latents, edit.apply(latents, alphas), strict=True)
         ]
         moved = torch.cat([end.moved for end in ends]).mean(0)

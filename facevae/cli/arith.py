@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from facevae.cli.edits import (
     check_photo_options,
     kept_names,
     sequence_output,
+    tune_to,
     warn_if_far,
     write_frames,
 )
@@ -74,6 +76,7 @@ def arith(
         bool, typer.Option("--compare", help="Put the original beside the edited face.")
     ] = False,
     paste: options.Paste = False,
+    tune: options.Tune = True,
     texture: options.Texture = TRUE_TEXTURE,
     output: options.Output = None,
     align: options.Align = True,
@@ -102,7 +105,7 @@ def arith(
     faces = [face, *minus, *plus]
     _check(faces, attrs, sweeps, compare=compare, paste=paste)
     alphas, kept = _alphas(attrs, alpha, sweeps), kept_names(keep, attrs)
-    check_photo_options(faces, align=align, number=face_number)
+    check_photo_options(faces, align=align, number=face_number, tune=tune)
     parts = [_stem(face), *map(_file_name_part, attrs), *["sweep"] * bool(sweeps)]
     default = "-".join(parts) + ".png"
     target, moving = sequence_output(output, default, animate, fps, faces)
@@ -115,42 +118,68 @@ def arith(
     from facevae.cli.outputs import check_sequence
     from facevae.data.image_tensors import to_pixels
     from facevae.latent_space.edits import plan_edit, sum_of_faces
-    from facevae.latent_space.latents import decode, encode_pixels, read_face
+    from facevae.latent_space.latents import decode, read_face
 
     bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
 
     read = partial(read_face, bundle, align=align, number=face_number)
     if paste:
-        placed = _place(console, bundle, face, face_number, align=align)
-        original = placed.photo
-        latent = encode_pixels(bundle, placed.cut(bundle.config.size)[None])[0]
+        subject = _read_in_place(console, bundle, face, face_number, align=align)
     else:
-        original, latent = read(face)
+        subject = _Subject(*read(face))
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
-    sides = original.shape[:2]
+    sides = subject.original.shape[:2]
     check_sequence(target, len(alphas) + compare, sides, animate=moving, columns=columns)
     added, removed = ([read(name)[1] for name in names] for names in (plus, minus))
-    summed = sum_of_faces(bundle, latent, added, removed)
+    summed = sum_of_faces(bundle, subject.latent, added, removed)
     repeated = summed.repeat(len(alphas), 1)
     edited = edit.apply(repeated, torch.tensor(alphas)) if edit else repeated
-    draw = partial(decode, bundle.vae, texture=texture)
-    images = draw(edited)
-    frames = to_pixels(images)
-    if paste:
-        unedited = to_pixels(draw(latent[None]))[0]
-        frames = np.stack([placed.paste(frame, unedited) for frame in frames])
-    more = {"attributes": attrs, "alphas": alphas}
-    if edit and paste:
-        start = to_pixels(draw(summed[None]))[0]
-        photos = [placed.paste(start, unedited), *frames]
-        more |= _report_pasted(console, bundle, edit, placed, photos)
-    elif edit:
-        more |= _report(console, bundle, edit, draw(summed[None])[0], images)
+
+    is_tuned = tune and is_photo(face)
+    drawing = bundle
+    if is_tuned:
+        pixels, latents = subject.pixels[None], subject.latent[None]
+        drawing = tune_to(console, bundle, [face], pixels, latents, texture)
+    drawn = decode(drawing.vae, torch.cat([subject.latent[None], summed[None], edited]), texture)
+    unedited, *faces_drawn = to_pixels(drawn)
+    show = partial(subject.show, instead_of=unedited, keeps_detail=is_tuned)
+    start, *frames = map(show, faces_drawn)
+    more: dict[str, object] = {"attributes": attrs, "alphas": alphas}
+    if edit:
+        pictures = np.stack([subject.cut(picture) for picture in (start, *frames)])
+        seen = "the photo" if paste else "its own picture"
+        more |= _report(console, bundle, edit, pictures, seen)
     if compare:
-        frames = np.concatenate([original[None], frames])
-    written = write_frames(target, frames, moving=moving, fps=fps, columns=columns)
+        frames.insert(0, subject.original)
+    written = write_frames(target, np.stack(frames), moving=moving, fps=fps, columns=columns)
     report_result(console, used, written, more)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The face to edit: pixels (S, S, 3), latent (D,), and with --paste its place in the photo."""
+
+    pixels: "Pixels"
+    latent: "Tensor"
+    placed: "Placed | None" = None
+
+    @property
+    def original(self) -> "Pixels":
+        """What an edit is shown beside: the face, or the whole photo."""
+        return self.placed.photo if self.placed else self.pixels
+
+    def show(self, drawn: "Pixels", instead_of: "Pixels", *, keeps_detail: bool) -> "Pixels":
+        """A drawn face (S, S, 3) as it is written: in its photo, or with its detail, or as it is."""
+        from facevae.faces.framing import with_detail
+
+        if self.placed:
+            return self.placed.paste(drawn, instead_of)
+        return with_detail(drawn, instead_of, self.pixels) if keeps_detail else drawn
+
+    def cut(self, shown: "Pixels") -> "Pixels":
+        """The face (S, S, 3) in what `show` returned."""
+        return self.placed.again(shown, len(self.pixels)) if self.placed else shown
 
 
 def _check(
@@ -174,51 +203,33 @@ def _check(
         raise UsageError(msg)
 
 
-def _place(console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool) -> "Placed":
-    """Locate the face to edit in a photo; warns if it is seen from the side."""
+def _read_in_place(
+    console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool
+) -> _Subject:
+    """Read the face to edit, with its place in the photo; warns if it is seen from the side."""
     from facevae.faces.alignment import place_photo
+    from facevae.latent_space.latents import encode_pixels
     from facevae.system.files import expanded
 
     framing = bundle.framing if align else None
     placed = place_photo(expanded(photo), framing, number)
     if placed.is_profile:
         console.warn(f"{photo}: the face looks far to a side; edits work best from the front")
-    return placed
-
-
-def _report_pasted(
-    console: Console,
-    bundle: "Bundle",
-    edit: "Edit",
-    placed: "Placed",
-    photos: "Sequence[Pixels]",
-) -> dict[str, object]:
-    """`_report` for whole photos (H, W, 3) with pasted faces: the unedited one, then the edited."""
-    import numpy as np
-    import torch
-
-    from facevae.data.image_tensors import from_pixels
-
-    size = bundle.config.size
-    before, *after = from_pixels(np.stack([placed.again(photo, size) for photo in photos]))
-    return _report(console, bundle, edit, before, torch.stack(after), seen="the photo")
+    pixels = placed.cut(bundle.config.size)
+    return _Subject(pixels, encode_pixels(bundle, pixels[None])[0], placed)
 
 
 def _report(
-    console: Console,
-    bundle: "Bundle",
-    edit: "Edit",
-    before: "Tensor",
-    images: "Tensor",
-    seen: str = "its own picture",
+    console: Console, bundle: "Bundle", edit: "Edit", pictures: "Pixels", seen: str
 ) -> dict[str, object]:
     """Say how far the edit moved each score, and return the figures for JSON.
 
-    `before` (3, S, S) is the unedited face, `images` (N, 3, S, S) are the edits.
+    The pictures (1 + N, S, S, 3) are the unedited face, and the edits. `seen` says what they are of.
     """
+    from facevae.data.image_tensors import from_pixels
     from facevae.latent_space.edits import measure_edit
 
-    outcome = measure_edit(bundle, edit, before, images)
+    outcome = measure_edit(bundle, edit, from_pixels(pictures))
     names = [*edit.edited, *edit.kept]
     moved = [dict(zip(names, map(_rounded, row), strict=True)) for row in outcome.moved.tolist()]
     distances = list(map(_rounded, outcome.distance.tolist()))

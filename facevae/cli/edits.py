@@ -11,8 +11,11 @@ from facevae.errors import UsageError
 from facevae.latent_space.face_names import check_face, is_photo
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from facevae.cli.outputs import Output
     from facevae.data.images import Pixels
+    from facevae.models.bundle import Bundle
     from facevae.system.console import Console
 
 _FAR = 0.6  # of the distance between two random faces; edits beyond about this break faces
@@ -77,6 +80,28 @@ def write_frames(
     return write_sequence(target, frames, animate=moving, frames_per_second=fps, columns=columns)
 
 
+def tune_to(
+    console: "Console",
+    bundle: "Bundle",
+    photos: Sequence[str],
+    pixels: "Pixels",
+    latents: "Tensor",
+    texture: float,
+) -> "Bundle":
+    """The model, tuned to the faces (N, S, S, 3) of photos with these latents (N, D)."""
+    from functools import partial
+
+    from facevae.data.image_tensors import from_pixels
+    from facevae.latent_space.tuning import tune
+
+    progress = partial(console.progress, "Tuning")
+    tuning = tune(bundle, from_pixels(pixels), latents, texture, progress)
+    before, after = (-10 * errors.log10().mean().item() for errors in (tuning.before, tuning.after))
+    which = photos[0] if len(photos) == 1 else f"{len(photos)} photos"
+    console.say(f"tuned to {which}: {before:.1f} dB before, {after:.1f} dB after")
+    return tuning.bundle
+
+
 def warn_if_far(console: "Console", distance: float) -> None:
     """Warn that an edit may break the face; a distance of 1 is between two random faces."""
     if distance > _FAR:
@@ -99,12 +124,15 @@ def kept_names(keep: str | None, attrs: Sequence[str]) -> list[str] | None:
     return names
 
 
-def check_photo_options(faces: Sequence[str], *, align: bool, number: int) -> None:
+def check_photo_options(
+    faces: Sequence[str], *, align: bool, number: int, tune: bool = True
+) -> None:
     """Raise `UsageError` for options of photos that contradict each other or have no photo."""
     if number != 1 and not align:
         msg = f"--face {number}: --no-align looks for no face; leave one of them out"
         raise UsageError(msg)
     given = [f"--face {number}"] * (number != 1) + ["--no-align"] * (not align)
+    given += ["--no-tune"] * (not tune)
     if given and not any(map(is_photo, faces)):
         msg = f"{given[0]}: is for photos, and {faces[0]} is not a photo; leave it out"
         raise UsageError(msg)

@@ -12,12 +12,14 @@ from facevae.cli.edits import (
     check_photo_options,
     kept_names,
     sequence_output,
+    tune_to,
     warn_if_far,
     write_frames,
 )
 from facevae.cli.session import find_model, open_model, report_result
 from facevae.config import TRUE_TEXTURE
 from facevae.errors import UsageError
+from facevae.latent_space.face_names import is_photo
 from facevae.system.console import Console
 
 _CHUNK = 256  # pictures decoded at a time
@@ -53,6 +55,7 @@ def morph(
         typer.Option("--path", help="An arc around the average face, or a straight line."),
     ] = "slerp",
     texture: options.Texture = TRUE_TEXTURE,
+    tune: options.Tune = True,
     loop: Annotated[bool, typer.Option("--loop", help="There and back again.")] = False,
     align: options.Align = True,
     face_number: options.FaceNumber = 1,
@@ -79,7 +82,7 @@ def morph(
     console = Console(quiet=quiet, as_json=json)
     attrs = attr or []
     ramps, kept = _ramps(attrs, alpha), kept_names(keep, attrs)
-    check_photo_options(faces, align=align, number=face_number)
+    check_photo_options(faces, align=align, number=face_number, tune=tune)
     target, moving = sequence_output(output, "morph.png", animate, fps, faces)
     located = find_model(console, model)
 
@@ -95,8 +98,9 @@ def morph(
 
     bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
-    ends = [read_face(bundle, name, align=align, number=face_number)[1] for name in faces]
-    latents = morph_latents(bundle, torch.stack(ends), steps, path, loop=loop)
+    read = [read_face(bundle, name, align=align, number=face_number) for name in faces]
+    ends = torch.stack([latent for _, latent in read])
+    latents = morph_latents(bundle, ends, steps, path, loop=loop)
     sides = bundle.config.size, bundle.config.size
     check_sequence(target, len(latents), sides, animate=moving)
     if edit:
@@ -105,6 +109,9 @@ def morph(
         unedited = latents
         latents = edit.apply(latents, (1 - times) * starts + times * stops)
         warn_if_far(console, relative_distance(bundle, latents - unedited).max().item())
+    if photos := [i for i, name in enumerate(faces) if tune and is_photo(name)]:
+        pixels, names = np.stack([read[i][0] for i in photos]), [faces[i] for i in photos]
+        bundle = tune_to(console, bundle, names, pixels, ends[photos], texture)
     chunks = []
     for chunk in latents.split(_CHUNK):
         chunks.append(to_pixels(decode(bundle.vae, chunk, texture)))

@@ -100,6 +100,13 @@ Align = Annotated[
 FaceNumber = Annotated[
     int, typer.Option("--face", min=1, help="Which face of a photo, the largest being 1.")
 ]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune/--no-tune",
+        help="Tune the decoder to the photos first, for seconds, so that they keep their likeness.",
+    ),
+]
 Paste = Annotated[bool, typer.Option("--paste", help="Put the face back into the whole photo.")]
 
 

@@ -106,10 +106,8 @@ class Placed:
     def paste(self, pixels: Pixels, instead_of: Pixels | None = None) -> Pixels:
         """The whole photo (H, W, 3) in its original orientation, with `pixels` (S, S, 3) pasted.
 
-        The edges are blended. With `instead_of` (S, S, 3), the photo changes by the difference
-        between `pixels` and `instead_of`, and keeps its detail that neither of them has. Where the
-        difference is large, that detail is removed too: it belongs to what the edit removed, such
-        as the frame of a pair of glasses.
+        The edges are blended. With `instead_of` (S, S, 3), the photo keeps its own detail, as
+        `with_detail` describes.
         """
         left, top, right, bottom = _bounds(self.square)
         left, top = max(left, 0), max(top, 0)
@@ -124,12 +122,12 @@ class Placed:
         if _is_grey(region):
             pixels = _grey(pixels)
             instead_of = None if instead_of is None else _grey(instead_of)
+        change: npt.NDArray[np.float32]
         if instead_of is None:
             change = warp(pixels).astype(np.float32) - region
         else:
-            kept = warp(_kept_detail(pixels, instead_of)).astype(np.float32)[..., None] / 255
-            detail = region - warp(instead_of).astype(np.float32)
-            change = warp(pixels) + kept * detail - region
+            kept = warp(_kept_detail(pixels, instead_of))
+            change = _with_detail(warp(pixels), warp(instead_of), region, kept) - region
         region[:] = (region + weight * change).round().clip(0, 255).astype(np.uint8)
         return np.rot90(photo, -self.turns).copy()
 
@@ -239,6 +237,24 @@ def _warped(pixels: Pixels, square: Square, shape: tuple[int, int]) -> Pixels:
     corner = -square[0] * step
     affine = (step.real, -step.imag, corner.real, step.imag, step.real, corner.imag)
     return np.array(picture.transform(shape, Image.Transform.AFFINE, affine, _BICUBIC))
+
+
+def with_detail(pixels: Pixels, instead_of: Pixels, photo: Pixels) -> Pixels:
+    """`photo`, changed by the difference between `pixels` and `instead_of`; all are (S, S, 3).
+
+    It keeps its detail that neither of them has. Where the difference is large, that detail is
+    removed too: it belongs to what the edit removed, such as the frame of a pair of glasses.
+    """
+    kept = _kept_detail(pixels, instead_of)
+    return _with_detail(pixels, instead_of, photo, kept).round().clip(0, 255).astype(np.uint8)
+
+
+def _with_detail(
+    pixels: Pixels, instead_of: Pixels, photo: Pixels, kept: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.float32]:
+    """`with_detail` before rounding, for a share `kept` (S, S) of the detail, of which 255 is all."""
+    detail = photo.astype(np.float32) - instead_of
+    return pixels.astype(np.float32) + kept[..., None].astype(np.float32) / 255 * detail
 
 
 def _kept_detail(pixels: Pixels, instead_of: Pixels) -> npt.NDArray[np.uint8]:

@@ -178,15 +178,14 @@ def without_effect(steps: Tensor, directions: Tensor, scorers: Tensor) -> Tensor
 # ---------------------------------------------------------------- measuring
 
 
-def measure_edit(bundle: Bundle, edit: Edit, before: Tensor, images: Tensor) -> Outcome:
-    """Change from the face `before` (3, S, S) to its edits `images` (N, 3, S, S), all in [0, 1].
+def measure_edit(bundle: Bundle, edit: Edit, images: Tensor) -> Outcome:
+    """Change from a face to its edits: images (1 + N, 3, S, S) in [0, 1], the face first.
 
-    Both are encoded again, so the outcome is about the pictures and not the latents behind them.
+    All are encoded again, so the outcome is about the pictures and not the latents behind them.
     """
-    pictures = torch.cat([before[None].cpu(), images.cpu()])
-    latents, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in pictures.split(_CHUNK)))
-    start, ends = latents[:1], latents[1:]
-    return Outcome(edit.scores(ends) - edit.scores(start), relative_distance(bundle, ends - start))
+    latents, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in images.split(_CHUNK)))
+    moved, steps = edit.scores(latents) - edit.scores(latents[:1]), latents - latents[:1]
+    return Outcome(moved[1:], relative_distance(bundle, steps[1:]))
 
 
 def sum_of_faces(bundle: Bundle, latent: Tensor, plus: list[Tensor], minus: list[Tensor]) -> Tensor:

@@ -216,7 +216,7 @@ class Stream(IntEnum):
     """What random numbers are for: the second number of a `generator`'s key, after the seed.
 
     The values must not change: results depend on them. The steps of a training use 0 to 8, each for
-    one purpose. Measurements reuse 5 to 7, where equal numbers do no harm, and so does texture.
+    one purpose. The rest reuse 5 to 8, where equal numbers do no harm.
     """
 
     ORDER = 0  # of the training faces
@@ -232,6 +232,7 @@ class Stream(IntEnum):
     SUBSET = 6  # of the faces that are measured
     HELD_OUT_POSTERIOR = 7  # held-out latents that novelty compares with
     TEXTURE_NOISE = 7  # of a decoder's texture, always with seed 0
+    NEIGHBOURS = 8  # of photos, which hold a decoder that is tuned to these; always with seed 0
 
 
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
