@@ -115,27 +115,24 @@ class Model:
         Pictures are PIL images, of which the largest centred square is taken (use `align` first to
         find the face), or float tensors (3, size, size) or (N, 3, size, size) in [0, 1].
         """
-        images = self._images(pictures)
-        if not len(images):
-            return torch.empty(0, self.latent_dim)
-        batches = (part.to(self.bundle.device) for part in images.split(_CHUNK))
-        return posteriors(self.bundle.vae, batches)[0].cpu()
+        return self._encoded(self._images(pictures))
 
     def tuned(
         self, pictures: Picture | Sequence[Picture], *, texture: float = TRUE_TEXTURE
     ) -> "Model":
-        """A copy of the model, whose decoder is tuned to pictures, such as `encode` takes.
+        """Another model, whose decoder is tuned to pictures, such as `encode` takes.
 
-        It takes seconds. The copy decodes latents of these pictures to very nearly the pictures, and
-        edits and morphs of them keep their likeness (pivotal tuning, Roich et al. 2021). Latents mean
-        the same to both models. `texture` is that of the pictures that will be decoded.
+        It takes some seconds. What it decodes from the latents of these pictures is much nearer to
+        them, and their edits and morphs keep their likeness (pivotal tuning, Roich et al. 2021).
+        Everything else is shared, and latents mean the same to both models. `texture` is that of the
+        pictures to be decoded. The command `arith` also keeps the photo's remaining detail.
         """
         texture = self._texture(texture, "tuned")
         images = self._images(pictures)
         if not len(images):
             msg = "tuned([]): needs a picture at least"
             raise UsageError(msg)
-        return Model(tune(self.bundle, images, self.encode(images), texture).bundle, self.name)
+        return Model(tune(self.bundle, images, self._encoded(images), texture).bundle, self.name)
 
     def decode(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> list[Image.Image]:
         """Pictures of latents, (size, size) in RGB.
@@ -242,6 +239,13 @@ class Model:
             raise UsageError(msg)
         return texture
 
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Posterior means (N, D), on the CPU, of images (N, 3, size, size)."""
+        if not len(images):
+            return torch.empty(0, self.latent_dim)
+        batches = (part.to(self.bundle.device) for part in images.split(_CHUNK))
+        return posteriors(self.bundle.vae, batches)[0].cpu()
+
     def _images(self, pictures: Picture | Sequence[Picture]) -> Tensor:
         """Pictures as float (N, 3, size, size) in [0, 1], on the CPU. Raises `ImageError`."""
         if isinstance(pictures, Tensor):
@@ -255,7 +259,7 @@ class Model:
         return stacked.contiguous(memory_format=torch.channels_last)
 
     def _image(self, picture: Picture) -> Tensor:
-        """One picture as float (3, size, size) in [0, 1]. Raises `ImageError` for anything else."""
+        """One picture as float (3, size, size) in [0, 1], on the CPU. Raises `ImageError` for anything else."""
         if isinstance(picture, Image.Image):
             pixels = centred_square(upright(picture), self.size)
             return from_pixels(pixels)
@@ -267,7 +271,7 @@ class Model:
         if not is_sound or not ((picture >= 0) & (picture <= 1)).all():
             msg = f"a tensor {tuple(picture.shape)} of {picture.dtype} is no image; needs floats {wanted} in [0, 1]"
             raise ImageError(msg)
-        return picture.float()
+        return picture.detach().float().cpu()
 
 
 def _unwrapped(value: Any) -> Any:

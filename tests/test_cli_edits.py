@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import ROOT, draw_face
 from PIL import Image
-from tiny import CONFIG, tiny_bundle
+from tiny import CONFIG, tiny_bundle, with_texture
 
 from facevae.cli.options import parse_ramp
 from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.errors import UsageError
 from facevae.faces.alignment import load_face, place_photo
+from facevae.faces.framing import with_detail
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
 from facevae.latent_space.tuning import tune
@@ -151,7 +152,7 @@ def test_of_an_edit_that_leaves_faces_behind_there_is_a_warning(run, monkeypatch
 
 def test_without_attributes_nothing_is_reported(run):
     done = run("arith", "a.png", "--plus", "b.png", "-o", "x.png", "--json")
-    assert set(json.loads(done.stdout)) == {"model", "outputs", "attributes", "alphas"}
+    assert set(json.loads(done.stdout)) == {"model", "outputs", "attributes", "alphas", "tuned"}
     assert "moved" not in done.stderr
     assert "moved" not in run("arith", "a.png", "-a", "smile", "-o", "x.png", "-q").stderr
 
@@ -239,14 +240,24 @@ def test_a_ramp_is_a_number_or_two():
 # ---------------------------------------------------------------- likeness
 
 
-def decoded(name, *, tuned=True):
-    """The picture (SIDE, SIDE, 3) that a decoder tuned to a photo, or the model's, makes of it."""
-    bundle = tiny_bundle()
-    pixels = load_face(Path(name), SIDE, None)[None]
+def tuned_to(*names, texture=0.0):
+    """The finished tiny model, tuned to photos, and the latents of these."""
+    bundle = with_texture(tiny_bundle())
+    pixels = np.stack([load_face(Path(name), SIDE, None) for name in names])
     latents = encode_pixels(bundle, pixels)
-    if tuned:
-        bundle = tune(bundle, from_pixels(pixels), latents, 0.0).bundle
-    return to_pixels(decode(bundle.vae, latents))[0]
+    return tune(bundle, from_pixels(pixels), latents, texture).bundle, latents
+
+
+def nearly(a, b):
+    """Whether pictures agree as far as rounding lets two tunings in bfloat16."""
+    return a.shape == b.shape and abs(a.astype(int) - b.astype(int)).mean() < 1
+
+
+@pytest.fixture
+def finished(run):
+    """Run a command on the tiny model as if it had been through a finish."""
+    save(with_texture(tiny_bundle()), Path("tiny.safetensors"))
+    return run
 
 
 def test_an_edit_is_of_the_photo_and_not_of_its_reconstruction(run):
@@ -260,10 +271,12 @@ def test_an_edit_is_of_the_photo_and_not_of_its_reconstruction(run):
     assert "Tuning" in done.stderr
     (moved,) = json.loads(done.stdout)["moved"]
     assert set(moved.values()) == {0}
-    done = run(*command, "--no-tune", "-o", "plain.png")
-    assert alike(pixels_of("plain.png"), decoded("a.png", tuned=False))
+    done = run(*command, "--no-tune", "-o", "plain.png", "--json")
+    run("reconstruct", "a.png", "-o", "out/")
+    assert alike(pixels_of("plain.png"), pixels_of("out/a.png"))
     assert "uning" not in done.stderr
     assert "uned" not in done.stderr
+    assert json.loads(done.stdout)["tuned"] is None
 
 
 def test_an_edit_of_a_photo_keeps_its_detail(run):
@@ -278,14 +291,63 @@ def test_an_edit_of_a_photo_keeps_its_detail(run):
     assert 0 < distances[0] < 0.7 * distances[1]
 
 
-def test_the_photos_at_the_ends_of_a_morph_keep_their_likeness(run):
-    run("morph", "a.png", "seed:3", "--steps", 2, "-o", "tuned/")
-    assert alike(pixels_of("tuned/0.png"), decoded("a.png"))
-    run("morph", "a.png", "seed:3", "--steps", 2, "--no-tune", "-o", "plain/")
-    assert alike(pixels_of("plain/0.png"), decoded("a.png", tuned=False))
-    assert not alike(pixels_of("plain/0.png"), decoded("a.png"))
-    done = run("morph", "a.png", "seed:3", "b.png", "-o", "x.png")
+@pytest.mark.parametrize("texture", [0.0, 1.0])
+def test_all_photos_of_a_morph_keep_their_likeness(finished, texture):
+    """Each is tuned to once, with the texture that is asked for."""
+    faces = ("a.png", "seed:3", "b.png", "a.png")
+    command = ("morph", *faces, "--steps", 2, "--texture", texture, "-o")
+    done = finished(*command, "tuned/", "--json")
+    bundle, (a, b) = tuned_to("a.png", "b.png", texture=texture)
+    latents = torch.stack([a, *latents_of_seeds(bundle, [3]), b, a])
+    expected = to_pixels(decode(bundle.vae, latents, texture))
+    found = [pixels_of(f"tuned/{i}.png") for i in range(4)]
+    assert all(nearly(x, y) for x, y in zip(found, expected, strict=True))
     assert "tuned to 2 photos: " in done.stderr
+    values = json.loads(done.stdout)["tuned"]
+    assert (
+        f"{values['psnr_before']:.1f} dB before, {values['psnr_after']:.1f} dB after" in done.stderr
+    )
+    finished(*command, "plain/", "--no-tune")
+    assert not nearly(pixels_of("plain/0.png"), found[0])
+
+
+def test_all_photos_of_a_sum_keep_their_likeness(finished):
+    """A face less itself and another one is the other one, and so is its likeness."""
+    command = ("arith", "a.png", "--minus", "a.png", "--plus", "b.png", "--texture", 1)
+    done = finished(*command, "-o", "b-again.png")
+    assert "tuned to 2 photos: " in done.stderr
+    bundle, latents = tuned_to("b.png", "a.png", texture=1.0)
+    a, b = reversed(to_pixels(decode(bundle.vae, latents, 1.0)))
+    photo = load_face(Path("a.png"), SIDE, None)
+    assert nearly(pixels_of("b-again.png"), with_detail(b, a, photo))
+
+
+def test_a_photo_gets_its_face_back_from_the_tuned_decoder(finished):
+    """In a photo of the face's own size, where edges are blended."""
+    draw_face(0, SIDE).save("small.png")
+    finished("arith", "small.png", "-a", "smile", "--alpha", 1, "--paste", "-o", "whole.png")
+    bundle, latents = tuned_to("small.png")
+    edit = plan_edit(bundle, ["smile"])
+    ends = torch.cat([latents, edit.apply(latents, torch.ones(1, 1))])
+    unedited, edited = to_pixels(decode(bundle.vae, ends))
+    placed = place_photo(Path("small.png"), None)
+    assert nearly(pixels_of("whole.png"), placed.paste(edited, unedited))
+
+
+@pytest.mark.parametrize("more", [(), ("--paste",)])
+def test_a_grey_photo_stays_grey(run, more):
+    draw_face(0, 50).convert("L").save("grey.png")
+    run("arith", "grey.png", "-a", "smile", "--alpha", 2, *more, "-o", "x.png")
+    found = pixels_of("x.png")
+    assert (found == found[..., :1]).all()
+
+
+def test_tuning_that_does_not_help_is_said(run, monkeypatch):
+    monkeypatch.setattr("facevae.latent_space.tuning._LEARNING_RATE", 1e6)
+    done = run("morph", "a.png", "seed:3", "-o", "x.png", "--json")
+    values = json.loads(done.stdout)["tuned"]
+    assert values["psnr_before"] == values["psnr_after"]
+    assert "tuning to a.png did not help: " in done.stderr
 
 
 @pytest.mark.parametrize(

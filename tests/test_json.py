@@ -40,7 +40,7 @@ CALLS = {
     "reconstruct": "faces/000.png faces/001.png",
     "sample": "-n 2",
     "morph": "seed:1 seed:2",
-    "arith": "seed:1 --plus seed:2",
+    "arith": "seed:1 --plus astronaut.png",
     "arith --attr": "seed:1 --attr glasses --sweep -1:1:3",
     "align": "astronaut.png -o aligned",
     "report": "tiny.safetensors",

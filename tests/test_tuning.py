@@ -9,12 +9,13 @@ from conftest import ROOT, draw_face
 from tiny import CONFIG, tiny_bundle, with_texture
 
 from facevae.config import ModelConfig
-from facevae.data.image_tensors import from_pixels
+from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.faces.alignment import load_face
 from facevae.latent_space import tuning
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds
 from facevae.latent_space.tuning import tune
+from facevae.measures.metrics import psnr
 from facevae.models.loading import load_model
 
 PORTRAIT = ROOT / ".github" / "pictures" / "astronaut.png"
@@ -30,9 +31,9 @@ def faces(count, size=CONFIG.size):
     return np.stack([np.asarray(draw_face(i, size)) for i in range(count)])
 
 
-def errors(bundle, pixels, texture=0.0):
+def likeness(bundle, pixels, texture=0.0):
     drawn = decode(bundle.vae, encode_pixels(bundle, pixels), texture)
-    return (drawn - from_pixels(pixels)).square().mean((1, 2, 3))
+    return psnr(drawn, from_pixels(pixels))
 
 
 def tuned(bundle, pixels, texture=0.0, **more):
@@ -43,9 +44,9 @@ def tuned(bundle, pixels, texture=0.0, **more):
 def test_a_tuned_decoder_draws_the_photo_far_better(texture):
     bundle, pixels = with_texture(tiny_bundle()), faces(1)
     found = tuned(bundle, pixels, texture)
-    assert torch.equal(found.before, errors(bundle, pixels, texture))
-    assert torch.equal(found.after, errors(found.bundle, pixels, texture))
-    assert found.after < 0.5 * found.before
+    assert torch.equal(found.before, likeness(bundle, pixels, texture))
+    assert torch.equal(found.after, likeness(found.bundle, pixels, texture))
+    assert found.after > found.before + 3
 
 
 def test_only_the_decoder_of_a_copy_changes():
@@ -60,22 +61,41 @@ def test_only_the_decoder_of_a_copy_changes():
     # nor the statistics of batch norm, which a single photo would spoil
     assert not any("running" in name or "num_batches" in name for name in changed)
     assert replace(found, vae=bundle.vae) == bundle
+    # what is shared takes no memory, and gradients none either
+    assert found.vae.encoder is bundle.vae.encoder
+    assert all(parameter.grad is None for parameter in found.vae.parameters())
 
 
 def test_residual_decoders_and_normal_priors_are_tuned_too():
     config = ModelConfig(size=32, latent_dim=8, filters=(8, 16), residual_blocks=1)
     bundle, pixels = tiny_bundle(config, kind="normal"), faces(1)
     found = tuned(bundle, pixels)
-    assert found.after < 0.5 * found.before
+    assert found.after > found.before + 3
 
 
-def test_of_more_photos_than_a_step_takes_each_is_tuned_to(monkeypatch):
+@pytest.mark.parametrize(("count", "num_steps"), [(1, 60), (3, 60), (4, 80), (7, 140)])
+def test_each_photo_takes_part_in_sixty_steps(count, num_steps, monkeypatch):
     monkeypatch.setattr(tuning, "_BATCH", 3)
     told = []
-    found = tuned(tiny_bundle(), faces(7), progress=lambda *counts: told.append(counts))
-    assert (found.after < found.before).all()
-    total = 3 * tuning.NUM_STEPS
-    assert told == [(step, total) for step in range(1, total + 1)]
+    found = tuned(tiny_bundle(), faces(count), progress=lambda *counts: told.append(counts))
+    assert (found.after > found.before + 1).all()
+    assert told == [(step, num_steps) for step in range(1, num_steps + 1)]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_it_does_not_matter_whether_the_caller_computes_gradients(mode):
+    bundle, pixels = tiny_bundle(), faces(1)
+    images, latents = from_pixels(pixels), encode_pixels(bundle, pixels)
+    expected = tuned(bundle, pixels)
+    bundle.vae.requires_grad_(requires_grad=False)
+    with mode():
+        images, latents = images.clone(), latents.clone()
+        if mode is torch.enable_grad:
+            images, latents = images.requires_grad_(), latents.requires_grad_()
+        found = tune(bundle, images, latents, 0.0)
+    assert torch.equal(found.after, expected.after)
+    assert images.grad is None
+    assert not found.after.requires_grad
 
 
 def test_the_same_photo_is_tuned_to_alike():
@@ -93,9 +113,9 @@ def test_around_the_photo_the_decoder_is_held_to_what_it_was(monkeypatch):
     def moved(found):
         return (decode(found.vae, around) - decode(bundle.vae, around)).square().mean()
 
-    monkeypatch.setattr(tuning, "_HOLD", 3.0)
+    monkeypatch.setattr(tuning, "_LOCALITY", 3.0)
     held = tuned(bundle, pixels)
-    monkeypatch.setattr(tuning, "_HOLD", 0.0)
+    monkeypatch.setattr(tuning, "_LOCALITY", 0.0)
     free = tuned(bundle, pixels)
     assert moved(held.bundle) < 0.8 * moved(free.bundle)
 
@@ -106,7 +126,7 @@ def test_a_portrait_and_its_edits_keep_their_likeness(monkeypatch):
     bundle, _ = load_model()
     pixels = load_face(PORTRAIT, bundle.config.size, bundle.framing)
     found = tuned(bundle, pixels[None])
-    assert found.after < 0.25 * found.before  # 6 dB
+    assert found.after > found.before + 6
     latent = encode_pixels(bundle, pixels[None])
     for name in ("glasses", "hat", "smile"):
         edit = plan_edit(bundle, [name])
@@ -116,8 +136,8 @@ def test_a_portrait_and_its_edits_keep_their_likeness(monkeypatch):
             for vae in (bundle.vae, found.bundle.vae)
         )
         # as the encoder sees it, an edit does what it would have done
-        assert drawn[0] > 0.8 * plain[0] > 0.5, name
-        assert drawn[1:].abs().max() < 0.3, name
+        assert drawn[0] > 0.88 * plain[0] > 0.5, name
+        assert drawn[1:].abs().max() < 0.17, name
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e6, float("inf")])
@@ -129,8 +149,11 @@ def test_a_decoder_that_gets_no_better_stays_as_it_is(rate, monkeypatch):
     assert torch.equal(found.after, found.before)
 
 
-def test_a_photo_that_is_drawn_perfectly_stays_so():
+def test_a_photo_that_is_drawn_perfectly_is_not_spoiled():
     bundle = tiny_bundle()
     latents = latents_of_seeds(bundle, [0])
-    images = decode(bundle.vae, latents)
-    assert tune(bundle, images, latents, 0.0).after < 1e-6
+    drawn = to_pixels(decode(bundle.vae, latents))
+    found = tune(bundle, from_pixels(drawn), latents, 0.0)
+    assert found.before > 55  # all but rounding
+    assert found.after >= found.before
+    assert all(tensor.isfinite().all() for tensor in found.bundle.vae.parameters())

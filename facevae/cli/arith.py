@@ -131,28 +131,28 @@ def arith(
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
     sides = subject.original.shape[:2]
     check_sequence(target, len(alphas) + compare, sides, animate=moving, columns=columns)
-    added, removed = ([read(name)[1] for name in names] for names in (plus, minus))
+    # the first of them may be in its photo
+    read_faces = {name: read(name) for name in dict.fromkeys([*plus, *minus])}
+    read_faces[face] = subject.pixels, subject.latent
+    added, removed = ([read_faces[name][1] for name in names] for names in (plus, minus))
     summed = sum_of_faces(bundle, subject.latent, added, removed)
     repeated = summed.repeat(len(alphas), 1)
     edited = edit.apply(repeated, torch.tensor(alphas)) if edit else repeated
 
-    is_tuned = tune and is_photo(face)
-    drawing = bundle
-    if is_tuned:
-        pixels, latents = subject.pixels[None], subject.latent[None]
-        drawing = tune_to(console, bundle, [face], pixels, latents, texture)
-    drawn = decode(drawing.vae, torch.cat([subject.latent[None], summed[None], edited]), texture)
-    unedited, *faces_drawn = to_pixels(drawn)
-    show = partial(subject.show, instead_of=unedited, keeps_detail=is_tuned)
-    start, *frames = map(show, faces_drawn)
-    more: dict[str, object] = {"attributes": attrs, "alphas": alphas}
+    drawing, tuned = tune_to(console, bundle, read_faces, texture, tune=tune)
+    draw = partial(decode, drawing.vae, texture=texture)
+    unedited, start = to_pixels(draw(torch.stack([subject.latent, summed])))
+    keeps_detail = tune and is_photo(face)
+    show = partial(subject.show, instead_of=unedited, keeps_detail=keeps_detail)
+    frames = np.stack([show(drawn) for drawn in to_pixels(draw(edited))])
+    more: dict[str, object] = {"attributes": attrs, "alphas": alphas, "tuned": tuned}
     if edit:
-        pictures = np.stack([subject.cut(picture) for picture in (start, *frames)])
-        seen = "the photo" if paste else "its own picture"
+        pictures = np.stack([subject.cut(picture) for picture in (show(start), *frames)])
+        seen = "the photo" if paste or keeps_detail else "its own picture"
         more |= _report(console, bundle, edit, pictures, seen)
     if compare:
-        frames.insert(0, subject.original)
-    written = write_frames(target, np.stack(frames), moving=moving, fps=fps, columns=columns)
+        frames = np.concatenate([subject.original[None], frames])
+    written = write_frames(target, frames, moving=moving, fps=fps, columns=columns)
     report_result(console, used, written, more)
 
 

@@ -1,6 +1,6 @@
 """What `morph` and `arith` share: options of attributes, checks of faces, and output of frames."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,26 +80,39 @@ def write_frames(
     return write_sequence(target, frames, animate=moving, frames_per_second=fps, columns=columns)
 
 
+Face = tuple["Pixels", "Tensor"]
+"""A face as it was given, pixels (S, S, 3), and its latent (D,)."""
+
+
 def tune_to(
-    console: "Console",
-    bundle: "Bundle",
-    photos: Sequence[str],
-    pixels: "Pixels",
-    latents: "Tensor",
-    texture: float,
-) -> "Bundle":
-    """The model, tuned to the faces (N, S, S, 3) of photos with these latents (N, D)."""
+    console: "Console", bundle: "Bundle", faces: Mapping[str, Face], texture: float, *, tune: bool
+) -> "tuple[Bundle, dict[str, float] | None]":
+    """The model, tuned to those of the faces that are photos, and for JSON how like them it is now.
+
+    Without `tune`, or without a photo, it is the model as it is, and None.
+    """
+    photos = [name for name in faces if tune and is_photo(name)]
+    if not photos:
+        return bundle, None
+
     from functools import partial
 
-    from facevae.data.image_tensors import from_pixels
-    from facevae.latent_space.tuning import tune
+    import numpy as np
+    import torch
 
-    progress = partial(console.progress, "Tuning")
-    tuning = tune(bundle, from_pixels(pixels), latents, texture, progress)
-    before, after = (-10 * errors.log10().mean().item() for errors in (tuning.before, tuning.after))
+    from facevae.data.image_tensors import from_pixels
+    from facevae.latent_space.tuning import tune as tune_model
+
+    images = from_pixels(np.stack([faces[name][0] for name in photos]))
+    latents = torch.stack([faces[name][1] for name in photos])
+    tuning = tune_model(bundle, images, latents, texture, partial(console.progress, "Tuning"))
+    before, after = tuning.before.mean().item(), tuning.after.mean().item()
     which = photos[0] if len(photos) == 1 else f"{len(photos)} photos"
-    console.say(f"tuned to {which}: {before:.1f} dB before, {after:.1f} dB after")
-    return tuning.bundle
+    if tuning.bundle is bundle:
+        console.say(f"tuning to {which} did not help: {before:.1f} dB, as before")
+    else:
+        console.say(f"tuned to {which}: {before:.1f} dB before, {after:.1f} dB after")
+    return tuning.bundle, {"psnr_before": before, "psnr_after": after}
 
 
 def warn_if_far(console: "Console", distance: float) -> None:

@@ -19,7 +19,6 @@ from facevae.cli.edits import (
 from facevae.cli.session import find_model, open_model, report_result
 from facevae.config import TRUE_TEXTURE
 from facevae.errors import UsageError
-from facevae.latent_space.face_names import is_photo
 from facevae.system.console import Console
 
 _CHUNK = 256  # pictures decoded at a time
@@ -98,8 +97,12 @@ def morph(
 
     bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
-    read = [read_face(bundle, name, align=align, number=face_number) for name in faces]
-    ends = torch.stack([latent for _, latent in read])
+    # a face that is named twice is read once
+    read = {
+        name: read_face(bundle, name, align=align, number=face_number)
+        for name in dict.fromkeys(faces)
+    }
+    ends = torch.stack([read[name][1] for name in faces])
     latents = morph_latents(bundle, ends, steps, path, loop=loop)
     sides = bundle.config.size, bundle.config.size
     check_sequence(target, len(latents), sides, animate=moving)
@@ -109,16 +112,14 @@ def morph(
         unedited = latents
         latents = edit.apply(latents, (1 - times) * starts + times * stops)
         warn_if_far(console, relative_distance(bundle, latents - unedited).max().item())
-    if photos := [i for i, name in enumerate(faces) if tune and is_photo(name)]:
-        pixels, names = np.stack([read[i][0] for i in photos]), [faces[i] for i in photos]
-        bundle = tune_to(console, bundle, names, pixels, ends[photos], texture)
+    drawing, tuned = tune_to(console, bundle, read, texture, tune=tune)
     chunks = []
     for chunk in latents.split(_CHUNK):
-        chunks.append(to_pixels(decode(bundle.vae, chunk, texture)))
+        chunks.append(to_pixels(decode(drawing.vae, chunk, texture)))
         console.progress("Morphing", sum(map(len, chunks)), len(latents))
     frames = np.concatenate(chunks)
     written = write_frames(target, frames, moving=moving, fps=fps)
-    report_result(console, used, written, {"num_pictures": len(frames)})
+    report_result(console, used, written, {"num_pictures": len(frames), "tuned": tuned})
 
 
 def _ramps(attrs: Sequence[str], alpha: Sequence[str] | None) -> list[tuple[float, float]]:

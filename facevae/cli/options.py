@@ -104,7 +104,7 @@ Tune = Annotated[
     bool,
     typer.Option(
         "--tune/--no-tune",
-        help="Tune the decoder to the photos first, for seconds, so that they keep their likeness.",
+        help="Tune the decoder to the photos first, for some seconds, so that they keep their likeness.",
     ),
 ]
 Paste = Annotated[bool, typer.Option("--paste", help="Put the face back into the whole photo.")]

@@ -119,13 +119,12 @@ class Placed:
             shape=(region.shape[1], region.shape[0]),
         )
         weight = warp(_soft_mask(len(pixels))).astype(np.float32)[..., None] / 255
-        if _is_grey(region):
-            pixels = _grey(pixels)
-            instead_of = None if instead_of is None else _grey(instead_of)
         change: npt.NDArray[np.float32]
         if instead_of is None:
+            (pixels,) = _coloured_like(region, pixels)
             change = warp(pixels).astype(np.float32) - region
         else:
+            pixels, instead_of = _coloured_like(region, pixels, instead_of)
             kept = warp(_kept_detail(pixels, instead_of))
             change = _with_detail(warp(pixels), warp(instead_of), region, kept) - region
         region[:] = (region + weight * change).round().clip(0, 255).astype(np.uint8)
@@ -244,7 +243,9 @@ def with_detail(pixels: Pixels, instead_of: Pixels, photo: Pixels) -> Pixels:
 
     It keeps its detail that neither of them has. Where the difference is large, that detail is
     removed too: it belongs to what the edit removed, such as the frame of a pair of glasses.
+    A grey photo stays grey.
     """
+    pixels, instead_of = _coloured_like(photo, pixels, instead_of)
     kept = _kept_detail(pixels, instead_of)
     return _with_detail(pixels, instead_of, photo, kept).round().clip(0, 255).astype(np.uint8)
 
@@ -268,12 +269,11 @@ def _kept_detail(pixels: Pixels, instead_of: Pixels) -> npt.NDArray[np.uint8]:
     return kept
 
 
-def _is_grey(pixels: Pixels) -> bool:
-    return bool((pixels == pixels[..., :1]).all())
-
-
-def _grey(pixels: Pixels) -> Pixels:
-    return np.array(Image.fromarray(pixels).convert("L").convert("RGB"))
+def _coloured_like(photo: Pixels, *pictures: Pixels) -> list[Pixels]:
+    """Pictures (S, S, 3) without their colours if the photo (H, W, 3) has none, else as they are."""
+    if (photo != photo[..., :1]).any():
+        return list(pictures)
+    return [np.array(Image.fromarray(picture).convert("L").convert("RGB")) for picture in pictures]
 
 
 def _soft_mask(size: int) -> npt.NDArray[np.uint8]:

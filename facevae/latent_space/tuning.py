@@ -14,22 +14,24 @@ from torch import Tensor
 
 from facevae.errors import UsageError
 from facevae.latent_space.latents import decode, latents_of_seeds
+from facevae.measures.losses import mean_squared_error
+from facevae.measures.metrics import psnr
 from facevae.models.bundle import Bundle
 from facevae.networks.vae import VAE
 from facevae.system.runtime import Stream, generator, training_precision
 
-NUM_STEPS = 60  # that each photo takes part in
+_NUM_STEPS = 60  # that each photo takes part in
 _BATCH = 8  # photos in a step
 _LEARNING_RATE = 5e-4  # at first; it falls to zero
-_HOLD = 0.3  # weight of the neighbours' error, relative to that of the photos before tuning
-_NEIGHBOURS = (0.2, 0.8)  # how far from a photo towards a sample its neighbours are
+_LOCALITY = 0.3  # weight of the locality regularisation
+_NEIGHBOURS = (0.2, 0.8)  # how far from a photo's latent towards a sample the neighbours are
 _NUM_SAMPLES = 16
 _FLOOR = 1e-6  # mean squared error of rounding to 8 bits, about 1/12 of a squared step
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A model with a tuned decoder, and mean squared errors (N,) of its photos before and after."""
+    """A model with a tuned decoder, and the PSNR of its photos before and after, (N,) in dB."""
 
     bundle: Bundle
     before: Tensor
@@ -43,24 +45,23 @@ def tune(
     texture: float,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Tuning:
-    """A copy of a model whose decoder makes `images` (N, 3, size, size) of their `latents` (N, D).
+    """A model whose decoder makes `images` (N, 3, size, size) of their `latents` (N, D), the pivots.
 
-    Encoder, prior and attributes stay as they are, and so do the latents. The decoder is held to what
-    it made before in a neighbourhood of each photo: at latents part of the way towards samples of the
-    prior (Roich et al., section 3.2). Without that, edits would do less to a photo. `texture` is
-    that of the pictures. `progress` is told of steps done and to do. If the error cannot be made
-    smaller, the decoder stays as it is too.
+    It shares everything but the decoder with `bundle`, which stays as it is. `texture` is that of the
+    pictures. `progress` is told of steps done and to do. If the mean PSNR does not rise, the result is
+    `bundle` itself.
     """
-    images, latents = images.to(bundle.device), latents.to(bundle.device)
-    before = _errors(bundle.vae, images, latents, texture)
-    # the encoder is shared
-    tuned: VAE = copy.deepcopy(bundle.vae, {id(bundle.vae.encoder): bundle.vae.encoder})
-    _fit(tuned, bundle, images, latents, before, texture, progress)
-    with suppress(UsageError):  # raised if the decoder has lost its way to NaN or infinity
-        after = _errors(tuned, images, latents, texture)
-        if after.mean() < before.mean():
-            return Tuning(replace(bundle, vae=tuned), before, after)
-    return Tuning(bundle, before, before)
+    # also where a caller computes no gradients, and apart from any that it computes
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        images, latents = (part.detach().clone().to(bundle.device) for part in (images, latents))
+        before = psnr(decode(bundle.vae, latents, texture).to(images), images)
+        tuned: VAE = copy.deepcopy(bundle.vae, {id(bundle.vae.encoder): bundle.vae.encoder})
+        _fit(tuned, bundle, images, latents, before, texture, progress)
+        with suppress(UsageError):  # raised if the decoder has lost its way to NaN or infinity
+            after = psnr(decode(tuned, latents, texture).to(images), images)
+            if after.mean() > before.mean():
+                return Tuning(replace(bundle, vae=tuned), before, after)
+        return Tuning(bundle, before, before)
 
 
 def _fit(
@@ -72,38 +73,40 @@ def _fit(
     texture: float,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Train the decoder of `tuned`, in place."""
+    """Train the decoder of `tuned`, in place. `before` (N,) is the PSNR of the photos until then.
+
+    The loss of a photo is the logarithm of its mean squared error: the likelihood with the optimal
+    variance, as in training. To it comes the locality regularisation (Roich et al., section 3.3),
+    without which edits would do less to a photo: at a latent part of the way towards a sample of the
+    prior, the decoder should make what it made before. That error counts relative to the photo's own
+    error before tuning.
+    """
     count, device = len(images), bundle.device
-    num_steps = NUM_STEPS * -(-count // _BATCH)
-    optimizer = torch.optim.Adam(tuned.decoder.parameters(), _LEARNING_RATE, fused=True)
+    batch = min(count, _BATCH)
+    num_steps = -(-_NUM_STEPS * count // batch)
+    errors = (10 ** (-before / 10)).clamp_min(_FLOOR)
+    decoder = tuned.decoder.requires_grad_()
+    optimizer = torch.optim.Adam(decoder.parameters(), _LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
     samples = latents_of_seeds(bundle, list(range(_NUM_SAMPLES)))
     numbers = generator(0, Stream.NEIGHBOURS)
-    low, high = _NEIGHBOURS
     for step in range(num_steps):
-        chosen = (step * _BATCH + torch.arange(min(count, _BATCH))) % count
-        here, scale = latents[chosen], before[chosen].clamp_min(_FLOOR)
-        share = torch.empty(len(chosen), 1).uniform_(low, high, generator=numbers).to(device)
-        near = here.lerp(samples[step % _NUM_SAMPLES], share)
+        chosen = (step * batch + torch.arange(batch)) % count
+        pivots = latents[chosen]
+        towards = samples[torch.randint(_NUM_SAMPLES, (batch,), generator=numbers)]
+        share = torch.empty(batch, 1).uniform_(*_NEIGHBOURS, generator=numbers)
+        neighbours = pivots.lerp(towards, share.to(device))
         with training_precision(device):
             with torch.no_grad():
-                wanted = bundle.vae.decode(near, texture)
-            made = tuned.decode(torch.cat([here, near]), texture)
-        own, others = made.float().chunk(2)
-        error = _mean_squares(own - images[chosen])
-        moved = _mean_squares(others - wanted.float())
-        loss = (error + _FLOOR).log().mean() + _HOLD * (moved / scale).mean()
+                wanted = bundle.vae.decode(neighbours, texture)
+            made = tuned.decode(torch.cat([pivots, neighbours]), texture)
+        of_photos, of_neighbours = made.float().chunk(2)
+        error = mean_squared_error(of_photos, images[chosen])
+        moved = mean_squared_error(of_neighbours, wanted.float())
+        loss = ((error + _FLOOR).log() + _LOCALITY * moved / errors[chosen]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         progress(step + 1, num_steps)
-
-
-def _errors(vae: VAE, images: Tensor, latents: Tensor, texture: float) -> Tensor:
-    """Mean squared errors (N,) of pictures decoded from latents, on the images' device."""
-    return _mean_squares(decode(vae, latents, texture).to(images) - images)
-
-
-def _mean_squares(differences: Tensor) -> Tensor:
-    return differences.square().mean((1, 2, 3))
+    optimizer.zero_grad()

@@ -276,7 +276,7 @@ def look_tuned(bundle: Bundle, classifier: Classifier, faces: LabelledFaces, amo
         edits = [key for key in lacks if lacks[key][row]]
         latents = torch.cat([latent, *(way(name, latent, sign * amount) for name, sign in edits)])
         tuning = tune(bundle, image[None], latent, TRUE_TEXTURE)
-        decibels.append(-10 * torch.cat([tuning.before, tuning.after]).log10())
+        decibels.append(torch.cat([tuning.before, tuning.after]))
         unedited, *drawn = to_pixels(decode(tuning.bundle.vae, latents))
         photo = to_pixels(image)
         shown = [with_detail(pixels, unedited, photo) for pixels in drawn]
