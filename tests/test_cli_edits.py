@@ -15,10 +15,10 @@ from facevae.cli.options import parse_ramp
 from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.errors import UsageError
 from facevae.faces.alignment import load_face, place_photo
-from facevae.faces.framing import with_detail
+from facevae.faces.detail import with_detail
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
-from facevae.latent_space.tuning import tune
+from facevae.latent_space.tuning import draw_edits, tune
 from facevae.models.bundle import save
 from facevae.models.loading import load_model
 
@@ -329,7 +329,8 @@ def test_a_photo_gets_its_face_back_from_the_tuned_decoder(finished):
     bundle, latents = tuned_to("small.png")
     edit = plan_edit(bundle, ["smile"])
     ends = torch.cat([latents, edit.apply(latents, torch.ones(1, 1))])
-    unedited, edited = to_pixels(decode(bundle.vae, ends))
+    plain = with_texture(tiny_bundle()).vae
+    unedited, (edited,) = draw_edits(plain, bundle.vae, ends[0], ends[1:], 0.0)
     placed = place_photo(Path("small.png"), None)
     assert nearly(pixels_of("whole.png"), placed.paste(edited, unedited))
 

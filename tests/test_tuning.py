@@ -11,10 +11,11 @@ from tiny import CONFIG, tiny_bundle, with_texture
 from facevae.config import ModelConfig
 from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.faces.alignment import load_face
+from facevae.faces.detail import redrawn
 from facevae.latent_space import tuning
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds
-from facevae.latent_space.tuning import tune
+from facevae.latent_space.tuning import draw_edits, tune
 from facevae.measures.metrics import psnr
 from facevae.models.loading import load_model
 
@@ -138,6 +139,21 @@ def test_a_portrait_and_its_edits_keep_their_likeness(monkeypatch):
         # as the encoder sees it, an edit does what it would have done
         assert drawn[0] > 0.88 * plain[0] > 0.5, name
         assert drawn[1:].abs().max() < 0.17, name
+
+
+def test_edits_are_drawn_by_both_decoders():
+    """By the tuned one where they change little: all of an edit by nothing."""
+    bundle, pixels = with_texture(tiny_bundle()), faces(1)
+    found = tuned(bundle, pixels, 0.5).bundle
+    latent = encode_pixels(bundle, pixels)[0]
+    ends = torch.stack([latent, *latents_of_seeds(bundle, [3])])
+    start, (same, far) = draw_edits(bundle.vae, found.vae, latent, ends, 0.5)
+    by_tuned, by_plain = (to_pixels(decode(vae, ends, 0.5)) for vae in (found.vae, bundle.vae))
+    assert np.array_equal(start, by_tuned[0])
+    assert np.array_equal(same, by_tuned[0])
+    assert np.array_equal(far, redrawn(by_tuned[1], by_plain[1], by_tuned[0], by_plain[0]))
+    _, plain = draw_edits(bundle.vae, bundle.vae, latent, ends, 0.5)
+    assert np.array_equal(plain, by_plain)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e6, float("inf")])

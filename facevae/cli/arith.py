@@ -119,6 +119,7 @@ def arith(
     from facevae.data.image_tensors import to_pixels
     from facevae.latent_space.edits import plan_edit, sum_of_faces
     from facevae.latent_space.latents import decode, read_face
+    from facevae.latent_space.tuning import draw_edits
 
     bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
@@ -140,11 +141,11 @@ def arith(
     edited = edit.apply(repeated, torch.tensor(alphas)) if edit else repeated
 
     drawing, tuned = tune_to(console, bundle, read_faces, texture, tune=tune)
-    draw = partial(decode, drawing.vae, texture=texture)
-    unedited, start = to_pixels(draw(torch.stack([subject.latent, summed])))
+    (unedited,) = to_pixels(decode(drawing.vae, subject.latent[None], texture))
+    start, drawn = draw_edits(bundle.vae, drawing.vae, summed, edited, texture)
     keeps_detail = tune and is_photo(face)
     show = partial(subject.show, instead_of=unedited, keeps_detail=keeps_detail)
-    frames = np.stack([show(drawn) for drawn in to_pixels(draw(edited))])
+    frames = np.stack([show(picture) for picture in drawn])
     more: dict[str, object] = {"attributes": attrs, "alphas": alphas, "tuned": tuned}
     if edit:
         pictures = np.stack([subject.cut(picture) for picture in (show(start), *frames)])
@@ -171,7 +172,7 @@ class _Subject:
 
     def show(self, drawn: "Pixels", instead_of: "Pixels", *, keeps_detail: bool) -> "Pixels":
         """A drawn face (S, S, 3) as it is written: in its photo, or with its detail, or as it is."""
-        from facevae.faces.framing import with_detail
+        from facevae.faces.detail import with_detail
 
         if self.placed:
             return self.placed.paste(drawn, instead_of)

@@ -112,7 +112,7 @@ def tune_to(
         console.say(f"tuning to {which} did not help: {before:.1f} dB, as before")
     else:
         console.say(f"tuned to {which}: {before:.1f} dB before, {after:.1f} dB after")
-    return tuning.bundle, {"psnr_before": before, "psnr_after": after}
+    return tuning.bundle, {"psnr_before": round(before, 4), "psnr_after": round(after, 4)}
 
 
 def warn_if_far(console: "Console", distance: float) -> None:

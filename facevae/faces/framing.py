@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from facevae.data.images import Pixels, centred_square
+from facevae.faces.detail import coloured_like, detailed, share_kept
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # as seen in the picture
 Points = npt.NDArray[np.float64]
@@ -27,8 +28,6 @@ _SOFT_EDGE = 0.12  # width of a pasted square's blended edge, as a share of its 
 # offset of the nose, as a share of the face's extent, beyond which the face is a profile: 1 in 30
 # faces of FFHQ
 _PROFILE_OFFSET = 0.165
-# changes of more levels than this, smoothed over so many pixels, remove the photo's detail
-_DETAIL_THRESHOLD, _DETAIL_RADIUS = 25, 2
 _BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -121,12 +120,12 @@ class Placed:
         weight = warp(_soft_mask(len(pixels))).astype(np.float32)[..., None] / 255
         change: npt.NDArray[np.float32]
         if instead_of is None:
-            (pixels,) = _coloured_like(region, pixels)
+            (pixels,) = coloured_like(region, pixels)
             change = warp(pixels).astype(np.float32) - region
         else:
-            pixels, instead_of = _coloured_like(region, pixels, instead_of)
-            kept = warp(_kept_detail(pixels, instead_of))
-            change = _with_detail(warp(pixels), warp(instead_of), region, kept) - region
+            pixels, instead_of = coloured_like(region, pixels, instead_of)
+            kept = warp(share_kept(pixels, instead_of))
+            change = detailed(warp(pixels), warp(instead_of), region, kept) - region
         region[:] = (region + weight * change).round().clip(0, 255).astype(np.uint8)
         return np.rot90(photo, -self.turns).copy()
 
@@ -236,44 +235,6 @@ def _warped(pixels: Pixels, square: Square, shape: tuple[int, int]) -> Pixels:
     corner = -square[0] * step
     affine = (step.real, -step.imag, corner.real, step.imag, step.real, corner.imag)
     return np.array(picture.transform(shape, Image.Transform.AFFINE, affine, _BICUBIC))
-
-
-def with_detail(pixels: Pixels, instead_of: Pixels, photo: Pixels) -> Pixels:
-    """`photo`, changed by the difference between `pixels` and `instead_of`; all are (S, S, 3).
-
-    It keeps its detail that neither of them has. Where the difference is large, that detail is
-    removed too: it belongs to what the edit removed, such as the frame of a pair of glasses.
-    A grey photo stays grey.
-    """
-    pixels, instead_of = _coloured_like(photo, pixels, instead_of)
-    kept = _kept_detail(pixels, instead_of)
-    return _with_detail(pixels, instead_of, photo, kept).round().clip(0, 255).astype(np.uint8)
-
-
-def _with_detail(
-    pixels: Pixels, instead_of: Pixels, photo: Pixels, kept: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.float32]:
-    """`with_detail` before rounding, for a share `kept` (S, S) of the detail, of which 255 is all."""
-    detail = photo.astype(np.float32) - instead_of
-    return pixels.astype(np.float32) + kept[..., None].astype(np.float32) / 255 * detail
-
-
-def _kept_detail(pixels: Pixels, instead_of: Pixels) -> npt.NDArray[np.uint8]:
-    """How much of the photo's detail is kept at each pixel, (S, S): 255 is all of it."""
-    change = np.sqrt(np.square(pixels.astype(np.float32) - instead_of).mean(2))
-    blur = ImageFilter.GaussianBlur(_DETAIL_RADIUS)
-    smooth = np.array(Image.fromarray(change.round().astype(np.uint8)).filter(blur), np.float32)
-    kept: npt.NDArray[np.uint8] = (
-        (255 / (1 + (smooth / _DETAIL_THRESHOLD) ** 4)).round().astype(np.uint8)
-    )
-    return kept
-
-
-def _coloured_like(photo: Pixels, *pictures: Pixels) -> list[Pixels]:
-    """Pictures (S, S, 3) without their colours if the photo (H, W, 3) has none, else as they are."""
-    if (photo != photo[..., :1]).any():
-        return list(pictures)
-    return [np.array(Image.fromarray(picture).convert("L").convert("RGB")) for picture in pictures]
 
 
 def _soft_mask(size: int) -> npt.NDArray[np.uint8]:

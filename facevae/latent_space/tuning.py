@@ -9,10 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from facevae.data.image_tensors import to_pixels
+from facevae.data.images import Pixels
 from facevae.errors import UsageError
+from facevae.faces.detail import redrawn
 from facevae.latent_space.latents import decode, latents_of_seeds
 from facevae.measures.losses import mean_squared_error
 from facevae.measures.metrics import psnr
@@ -62,6 +66,23 @@ def tune(
             if after.mean() > before.mean():
                 return Tuning(replace(bundle, vae=tuned), before, after)
         return Tuning(bundle, before, before)
+
+
+def draw_edits(
+    plain: VAE, tuned: VAE, start: Tensor, edited: Tensor, texture: float
+) -> tuple[Pixels, Pixels]:
+    """Pictures by a tuned decoder: of a latent (D,) and of its edits (N, D); (S, S, 3) and N of them.
+
+    Where an edit changes a lot, it is as the plain decoder draws it (see `redrawn`). Raises
+    `UsageError` if pictures are not finite.
+    """
+    latents = torch.cat([start[None], edited])
+    first, *others = to_pixels(decode(tuned, latents, texture))
+    if tuned is not plain:
+        plain_first, *plain_others = to_pixels(decode(plain, latents, texture))
+        pairs = zip(others, plain_others, strict=True)
+        others = [redrawn(*pair, first, plain_first) for pair in pairs]
+    return first, np.stack(others)
 
 
 def _fit(

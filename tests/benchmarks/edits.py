@@ -44,11 +44,11 @@ from facevae.data.labels import Labels
 from facevae.data.pictures import Picture, find_files
 from facevae.errors import ImageError
 from facevae.faces.alignment import load_faces_of
-from facevae.faces.framing import with_detail
+from facevae.faces.detail import with_detail
 from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import decode, posteriors
 from facevae.latent_space.learning import add_attributes, examples_of_faces
-from facevae.latent_space.tuning import tune
+from facevae.latent_space.tuning import draw_edits, tune
 from facevae.models.bundle import Bundle
 from facevae.models.loading import load_model
 from facevae.stages.image_features import ImageFeatures, load_image_features
@@ -277,7 +277,8 @@ def look_tuned(bundle: Bundle, classifier: Classifier, faces: LabelledFaces, amo
         latents = torch.cat([latent, *(way(name, latent, sign * amount) for name, sign in edits)])
         tuning = tune(bundle, image[None], latent, TRUE_TEXTURE)
         decibels.append(torch.cat([tuning.before, tuning.after]))
-        unedited, *drawn = to_pixels(decode(tuning.bundle.vae, latents))
+        vaes = bundle.vae, tuning.bundle.vae
+        unedited, drawn = draw_edits(*vaes, latents[0], latents[1:], TRUE_TEXTURE)
         photo = to_pixels(image)
         shown = [with_detail(pixels, unedited, photo) for pixels in drawn]
         pictures = from_pixels(np.stack([photo, *shown]))
