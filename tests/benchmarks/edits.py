@@ -20,7 +20,6 @@ another collection of faces, such as FFHQ with its features.
 import argparse
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -269,9 +268,10 @@ def look_tuned(bundle: Bundle, classifier: Classifier, faces: LabelledFaces, amo
     Also prints how like their photos the pictures are.
     """
     way, features = as_arith(bundle), load_image_features(CPU)
-    before, after, decibels = [], defaultdict(list), []
     likeness: dict[str, list[Tensor]] = {"plain": [], "tuned": []}
     lacks = {key: lacking(faces, *key) for key in product(faces.edited, (1, -1))}
+    before, decibels = [], []
+    after: dict[tuple[str, int], list[Tensor]] = {key: [] for key in lacks}
     for row, (image, latent) in enumerate(zip(faces.images, faces.latents[:, None], strict=True)):
         edits = [key for key in lacks if lacks[key][row]]
         latents = torch.cat([latent, *(way(name, latent, sign * amount) for name, sign in edits)])
