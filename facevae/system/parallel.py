@@ -46,6 +46,8 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group("nccl" if gpu else "gloo", timeout=_TIMEOUT, device_id=gpu)
     has_succeeded = False
     try:
+        # a process that failed at once would leave others unable to connect to it
+        dist.barrier()
         yield
         has_succeeded = True
     except FacevaeError as error:
