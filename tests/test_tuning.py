@@ -67,8 +67,9 @@ def test_only_the_decoder_of_a_copy_changes():
     assert all(parameter.grad is None for parameter in found.vae.parameters())
 
 
-def test_residual_decoders_and_normal_priors_are_tuned_too():
-    config = ModelConfig(size=32, latent_dim=8, filters=(8, 16), residual_blocks=1)
+@pytest.mark.parametrize("more", [{"residual_blocks": 1}, {"dropout": 0.3}], ids=str)
+def test_other_decoders_and_normal_priors_are_tuned_too(more):
+    config = ModelConfig(size=32, latent_dim=8, filters=(8, 16), **more)
     bundle, pixels = tiny_bundle(config, kind="normal"), faces(1)
     found = tuned(bundle, pixels)
     assert found.after > found.before + 3
