@@ -259,7 +259,10 @@ class Model:
         return stacked.contiguous(memory_format=torch.channels_last)
 
     def _image(self, picture: Picture) -> Tensor:
-        """One picture as float (3, size, size) in [0, 1], on the CPU. Raises `ImageError` for anything else."""
+        """One picture as float (3, size, size) in [0, 1], on the CPU.
+
+        Raises `ImageError` for anything else.
+        """
         if isinstance(picture, Image.Image):
             pixels = centred_square(upright(picture), self.size)
             return from_pixels(pixels)

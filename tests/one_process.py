@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_SCRIPT = """
+# a function for scripts: the values of a `Done`
+ANSWER = """
 import contextlib, io, json, sys
-commands, missing = map(json.loads, sys.argv[1:])
-sys.modules.update(dict.fromkeys(missing))
-from facevae.cli import main
-found = []
-for command in commands:
-    sys.argv = ["facevae", *command]
+def answer(main, arguments):
+    sys.argv = ["facevae", *arguments]
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -24,8 +21,14 @@ for command in commands:
             code = stop.code or 0
         except ImportError as error:
             code = repr(error)
-    found.append([code, out.getvalue(), err.getvalue()])
-print(json.dumps(found))
+    return code, out.getvalue(), err.getvalue()
+"""
+_SCRIPT = f"""
+{ANSWER}
+commands, missing = map(json.loads, sys.argv[1:])
+sys.modules.update(dict.fromkeys(missing))
+from facevae.cli import main
+print(json.dumps([answer(main, command) for command in commands]))
 """
 
 

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
+
+from one_process import ANSWER, Done
 
 TOKEN = "hf_of_someone"
 
@@ -195,30 +197,16 @@ def environment(address: str, home: object, **more: str) -> dict[str, str]:
     }
 
 
-SCRIPT = """
-import contextlib, io, json, os, sys
+SCRIPT = f"""
+{ANSWER}
+import os
 from facevae.cli import main
 for line in sys.stdin:
     asked = json.loads(line)
     os.chdir(asked["folder"])
     os.environ.update(asked["environment"])
-    sys.argv = ["facevae", *asked["arguments"]]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+    print(json.dumps(answer(main, asked["arguments"])), flush=True)
 """
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Shell:

@@ -132,9 +132,8 @@ def arith(
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
     sides = subject.original.shape[:2]
     check_sequence(target, len(alphas) + compare, sides, animate=moving, columns=columns)
-    # the first of them may be in its photo
-    read_faces = {name: read(name) for name in dict.fromkeys([*plus, *minus])}
-    read_faces[face] = subject.pixels, subject.latent
+    read_faces = {face: (subject.pixels, subject.latent)}
+    read_faces |= {name: read(name) for name in dict.fromkeys([*plus, *minus]) if name != face}
     added, removed = ([read_faces[name][1] for name in names] for names in (plus, minus))
     summed = sum_of_faces(bundle, subject.latent, added, removed)
     repeated = summed.repeat(len(alphas), 1)

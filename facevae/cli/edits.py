@@ -1,4 +1,4 @@
-"""What `morph` and `arith` share: options of attributes, checks of faces, and output of frames."""
+"""What `morph` and `arith` share: options of attributes, checks, tuning, and output of frames."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

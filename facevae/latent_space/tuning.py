@@ -29,7 +29,7 @@ _BATCH = 8  # photos in a step
 _LEARNING_RATE = 5e-4  # at first; it falls to zero
 _LOCALITY = 0.3  # weight of the locality regularisation
 _NEIGHBOURS = (0.2, 0.8)  # how far from a photo's latent towards a sample the neighbours are
-_NUM_SAMPLES = 16
+_NUM_SAMPLES = 16  # that lend the neighbours their directions
 _FLOOR = 1e-6  # mean squared error of rounding to 8 bits, about 1/12 of a squared step
 
 
