@@ -15,7 +15,7 @@ from facevae.cli.options import parse_ramp
 from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.errors import UsageError
 from facevae.faces.alignment import load_face, place_photo
-from facevae.faces.detail import with_detail
+from facevae.faces.detail import with_detail, with_details
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
 from facevae.latent_space.tuning import draw_edits, tune
@@ -293,22 +293,44 @@ def test_an_edit_of_a_photo_keeps_its_detail(run):
 
 @pytest.mark.parametrize("texture", [0.0, 1.0])
 def test_all_photos_of_a_morph_keep_their_likeness(finished, texture):
-    """Each is tuned to once, with the texture that is asked for."""
+    """Each is tuned to once, with the texture that is asked for, and is there as it was."""
     faces = ("a.png", "seed:3", "b.png", "a.png")
-    command = ("morph", *faces, "--steps", 2, "--texture", texture, "-o")
+    command = ("morph", *faces, "--steps", 3, "--texture", texture, "-o")
     done = finished(*command, "tuned/", "--json")
+    found = [pixels_of(f"tuned/{i}.png") for i in range(7)]
     bundle, (a, b) = tuned_to("a.png", "b.png", texture=texture)
-    latents = torch.stack([a, *latents_of_seeds(bundle, [3]), b, a])
-    expected = to_pixels(decode(bundle.vae, latents, texture))
-    found = [pixels_of(f"tuned/{i}.png") for i in range(4)]
-    assert all(nearly(x, y) for x, y in zip(found, expected, strict=True))
+    ends = torch.stack([a, *latents_of_seeds(bundle, [3]), b, a])
+    way = morph(bundle, ends, 3)
+    drawn = to_pixels(decode(bundle.vae, way, texture))
+    assert nearly(found[2], drawn[2])
+    for i, name in ((0, "a.png"), (4, "b.png"), (6, "a.png")):
+        assert np.array_equal(found[i], load_face(Path(name), SIDE, None)), name
+    photo = load_face(Path("a.png"), SIDE, None)
+    assert nearly(found[1], with_details(drawn[1], [(0.5, drawn[0], photo)]))
+
     assert "tuned to 2 photos: " in done.stderr
     values = json.loads(done.stdout)["tuned"]
     assert (
         f"{values['psnr_before']:.1f} dB before, {values['psnr_after']:.1f} dB after" in done.stderr
     )
     finished(*command, "plain/", "--no-tune")
-    assert not nearly(pixels_of("plain/0.png"), found[0])
+    plain = with_texture(tiny_bundle())
+    first = to_pixels(decode(plain.vae, encode_pixels(plain, photo[None]), texture))
+    assert nearly(pixels_of("plain/0.png"), first[0])
+
+
+def test_edits_on_a_morph_are_drawn_as_those_of_a_photo(finished):
+    """One that goes from a photo to itself is the sweep that `arith` makes of it."""
+    attribute = ("--attr", "smile", "--texture", 1, "-o")
+    finished("morph", "a.png", "a.png", "--steps", 4, "--alpha", "-1:2", *attribute, "way/")
+    finished("arith", "a.png", "--sweep=-1:2:4", *attribute, "sweep/")
+    frames, edits = (
+        [pixels_of(path) for path in sorted(Path(folder).glob("*.png"))]
+        for folder in ("way", "sweep")
+    )
+    assert len(frames) == len(edits) == 4
+    assert all(nearly(x, y) for x, y in zip(frames, edits, strict=True))
+    assert not nearly(frames[0], frames[3])
 
 
 def test_all_photos_of_a_sum_keep_their_likeness(finished):
@@ -330,7 +352,7 @@ def test_a_photo_gets_its_face_back_from_the_tuned_decoder(finished):
     edit = plan_edit(bundle, ["smile"])
     ends = torch.cat([latents, edit.apply(latents, torch.ones(1, 1))])
     plain = with_texture(tiny_bundle()).vae
-    unedited, (edited,) = draw_edits(plain, bundle.vae, ends[0], ends[1:], 0.0)
+    (unedited,), (edited,) = draw_edits(plain, bundle.vae, ends[:1], ends[1:], 0.0)
     placed = place_photo(Path("small.png"), None)
     assert nearly(pixels_of("whole.png"), placed.paste(edited, unedited))
 
@@ -341,6 +363,18 @@ def test_a_grey_photo_stays_grey(run, more):
     run("arith", "grey.png", "-a", "smile", "--alpha", 2, *more, "-o", "x.png")
     found = pixels_of("x.png")
     assert (found == found[..., :1]).all()
+
+
+def test_a_morph_of_grey_photos_is_grey(run):
+    for number, name in enumerate(("grey.png", "gray.png")):
+        draw_face(number, 50).convert("L").save(name)
+    run("morph", "grey.png", "gray.png", "--steps", 3, "-o", "x.png")
+    found = pixels_of("x.png")
+    assert (found == found[..., :1]).all()
+    run("morph", "grey.png", "a.png", "--steps", 3, "-o", "x.png")
+    found = pixels_of("x.png")
+    assert (found[:, :SIDE] == found[:, :SIDE, :1]).all()
+    assert (found != found[..., :1]).any()
 
 
 def test_tuning_that_does_not_help_is_said(run, monkeypatch):

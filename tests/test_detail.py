@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facevae.faces.detail import redrawn, share_kept, with_detail
+from facevae.faces.detail import redrawn, share_kept, with_detail, with_details
 
 SIDE = 48
 LEFT, RIGHT = slice(0, 12), slice(36, 48)  # far from the middle, where half pictures meet
@@ -47,6 +47,14 @@ def test_a_small_change_is_added_to_the_photo():
     photo = noise(0)
     found = with_detail(flat(132), flat(130), photo)
     assert abs(found.astype(int) - photo - 2).max() <= 1
+
+
+def test_a_face_between_photos_has_some_detail_of_those_that_are_like_it():
+    photo, drawn = noise(0), flat(130)
+    assert np.array_equal(with_details(drawn, [(1, drawn, photo), (0, drawn, noise(1))]), photo)
+    half = with_details(drawn, [(0.5, drawn, photo), (0.5, flat(250), noise(1))])
+    assert abs(half - (drawn / 2 + photo / 2)).max() <= 1, "none of the one that is unlike it"
+    assert np.array_equal(with_details(drawn, []), drawn)
 
 
 def test_a_grey_photo_gets_no_colours():

@@ -22,6 +22,7 @@ from facevae.latent_space.latents import (
     morph,
     posteriors,
     read_face,
+    shares_of_faces,
     times_of,
 )
 
@@ -128,6 +129,16 @@ def test_adding_one_face_adds_its_difference_from_the_centre(three):
     torch.testing.assert_close(combine(a, [b], [], centre), a + b - centre)
     torch.testing.assert_close(combine(a, [], [b], centre), a - b + centre)
     assert combine(a, [], [], centre).equal(a)
+
+
+@pytest.mark.parametrize("loop", [True, False])
+@pytest.mark.parametrize("num_faces", [2, 3])
+def test_shares_say_how_much_of_a_morph_is_of_each_face(bundle, three, num_faces, loop):
+    faces, steps = three[:num_faces], 5
+    path = morph(bundle, faces, steps, "lerp", loop=loop)
+    shares = shares_of_faces(num_faces, steps, loop=loop)
+    torch.testing.assert_close(shares @ faces, path)
+    assert shares[: steps - 1, 0].tolist() == [1, 0.75, 0.5, 0.25]
 
 
 @pytest.mark.parametrize("loop", [True, False])

@@ -148,13 +148,25 @@ def test_edits_are_drawn_by_both_decoders():
     found = tuned(bundle, pixels, 0.5).bundle
     latent = encode_pixels(bundle, pixels)[0]
     ends = torch.stack([latent, *latents_of_seeds(bundle, [3])])
-    start, (same, far) = draw_edits(bundle.vae, found.vae, latent, ends, 0.5)
+    (start,), (same, far) = draw_edits(bundle.vae, found.vae, latent[None], ends, 0.5)
     by_tuned, by_plain = (to_pixels(decode(vae, ends, 0.5)) for vae in (found.vae, bundle.vae))
     assert np.array_equal(start, by_tuned[0])
     assert np.array_equal(same, by_tuned[0])
     assert np.array_equal(far, redrawn(by_tuned[1], by_plain[1], by_tuned[0], by_plain[0]))
-    _, plain = draw_edits(bundle.vae, bundle.vae, latent, ends, 0.5)
+    _, plain = draw_edits(bundle.vae, bundle.vae, latent[None], ends, 0.5)
     assert np.array_equal(plain, by_plain)
+
+
+def test_edits_of_several_faces_are_drawn_each_from_its_own():
+    bundle, pixels = with_texture(tiny_bundle()), faces(1)
+    found = tuned(bundle, pixels, 0.5).bundle
+    starts, edited = latents_of_seeds(bundle, [3, 4]), latents_of_seeds(bundle, [5, 6])
+    vaes = bundle.vae, found.vae
+    together = draw_edits(*vaes, starts, edited, 0.5)
+    for i in range(2):
+        (start,), (alone,) = draw_edits(*vaes, starts[i, None], edited[i, None], 0.5)
+        assert abs(together[0][i].astype(int) - start).max() <= 1
+        assert abs(together[1][i].astype(int) - alone).max() <= 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e6, float("inf")])

@@ -141,7 +141,7 @@ def arith(
 
     drawing, tuned = tune_to(console, bundle, read_faces, texture, tune=tune)
     (unedited,) = to_pixels(decode(drawing.vae, subject.latent[None], texture))
-    start, drawn = draw_edits(bundle.vae, drawing.vae, summed, edited, texture)
+    (start,), drawn = draw_edits(bundle.vae, drawing.vae, summed[None], edited, texture)
     keeps_detail = tune and is_photo(face)
     show = partial(subject.show, instead_of=unedited, keeps_detail=keeps_detail)
     frames = np.stack([show(picture) for picture in drawn])

@@ -4,6 +4,7 @@ Pictures are uint8 pixels (S, S, 3). A share says how much of something is kept 
 (S, S): 255 is all of it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,20 @@ def with_detail(pixels: Pixels, instead_of: Pixels, photo: Pixels) -> Pixels:
     pixels, instead_of = coloured_like(photo, pixels, instead_of)
     kept = share_kept(pixels, instead_of)
     return _rounded(detailed(pixels, instead_of, photo, kept))
+
+
+def with_details(pixels: Pixels, faces: Iterable[tuple[float, Pixels, Pixels]]) -> Pixels:
+    """`pixels` of a face between others, with some of the detail that a decoder leaves out of these.
+
+    `faces` are shares from 0 to 1, pictures as a decoder drew them, and the photos that these are
+    of. Nothing of a photo is added where `pixels` differ much from it. With a share of 1 and without
+    a difference, the result is the photo.
+    """
+    added = np.zeros(pixels.shape, np.float32)
+    for share, instead_of, photo in faces:
+        kept = share_kept(pixels, instead_of)
+        added += share * (detailed(pixels, instead_of, photo, kept) - pixels)
+    return _rounded(pixels + added)
 
 
 def redrawn(tuned: Pixels, plain: Pixels, tuned_start: Pixels, plain_start: Pixels) -> Pixels:

@@ -153,15 +153,23 @@ def morph(
     legs appears once. With `loop` the path returns through all faces and stops one step before its
     start.
     """
+    return _through(faces, steps, kind, bundle.latent_mean, loop=loop)
+
+
+def shares_of_faces(count: int, steps: int, *, loop: bool = False) -> Tensor:
+    """How much of each latent that `morph` returns is of each of `count` faces: (T, count), 0 to 1."""
+    return _through(torch.eye(count), steps, "lerp", None, loop=loop)
+
+
+def _through(
+    ends: Tensor, steps: int, kind: PathKind, centre: Tensor | None, *, loop: bool
+) -> Tensor:
+    """Points (T, D) on the path through ends (F, D) that `morph` describes."""
     if loop:
-        faces = torch.cat([faces, faces[:-1].flip(0)])
+        ends = torch.cat([ends, ends[:-1].flip(0)])
     times = torch.linspace(0, 1, steps)
-    legs = [
-        interpolate(start, end, times, kind, bundle.latent_mean)[:-1]
-        for start, end in pairwise(faces)
-    ]
-    last = faces[-1:]
-    return torch.cat(legs if loop else [*legs, last])
+    legs = [interpolate(start, end, times, kind, centre)[:-1] for start, end in pairwise(ends)]
+    return torch.cat(legs if loop else [*legs, ends[-1:]])
 
 
 def times_of(count: int, *, loop: bool = False) -> Tensor:

@@ -69,20 +69,26 @@ def tune(
 
 
 def draw_edits(
-    plain: VAE, tuned: VAE, start: Tensor, edited: Tensor, texture: float
+    plain: VAE, tuned: VAE, starts: Tensor, edited: Tensor, texture: float
 ) -> tuple[Pixels, Pixels]:
-    """Pictures by a tuned decoder: of a latent (D,) and of its edits (N, D); (S, S, 3) and N of them.
+    """Pictures (…, S, S, 3) by a tuned decoder, of latents `starts` and of their edits, (N, D).
 
-    Where an edit changes a lot, it is as the plain decoder draws it (see `redrawn`). Raises
-    `UsageError` if pictures are not finite.
+    `starts` is (N, D), or (1, D) for edits of one face. Where an edit changes a lot, it is as the
+    plain decoder draws it (see `redrawn`). Raises `UsageError` if pictures are not finite.
     """
-    latents = torch.cat([start[None], edited])
-    first, *others = to_pixels(decode(tuned, latents, texture))
+    count, latents = len(starts), torch.cat([starts, edited])
+    pictures = to_pixels(decode(tuned, latents, texture))
+    drawn_starts, drawn = pictures[:count], pictures[count:]
     if tuned is not plain:
-        plain_first, *plain_others = to_pixels(decode(plain, latents, texture))
-        pairs = zip(others, plain_others, strict=True)
-        others = [redrawn(*pair, first, plain_first) for pair in pairs]
-    return first, np.stack(others)
+        plain_pictures = to_pixels(decode(plain, latents, texture))
+        pairs = zip(drawn, plain_pictures[count:], strict=True)
+        drawn = np.stack(
+            [
+                redrawn(*pair, drawn_starts[row % count], plain_pictures[row % count])
+                for row, pair in enumerate(pairs)
+            ]
+        )
+    return drawn_starts, drawn
 
 
 def _fit(

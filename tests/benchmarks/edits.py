@@ -278,7 +278,7 @@ def look_tuned(bundle: Bundle, classifier: Classifier, faces: LabelledFaces, amo
         tuning = tune(bundle, image[None], latent, TRUE_TEXTURE)
         decibels.append(torch.cat([tuning.before, tuning.after]))
         vaes = bundle.vae, tuning.bundle.vae
-        unedited, drawn = draw_edits(*vaes, latents[0], latents[1:], TRUE_TEXTURE)
+        (unedited,), drawn = draw_edits(*vaes, latents[:1], latents[1:], TRUE_TEXTURE)
         photo = to_pixels(image)
         shown = [with_detail(pixels, unedited, photo) for pixels in drawn]
         pictures = from_pixels(np.stack([photo, *shown]))
