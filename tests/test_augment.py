@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import draw_face
 
+from facevae.data.augment import NUM_CHANGES, change, draw_changes
 from facevae.data.image_tensors import from_pixels
-from facevae.stages.augment import NUM_CHANGES, change, draw_changes
 from facevae.system.runtime import generator
 
 RIGHT, DOWN, ZOOM, TURN, BRIGHTNESS, CONTRAST, SATURATION = range(NUM_CHANGES)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from facevae.latent_space.latents import decode, latents_of_seeds
 from facevae.models.loading import load_model
-from facevae.stages.image_features import CHANNELS, STRIDE, load_image_features
+from facevae.networks.image_features import CHANNELS, STRIDE, load_image_features
 
 CPU = torch.device("cpu")
 

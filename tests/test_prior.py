@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_bundle
 
 from facevae.config import PriorConfig
+from facevae.data.augment import NUM_CHANGES
 from facevae.errors import UsageError
 from facevae.networks.prior import (
     FlowPrior,
@@ -16,7 +17,6 @@ from facevae.networks.prior import (
     other_prior,
     sample_latents,
 )
-from facevae.stages.augment import NUM_CHANGES
 from facevae.stages.flow_matching import PriorStage
 from facevae.system.runtime import face_noise
 

@@ -12,10 +12,10 @@ from facevae.config import ModelConfig, PriorConfig, TrainConfig
 from facevae.data.dataset import Faces
 from facevae.data.labels import Labels
 from facevae.models.bundle import Bundle
+from facevae.networks.image_features import CHANNELS
 from facevae.networks.prior import build_prior, fitted_gaussian
 from facevae.networks.vae import VAE
 from facevae.stages import projected
-from facevae.stages.image_features import CHANNELS
 from facevae.system.runtime import seeded
 from facevae.training.runs import Run
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facevae.stages.augment import adjust_colours
+from facevae.data.augment import adjust_colours
 from facevae.system import parallel
 
 _SMALLEST = 4  # side in pixels of the last features

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from facevae.data.augment import NUM_CHANGES
 from facevae.measures import losses
 from facevae.networks.prior import FlowPrior
 from facevae.networks.vae import sample_posterior
-from facevae.stages.augment import NUM_CHANGES
 from facevae.stages.budget import Budget
 from facevae.stages.fast import AcceleratedStep, Forward, Step, Warn
 from facevae.stages.guard import Guard

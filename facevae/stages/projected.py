@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from facevae.measures import losses
+from facevae.networks.image_features import CHANNELS, STRIDE, load_image_features
 from facevae.stages.critic import TrainableDiscriminator
-from facevae.stages.image_features import CHANNELS, STRIDE, load_image_features
 from facevae.system.runtime import seeded, training_precision
 
 _ENLARGED = (

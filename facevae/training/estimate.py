@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from facevae.config import ModelConfig, TrainConfig
+from facevae.data.augment import NUM_CHANGED
 from facevae.data.batches import Batches, live_on
 from facevae.data.dataset import Faces, converted
 from facevae.data.images import load_square
@@ -24,7 +25,6 @@ from facevae.latent_space.latents import posteriors
 from facevae.networks.prior import FlowPrior, build_prior
 from facevae.networks.vae import VAE
 from facevae.stages.adversary import CYCLE, FinishStage, batch_size
-from facevae.stages.augment import NUM_CHANGED
 from facevae.stages.fast import WARM_UP
 from facevae.stages.flow_matching import PriorStage
 from facevae.stages.network_stage import NetworkStage

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from facevae.config import WHOLE_TEXTURE, PriorConfig
+from facevae.data.augment import NUM_CHANGED, NUM_CHANGES, change, draw_changes
 from facevae.data.batches import batches_of, evenly, watched
 from facevae.data.conversion import Progress
 from facevae.data.dataset import Faces
@@ -18,7 +19,6 @@ from facevae.measures.swd import SlicedWasserstein
 from facevae.models.bundle import Bundle
 from facevae.networks.prior import FlowPrior, GaussianPrior, Prior, build_prior, sample_latents
 from facevae.networks.vae import VAE, sample_posterior
-from facevae.stages.augment import NUM_CHANGED, NUM_CHANGES, change, draw_changes
 from facevae.stages.fast import Warn
 from facevae.stages.flow_matching import PriorStage
 from facevae.system.runtime import (

@@ -50,7 +50,7 @@ from facevae.latent_space.learning import add_attributes, examples_of_faces
 from facevae.latent_space.tuning import draw_edits, tune
 from facevae.models.bundle import Bundle
 from facevae.models.loading import load_model
-from facevae.stages.image_features import ImageFeatures, load_image_features
+from facevae.networks.image_features import ImageFeatures, load_image_features
 from facevae.system.runtime import training_precision
 
 CPU = torch.device("cpu")

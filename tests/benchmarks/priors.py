@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from facevae.config import TrainConfig
+from facevae.data.augment import NUM_CHANGES
 from facevae.data.batches import batches_of
 from facevae.data.dataset import load_faces
 from facevae.latent_space.latents import posteriors
@@ -26,7 +27,6 @@ from facevae.measures.swd import SlicedWasserstein
 from facevae.models.loading import load_model
 from facevae.networks.prior import FlowPrior, GaussianPrior, guided
 from facevae.networks.vae import draw_posteriors
-from facevae.stages.augment import NUM_CHANGES
 from facevae.stages.flow_matching import PriorStage
 from facevae.system.memory import keep_freed_memory
 from facevae.system.runtime import face_noise, full_precision, generator
