@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_face
-from tiny import ATTRIBUTES, CONFIG, tensors_of, tiny_bundle
+from tiny import ATTRIBUTES, CONFIG, TinyFeatures, tensors_of, tiny_bundle
 
+from facevae.attributes import classifier
 from facevae.attributes.directions import correlations, learn
 from facevae.data.dataset import load_faces
 from facevae.data.images import load_square
 from facevae.data.label_files import read_labels
+from facevae.latent_space import refining
 from facevae.latent_space.latents import encode_pixels
 from facevae.latent_space.learning import examples_of_faces
 from facevae.models import hub
@@ -163,7 +165,8 @@ def test_photos_with_and_without_teach_an_attribute(run):
 def test_without_o_a_models_own_file_learns(run):
     done = run(*SORTED, "--without", "without", "--json")
     values = json.loads(done.stdout)
-    assert set(values) == {"model", "outputs", "learned", "skipped"}
+    assert set(values) == {"model", "outputs", "learned", "refined", "skipped"}
+    assert values["refined"] is None
     assert (values["outputs"], values["learned"]) == (["m.safetensors"], ["Spectacles"])
     assert names_of("m.safetensors") == [*ATTRIBUTES, "Spectacles"]
     # and knows it at once, by the way
@@ -267,6 +270,28 @@ def test_the_training_set_teaches_with_its_own_held_out_faces(run, trained, data
     torch.testing.assert_close(found.scorers[-2:], scorers)
 
 
+def test_what_is_learned_from_labels_may_be_refined(run, trained, monkeypatch):
+    """By a classifier that is trained on the faces, here a tiny one, and a few of them."""
+    monkeypatch.setattr(classifier, "load_image_features", TinyFeatures)
+    for name, value in {"FEWEST": 5, "_STEPS": 3, "_reason": lambda *_: ""}.items():
+        monkeypatch.setattr(refining, name, value)
+    # so few faces show nothing: the losses and effects of both, before and after
+    measured = iter([(2.0, 0.5), (2.0, 0.25), (1.0, 0.75), (1.0, 0.4)])
+    monkeypatch.setattr(refining, "_measured", lambda *_: next(measured))
+    command = ("attributes", "learn", "m.safetensors", "--labels", "labels.csv", "--refine")
+    done = run(*command, "--json")
+    found = json.loads(done.stdout)["refined"]
+    assert found == {"Spectacled": [0.5, 0.75], "Years": [0.25, 0.4]}
+    assert "succeed: Spectacled 50% → 75%\n" in done.stderr
+    assert "standard deviations: Years +0.25 → +0.40\n" in done.stderr
+    directions = load(Path("m.safetensors")).directions[-2:]
+    assert not torch.allclose(directions, trained[1], rtol=1e-3)
+    measured = iter([(2.0, 0.99), (2.0, 0.25), (3.0, 0.75)])
+    said = run(*command).stderr
+    assert "not refined, since 95% of its edits or more work already: Spectacled\n" in said
+    assert "not refined, since it would not help: Years\n" in said
+
+
 def test_other_photos_than_the_training_set_are_read_anew(run, trained):
     assert len(trained[0]) == 2
     done = run("attributes", "learn", "m.safetensors", "with", "--labels", "labels.csv", "--json")
@@ -341,6 +366,8 @@ REFUSED = {
     ("--with", "with", "--name", "X", "-o", "out.png"): "out.png",
     ("--with", "with", "--name", "X", "-o", "out"): "out",
     ("--with", "with", "--name", "X", "--method", "median"): "median",
+    ("--with", "with", "--name", "X", "--refine"): "--refine: does not go with --with",
+    ("--labels", "labels.csv", "--refine", "--method", "mean"): "--method mean; leave one",
 }
 FAILED = {
     ("photos", "--labels", "nowhere.csv"): "nowhere.csv",
@@ -350,6 +377,7 @@ FAILED = {
     ("nowhere", "--labels", "labels.csv"): "nowhere",
     ("empty", "--labels", "labels.csv"): "empty",
     ("photos", "--labels", "alike.csv"): "nothing to learn",
+    ("photos", "--labels", "labels.csv", "--refine"): "too few to refine directions with",
     ("--with", "nowhere", "--name", "X"): "nowhere",
     ("--with", "empty", "--name", "X"): "empty",
     ("--with", "with", "--without", "empty", "--name", "X"): "empty",

@@ -233,6 +233,8 @@ class Stream(IntEnum):
     HELD_OUT_POSTERIOR = 7  # held-out latents that novelty compares with
     TEXTURE_NOISE = 7  # of a decoder's texture, always with seed 0
     NEIGHBOURS = 8  # of photos, which hold a decoder that is tuned to these; always with seed 0
+    CLASSIFIER = 7  # faces and changes that a classifier of attributes sees, always with seed 0
+    REFINEMENT = 6  # faces that directions of attributes are refined with, always with seed 0
 
 
 def generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
