@@ -16,7 +16,7 @@ from facevae.attributes.directions import correlations, learn
 from facevae.data.dataset import load_faces
 from facevae.data.images import load_square
 from facevae.data.label_files import read_labels
-from facevae.latent_space import refining
+from facevae.latent_space import judging, refining
 from facevae.latent_space.latents import encode_pixels
 from facevae.latent_space.learning import examples_of_faces
 from facevae.models import hub
@@ -273,11 +273,12 @@ def test_the_training_set_teaches_with_its_own_held_out_faces(run, trained, data
 def test_what_is_learned_from_labels_may_be_refined(run, trained, monkeypatch):
     """By a classifier that is trained on the faces, here a tiny one, and a few of them."""
     monkeypatch.setattr(classifier, "load_image_features", TinyFeatures)
-    for name, value in {"FEWEST": 5, "_STEPS": 3, "_reason": lambda *_: ""}.items():
-        monkeypatch.setattr(refining, name, value)
+    monkeypatch.setattr(judging, "FEWEST", 5)
+    monkeypatch.setattr(refining, "_STEPS", 3)
+    monkeypatch.setattr(judging.Judge, "why_blind", lambda *_: "")
     # so few faces show nothing: the losses and effects of both, before and after
     measured = iter([(2.0, 0.5), (2.0, 0.25), (1.0, 0.75), (1.0, 0.4)])
-    monkeypatch.setattr(refining, "_measured", lambda *_: next(measured))
+    monkeypatch.setattr(judging.Judge, "measured", lambda *_: next(measured))
     command = ("attributes", "learn", "m.safetensors", "--labels", "labels.csv", "--refine")
     done = run(*command, "--json")
     found = json.loads(done.stdout)["refined"]

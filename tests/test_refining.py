@@ -10,7 +10,7 @@ from torch import nn
 
 from facevae.attributes.samples import Examples
 from facevae.errors import DataError
-from facevae.latent_space import refining
+from facevae.latent_space import judging, refining
 from facevae.latent_space.edits import plan_edit
 from facevae.latent_space.latents import decode, latents_of_seeds
 from facevae.latent_space.refining import refine_attributes
@@ -49,19 +49,19 @@ def pictures():
 def eyes(monkeypatch):
     """Have pictures judged by their colours, seen as they are, and little of everything."""
     found = Colours()
-    for name, value in {
-        "train_classifier": lambda *_: found,
-        "reduced": lambda images: images,
-        "SIDE": 32,
-        "FEWEST": 100,
-        "_FEWEST_OF_KIND": 20,
-        "_STEPS": 40,
-        "_WORKS": 1.1,
-        "_LEARNING_RATE": 0.2,
-        "_PRIOR": 1e-3,
-        "_COLOURS": 0.0,
+    for module, values in {
+        judging: {
+            "train_classifier": lambda *_: found,
+            "reduced": lambda images: images,
+            "SIDE": 32,
+            "FEWEST": 100,
+            "_FEWEST_OF_KIND": 20,
+            "_COLOURS": 0.0,
+        },
+        refining: {"_STEPS": 40, "_WORKS": 1.1, "_LEARNING_RATE": 0.2, "_PRIOR": 1e-3},
     }.items():
-        monkeypatch.setattr(refining, name, value)
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
     return found
 
 
@@ -172,9 +172,9 @@ def test_of_those_that_are_not_refined_the_reason_is_told(eyes, monkeypatch):
     monkeypatch.setattr(refining, "_WORKS", 0.0)
     _, reasons = refine_attributes(bundle, examples, ["Smiling"])
     assert "already" in reasons["Smiling"]
-    monkeypatch.setattr(refining, "_CLEAR", 1.01)
+    monkeypatch.setattr(judging, "_CLEAR", 1.01)
     _, reasons = refine_attributes(bundle, examples, ["Smiling"])
-    assert "cannot see it" in reasons["Smiling"]
+    assert "does not see it" in reasons["Smiling"]
     others = [0, *range(2, len(before))]
     assert bundle.directions[others].equal(before[others])
 
@@ -206,8 +206,8 @@ def test_too_few_faces_are_refused(eyes, held_out):
 
 
 def test_of_many_faces_some_are_looked_at(eyes, monkeypatch):
-    monkeypatch.setattr(refining, "_MOST", 110)
-    monkeypatch.setattr(refining, "_MOST_HELD_OUT", 30)
+    monkeypatch.setattr(judging, "_MOST", 110)
+    monkeypatch.setattr(judging, "_MOST_HELD_OUT", 30)
     told = []
     refine_attributes(
         tiny_bundle(), examples_of(eyes), ["Smiling"], lambda *step: told.append(step)

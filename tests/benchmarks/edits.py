@@ -13,8 +13,10 @@ the wanted label in which the classifier sees it. The other columns are the shar
 age, smile or glasses flipped, among faces whose reconstruction the classifier was sure of (90 %).
 `--tuned N` measures on N faces only, and adds edits with a decoder that is tuned to each photo, as
 `facevae arith` makes them by default: that takes 3 to 5 s for each face. Flips and changes are then
-counted against the photo itself. `--compare` adds other methods of finding the direction. `--photos` and `--photo-labels` measure on
-another collection of faces, such as FFHQ with its features.
+counted against the photo itself. Edits are those of the model's own attributes, or of attributes
+that are learned from the labels where it has none. `--compare` adds these in any case, which are not
+refined, and other methods of finding the direction. `--photos` and `--photo-labels` measure on another
+collection of faces, such as FFHQ with its features.
 """
 
 import argparse
@@ -410,12 +412,15 @@ def main() -> None:
     examples = examples_of_faces(bundle, faces, labels)
     if examples is None:
         parser.error("none of the faces has a label")
+    unrefined = replace(bundle)
     started = time.perf_counter()
-    learned = add_attributes(bundle, examples)
+    learned = add_attributes(unrefined, examples)
     sys.stdout.write(
         f"{len(learned)} attributes learned from {len(examples.values):,} encoded faces in "
         f"{time.perf_counter() - started:.2f} s on {torch.get_num_threads()} threads\n"
     )
+    if not {attribute.name for attribute in bundle.attributes}.issuperset(learned):
+        bundle = unrefined
     if arguments.photos:
         known = read_labels(arguments.photo_labels)
         test_faces = of_photos(bundle, arguments.photos, known, labels.names)
@@ -426,7 +431,7 @@ def main() -> None:
         test_faces = test_faces.some(arguments.tuned)
     ways = {"facevae arith --no-tune": as_arith(bundle)}
     if arguments.compare:
-        ways |= other_ways(bundle, examples)
+        ways |= {"not refined": as_arith(unrefined)} | other_ways(unrefined, examples)
     seen = {
         title: look(way, bundle, classifier, test_faces, arguments.alpha)
         for title, way in ways.items()
