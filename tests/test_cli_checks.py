@@ -14,6 +14,8 @@ MISTAKES = {
     "reconstruct face.png -o face.xyz": (2, "cannot write '.xyz'"),
     "reconstruct face.png --latents a.csv": (2, "use a name that ends in .npz"),
     "reconstruct face.png -m nowhere": (1, "nowhere: no such model"),
+    "sample --device abacus": (2, "--device abacus: must be auto, cpu"),
+    "train . --device cuda:x": (2, "--device cuda:x: must be auto, cpu"),
     "sample -m nowhere": (1, "nowhere: no such model"),
     "sample -o out.txt": (2, "out.txt: cannot write"),
     "sample --latents out.csv": (2, "out.csv: use a name that ends in .npz"),

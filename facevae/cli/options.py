@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from facevae.config import MAX_GUIDANCE, MAX_SEED, STAGES, StageName
-from facevae.errors import UsageError
+from facevae.errors import Argument, UsageError
 
 Model = Annotated[
     str,
@@ -28,9 +28,23 @@ ModelArgument = Annotated[
         help="default, a file, a folder, or user/repo(@revision).",
     ),
 ]
+
+
+def check_device(name: str) -> str:
+    """The name of a device that may be there. Raises `UsageError` for any other word."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", name):
+        raise UsageError(Argument("device", name), ": must be auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
 Device = Annotated[
     str,
-    typer.Option("--device", envvar="FACEVAE_DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
+    typer.Option(
+        "--device",
+        envvar="FACEVAE_DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps.",
+        callback=check_device,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The first seed: one seed is one face.")]
 TrainSeed = Annotated[
