@@ -16,6 +16,7 @@ from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.errors import UsageError
 from facevae.faces.alignment import load_face, place_photo
 from facevae.faces.detail import with_detail, with_details
+from facevae.latent_space import tuning
 from facevae.latent_space.edits import measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
 from facevae.latent_space.tuning import draw_edits, tune
@@ -363,6 +364,25 @@ def test_a_grey_photo_stays_grey(run, more):
     run("arith", "grey.png", "-a", "smile", "--alpha", 2, *more, "-o", "x.png")
     found = pixels_of("x.png")
     assert (found == found[..., :1]).all()
+
+
+def test_the_face_that_is_asked_for_is_tuned_to(run, monkeypatch):
+    """An edit by nothing is that face, as it was: the second of two, or the middle of the photo."""
+    monkeypatch.setattr(tuning, "_NUM_STEPS", 2)
+    with Image.open(PORTRAIT) as portrait:
+        face = portrait.convert("RGB").resize((128, 128))
+    photo = Image.new("RGB", (320, 160), "grey")
+    photo.paste(face, (10, 16))
+    photo.paste(face.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((100, 100)), (200, 30))
+    photo.save("two.png")
+    base = ("arith", "two.png", "-a", "smile", "--alpha", 0, "-m", "default", "-o", "x.png")
+    framing = load_model("default")[0].framing
+    for options, found in (
+        (("--face", 2), load_face(Path("two.png"), 128, framing, 2)),
+        (("--no-align",), load_face(Path("two.png"), 128, None)),
+    ):
+        run(*base, *options)
+        assert alike(pixels_of("x.png"), found)
 
 
 def test_a_morph_of_grey_photos_is_grey(run):
