@@ -165,7 +165,7 @@ def test_photos_with_and_without_teach_an_attribute(run):
 def test_without_o_a_models_own_file_learns(run):
     done = run(*SORTED, "--without", "without", "--json")
     values = json.loads(done.stdout)
-    assert set(values) == {"model", "outputs", "learned", "refined", "skipped"}
+    assert set(values) == {"model", "outputs", "learned", "refined", "not_refined", "skipped"}
     assert values["refined"] is None
     assert (values["outputs"], values["learned"]) == (["m.safetensors"], ["Spectacles"])
     assert names_of("m.safetensors") == [*ATTRIBUTES, "Spectacles"]
@@ -276,21 +276,27 @@ def test_what_is_learned_from_labels_may_be_refined(run, trained, monkeypatch):
     monkeypatch.setattr(judging, "FEWEST", 5)
     monkeypatch.setattr(refining, "_STEPS", 3)
     monkeypatch.setattr(judging.Judge, "why_blind", lambda *_: "")
-    # so few faces show nothing: the losses and effects of both, before and after
-    measured = iter([(2.0, 0.5), (2.0, 0.25), (1.0, 0.75), (1.0, 0.4)])
+    # so few faces show nothing: losses and effects before, losses after, effects after
+    measured = iter([(2.0, 0.5), (2.0, 0.25), (1.0, 0), (1.0, 0), (1.0, 0.75), (1.0, 0.4)])
     monkeypatch.setattr(judging.Judge, "measured", lambda *_: next(measured))
     command = ("attributes", "learn", "m.safetensors", "--labels", "labels.csv", "--refine")
     done = run(*command, "--json")
-    found = json.loads(done.stdout)["refined"]
-    assert found == {"Spectacled": [0.5, 0.75], "Years": [0.25, 0.4]}
+    values = json.loads(done.stdout)
+    assert values["refined"] == {"Spectacled": [0.5, 0.75], "Years": [0.25, 0.4]}
+    assert values["not_refined"] == {}
     assert "succeed: Spectacled 50% → 75%\n" in done.stderr
     assert "standard deviations: Years +0.25 → +0.40\n" in done.stderr
+    assert "warning: no labels say Male, Smiling, Eyeglasses: " in done.stderr
     directions = load(Path("m.safetensors")).directions[-2:]
     assert not torch.allclose(directions, trained[1], rtol=1e-3)
     measured = iter([(2.0, 0.99), (2.0, 0.25), (3.0, 0.75)])
-    said = run(*command).stderr
-    assert "not refined, since 95% of its edits or more work already: Spectacled\n" in said
-    assert "not refined, since it would not help: Years\n" in said
+    done = run(*command, "--json")
+    assert json.loads(done.stdout)["not_refined"] == {
+        "Spectacled": "its edits do enough already",
+        "Years": "it would not help",
+    }
+    assert "not refined, since its edits do enough already: Spectacled\n" in done.stderr
+    assert "not refined, since it would not help: Years\n" in done.stderr
 
 
 def test_other_photos_than_the_training_set_are_read_anew(run, trained):

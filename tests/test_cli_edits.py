@@ -305,7 +305,7 @@ def test_all_photos_of_a_morph_keep_their_likeness(finished, texture):
     drawn = to_pixels(decode(bundle.vae, way, texture))
     assert nearly(found[2], drawn[2])
     for i, name in ((0, "a.png"), (4, "b.png"), (6, "a.png")):
-        assert np.array_equal(found[i], load_face(Path(name), SIDE, None)), name
+        assert alike(found[i], load_face(Path(name), SIDE, None)), name
     photo = load_face(Path("a.png"), SIDE, None)
     assert nearly(found[1], with_details(drawn[1], [(0.5, drawn[0], photo)]))
 
@@ -393,8 +393,8 @@ def test_a_morph_of_grey_photos_is_grey(run):
     assert (found == found[..., :1]).all()
     run("morph", "grey.png", "a.png", "--steps", 3, "-o", "x.png")
     found = pixels_of("x.png")
-    assert (found[:, :SIDE] == found[:, :SIDE, :1]).all()
-    assert (found != found[..., :1]).any()
+    assert np.ptp(found[:, :SIDE].astype(int), axis=2).max() <= 2
+    assert np.ptp(found[:, SIDE:].astype(int), axis=2).max() > 20
 
 
 def test_tuning_that_does_not_help_is_said(run, monkeypatch):

@@ -1,6 +1,6 @@
 import pytest
 
-from facevae.attributes.names import match_attribute
+from facevae.attributes.names import are_alike, match_attribute
 from facevae.errors import UsageError
 
 NAMES = ["5_o_Clock_Shadow", "Blond_Hair", "Eyeglasses", "Male", "No_Beard", "Smiling"]
@@ -117,3 +117,19 @@ def test_where_none_is_near_many_are_counted():
         UsageError, match=r"this model knows 13 attributes; see `facevae attributes"
     ):
         match_attribute("zebra", names)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "expected"),
+    [
+        ("Male", "male", True),
+        ("Male", "gender", True),
+        ("Female", "Male", True),
+        ("Young", "age", True),
+        ("glasses", "Eyeglasses", True),
+        ("Male", "Young", False),
+        ("Bald", "Balding things", False),
+    ],
+)
+def test_names_of_the_same_attribute_or_its_opposite_are_alike(name, other, expected):
+    assert are_alike(name, other) == are_alike(other, name) == expected

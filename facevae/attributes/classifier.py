@@ -47,7 +47,12 @@ def reduced(images: Tensor) -> Tensor:
     """Images (B, 3, S, S) at the size at which the classifier sees them, (B, 3, 96, 96)."""
     if images.shape[-1] == SIDE:
         return images
-    return functional.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+    # not all releases of torch have its gradient on MPS
+    device = torch.device("cpu") if images.device.type == "mps" else images.device
+    smaller = functional.interpolate(
+        images.to(device), (SIDE, SIDE), mode="bilinear", antialias=True
+    )
+    return smaller.to(images.device)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Answers:
 
     `right` (2, N, A) are 1 and 0, or continuous labels in standard deviations from the mean where
     `is_continuous` (A,); 0 where not `known` (N, A). `weights` (N, A) are 0 there, and elsewhere such
-    that yes and no count the same.
+    that yes and no count the same, if neither is rarer than 4 %.
     """
 
     right: Tensor

@@ -93,6 +93,11 @@ def exact_match(wanted: str, names: Sequence[str]) -> tuple[int, int] | None:
     return next(((plain[word], sign) for word, sign in _meanings(wanted) if word in plain), None)
 
 
+def are_alike(name: str, other: str) -> bool:
+    """Whether two names mean the same attribute, or one the opposite of the other."""
+    return bool(exact_match(name, [other]) or exact_match(other, [name]))
+
+
 def _meanings(wanted: str) -> list[tuple[str, int]]:
     """Plain names that a word may mean, each with its sign; the word itself comes first."""
     word = plain_name(wanted)

@@ -141,7 +141,7 @@ def learn_attributes(
         bool,
         typer.Option(
             "--refine",
-            help="Then turn directions towards what shows in pictures; takes minutes, and 1,000 labelled faces or more.",
+            help="Then turn directions towards what shows in pictures: takes minutes on a GPU, much longer on a CPU, and 1,000 labelled training faces.",
         ),
     ] = False,
     align: options.Align = True,
@@ -164,10 +164,8 @@ def learn_attributes(
 
     console = Console(quiet=quiet, as_json=json)
     _check(data, labels, name, having, lacking)
-    if refine and (method == "mean" or not labels):
-        other = "--with" if having else "--method mean"
-        msg = f"--refine: does not go with {other}; leave one of them out"
-        raise UsageError(msg)
+    if refine:
+        _check_refine(labels, method)
     check_there([*(data or []), *(labels or []), *(having or []), *(lacking or [])])
     located = find_model(console, model)
     target = _target(located, output)
@@ -189,7 +187,7 @@ def learn_attributes(
     if not learned:
         msg = "nothing to learn: no attribute differs between the labelled faces"
         raise DataError(msg)
-    refined = _refine(console, bundle, examples, learned) if refine else None
+    refined, reasons = _refine(console, bundle, examples, learned) if refine else (None, None)
     save(bundle, target, half=bundle.half)
     if alike := [name for name in examples.names if name not in learned]:
         console.warn(
@@ -204,6 +202,7 @@ def learn_attributes(
         "outputs": [str(target)],
         "learned": learned,
         "refined": refined,
+        "not_refined": reasons,
         "skipped": skipped,
     }
     console.result([target], values)
@@ -211,10 +210,17 @@ def learn_attributes(
 
 def _refine(
     console: Console, bundle: "Bundle", examples: "Examples", names: Sequence[str]
-) -> dict[str, list[float]]:
-    """Refine the directions of attributes, say what came of it, and return the figures for JSON."""
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Refine the directions of attributes, say what came of it, and return that for JSON."""
+    from facevae.attributes.directions import core_attributes
+    from facevae.attributes.names import are_alike
     from facevae.latent_space.refining import refine_attributes
 
+    core = [bundle.attributes[i].name for i in core_attributes(bundle.attributes)]
+    if unwatched := [n for n in core if not any(are_alike(n, other) for other in examples.names)]:
+        console.warn(
+            f"no labels say {', '.join(unwatched)}: what edits change of it in pictures is not watched"
+        )
     refined, reasons = refine_attributes(bundle, examples, names, console.progress)
     is_continuous = {a.name: a.continuous for a in bundle.attributes}
     for title, unit, continuous in (
@@ -231,7 +237,8 @@ def _refine(
     for reason in dict.fromkeys(reasons.values()):
         alike = [name for name, other in reasons.items() if other == reason]
         console.say(f"not refined, since {reason}: {', '.join(alike)}")
-    return {name: [effect.before, effect.after] for name, effect in refined.items()}
+    figures = {name: [round(e.before, 4), round(e.after, 4)] for name, e in refined.items()}
+    return figures, reasons
 
 
 def _warn(
@@ -290,6 +297,14 @@ def _check(
         raise UsageError(msg)
     if labels and (name or lacking):
         msg = "--name and --without go with --with, not with --labels"
+        raise UsageError(msg)
+
+
+def _check_refine(labels: Sequence[str] | None, method: str) -> None:
+    """Raise `UsageError` for options that do not go with `--refine`."""
+    if not labels or method == "mean":
+        other = "--method mean" if labels else "--with"
+        msg = f"--refine: does not go with {other}; leave one of them out"
         raise UsageError(msg)
 
 

@@ -127,7 +127,7 @@ def morph(
     for start, end, share in zip(
         unedited.split(_CHUNK), latents.split(_CHUNK), shares.split(_CHUNK), strict=True
     ):
-        if edit:
+        if edit and drawing is not bundle:
             _, drawn = draw_edits(bundle.vae, drawing.vae, start, end, texture)
         else:
             drawn = to_pixels(decode(drawing.vae, end, texture))
@@ -151,7 +151,9 @@ def _with_details(
     from facevae.faces.detail import coloured_like, with_details
 
     frames = [
-        with_details(picture, [(row[i], drawn_ends[i], photo) for i, photo in photos.items()])
+        with_details(
+            picture, [(row[i], drawn_ends[i], photo) for i, photo in photos.items() if row[i]]
+        )
         for picture, row in zip(drawn, shares.tolist(), strict=True)
     ]
     if len(photos) == len(drawn_ends):

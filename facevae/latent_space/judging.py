@@ -1,6 +1,5 @@
 """Judge edits of faces by what shows in their pictures, with a classifier trained on such pictures."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,9 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from facevae.attributes.classifier import SIDE, Answers, reduced, train_classifier
+from facevae.attributes.names import are_alike
 from facevae.attributes.samples import Examples, Sample
 from facevae.config import TRUE_TEXTURE
 from facevae.data.augment import NUM_CHANGES, change, draw_changes
+from facevae.data.conversion import Progress
 from facevae.data.dataset import Rows
 from facevae.errors import DataError
 from facevae.latent_space.edits import plan_edit
@@ -19,7 +20,7 @@ from facevae.models.bundle import Bundle
 from facevae.system.runtime import training_precision
 
 FEWEST = 1000  # labelled training faces
-_FEWEST_OF_KIND = 100  # training faces with an attribute, and without it
+_FEWEST_OF_KIND, _FEWEST_HELD_OUT = 100, 10  # training and held-out faces of each kind
 _MOST, _MOST_HELD_OUT = 20_000, 2000  # training and held-out faces that are looked at
 _CLEAR = 0.7  # balanced accuracy of a classifier that can see an attribute
 _CHUNK = 64  # faces drawn at a time
@@ -29,17 +30,14 @@ _MARGIN = 1.0  # logit beyond which an answer gains little
 _HELD = 0.3  # weight of what is to be held still
 _COLOURS, _CELLS = 100.0, 8  # weight of changed colours, of so many parts of the side
 
-Progress = Callable[[str, int, int], None]
-"""Is told a task, and of its steps done and to do."""
-
 
 class Judge:
     """Knows labelled faces, and sees attributes in pictures of a model's decoder."""
 
     def __init__(self, bundle: Bundle, examples: Examples, progress: Progress) -> None:
-        """Train a classifier on what the decoder makes of the faces. Raises `DataError`.
+        """Train a classifier on what the decoder makes of the faces.
 
-        The error is for faces that are too few.
+        Raises `DataError` if they are too few.
         """
         self._device = bundle.device
         rows, num_training = _chosen(examples)
@@ -56,31 +54,41 @@ class Judge:
         )
         self._answers = Answers.of(self._sample)
         self._training, self._held_out = torch.arange(len(rows)).tensor_split([num_training])
-        self._pictures = _pictures(bundle, self._latents, progress)
+        pictures = _pictures(bundle, self._latents, progress)
         self._classifier = train_classifier(
-            self._pictures,
+            pictures,
             self._answers,
             self._training,
             self._device,
             lambda *done: progress("Training a classifier", *done),
         )
+        with torch.no_grad(), training_precision(self._device):
+            parts = pictures[self._held_out].split(_CHUNK)
+            seen = [self._classifier(part.to(self._device) / 255).float() for part in parts]
+        self._seen_held_out = torch.cat(seen).cpu()
 
     def why_blind(self, name: str) -> str:
         """Why edits of an attribute cannot be judged; empty if they can be."""
+        too_few = f"too few labelled faces are of either kind (it takes {_FEWEST_OF_KIND} of each)"
+        if name not in self._sample.names:
+            return too_few
         column = self._sample.names.index(name)
-        if self._sample.smaller_group[column] < _FEWEST_OF_KIND:
-            return f"fewer than {_FEWEST_OF_KIND} labelled faces have it, or lack it"
-        known = self._held_out[self._answers.known[self._held_out, column]]
-        right = self._answers.right[0, known, column]
-        threshold = 0.0 if self._sample.is_continuous[column] else 0.5
-        groups = known[right > threshold], known[right <= threshold]
-        if not all(map(len, groups)):
-            return "no held-out faces have it, or none lack it"
-        accuracy = sum(
-            (self._seen(rows)[:, column] * sign > 0).double().mean().item() / 2
-            for rows, sign in zip(groups, (1, -1), strict=True)
-        )
+        known = self._answers.known[self._held_out, column]
+        right = self._answers.right[0, self._held_out, column]
+        has = right > (0.0 if self._sample.is_continuous[column] else 0.5)
+        seen = self._seen_held_out[:, column] > 0
+        groups = has & known, ~has & known
+        if (
+            self._sample.smaller_group[column] < _FEWEST_OF_KIND
+            or min(int(group.sum()) for group in groups) < _FEWEST_HELD_OUT
+        ):
+            return too_few
+        accuracy = sum((seen == has)[group].double().mean().item() / 2 for group in groups)
         return "" if accuracy >= _CLEAR else "a classifier does not see it well"
+
+    def is_continuous(self, name: str) -> bool:
+        """Whether the labels of an attribute are numbers."""
+        return bool(self._sample.is_continuous[self._sample.names.index(name)])
 
     def loss(self, bundle: Bundle, name: str, numbers: torch.Generator) -> Tensor:
         """How far a model's edits of random training faces are from what was asked."""
@@ -97,22 +105,25 @@ class Judge:
         """The same loss of held-out faces edited by ±1.5, and what these edits do.
 
         That is the share of faces that are then seen with the label that was asked for; for a
-        continuous label its mean change, in standard deviations for α = 1.
+        continuous label its mean change, in standard deviations for α = 1. Adding and taking away
+        count the same.
         """
-        rows, signs = [], []
+        column, figures = self._sample.names.index(name), []
         for sign in (1, -1):
-            kind = self._lacking(name, sign, self._held_out)
-            rows.append(torch.from_numpy(_some(kind.numpy(), _MEASURED)))
-            signs.append(torch.full((len(rows[-1]),), float(sign)))
-        alphas, faces = _MEASURED_ALPHA * torch.cat(signs), torch.cat(rows)
-        column = self._sample.names.index(name)
-        with torch.no_grad():
-            look = self._look(bundle, name, faces, alphas, torch.zeros(len(faces), NUM_CHANGES))
-            loss = self._missing(look, name).item()
-        if self._sample.is_continuous[column]:
-            moved = (look.after - look.before)[:, column] / look.alphas
-            return loss, moved.mean().item()
-        return loss, (look.after[:, column] * look.alphas > 0).double().mean().item()
+            rows = torch.from_numpy(
+                _some(self._lacking(name, sign, self._held_out).numpy(), _MEASURED)
+            )
+            alphas = torch.full((len(rows),), sign * _MEASURED_ALPHA)
+            with torch.no_grad():
+                look = self._look(bundle, name, rows, alphas, torch.zeros(len(rows), NUM_CHANGES))
+                loss = self._missing(look, name).item()
+            if self.is_continuous(name):
+                done = (look.after - look.before)[:, column] / look.alphas
+            else:
+                done = (look.after[:, column] * look.alphas > 0).float()
+            figures.append((loss, done.mean().item()))
+        losses, effects = zip(*figures, strict=True)
+        return sum(losses) / 2, sum(effects) / 2
 
     def _lacking(self, name: str, sign: int, rows: Tensor) -> Tensor:
         """Those of `rows` that lack what an edit by α of this sign adds; all for a number."""
@@ -122,13 +133,6 @@ class Judge:
             return known
         return known[(self._sample.labels[known, column] > 0) != (sign > 0)]
 
-    @torch.no_grad()
-    def _seen(self, rows: Tensor) -> Tensor:
-        """What the classifier sees (M, A) in the unedited faces `rows` (M,)."""
-        with training_precision(self._device):
-            parts = [self._pictures[part].to(self._device) / 255 for part in rows.split(_CHUNK)]
-            return torch.cat([self._classifier(part) for part in parts])
-
     def _look(
         self, bundle: Bundle, name: str, rows: Tensor, alphas: Tensor, changes: Tensor
     ) -> "_Look":
@@ -136,28 +140,31 @@ class Judge:
         edit = plan_edit(bundle, [name])
         latents = self._latents[rows.to(self._latents.device)]
         latents, alphas, changes = (t.to(self._device) for t in (latents, alphas, changes))
-        # by its own name an attribute moves as it is asked
-        edited = edit.apply(latents, alphas[:, None] * edit.signs)
-        with training_precision(self._device):
-            with torch.no_grad():
-                plain = bundle.vae.decode(latents, TRUE_TEXTURE).float()
-                before = self._classifier(change(reduced(plain), changes))
-            made = bundle.vae.decode(edited, TRUE_TEXTURE).float()
-            after = self._classifier(change(reduced(made), changes))
+        with torch.no_grad():
+            plain, before = self._seen(bundle, latents, changes)
+        made, after = self._seen(bundle, edit.apply(latents, alphas[:, None]), changes)
         old, new = (functional.adaptive_avg_pool2d(images, _CELLS) for images in (plain, made))
-        recoloured = functional.mse_loss(new, old)
-        return _Look(edit.kept, alphas, before.float(), after.float(), recoloured)
+        return _Look(edit.kept, alphas, before, after, functional.mse_loss(new, old))
+
+    def _seen(self, bundle: Bundle, latents: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures of latents (B, D), and what the classifier sees in them (B, A) after changes."""
+        with training_precision(self._device):
+            made = bundle.vae.decode(latents, TRUE_TEXTURE).float()
+        changed = change(reduced(made), changes)
+        with training_precision(self._device):
+            return made, self._classifier(changed).float()
 
     def _missing(self, look: "_Look", name: str) -> Tensor:
         """What is missing of an edit of `name`, and what it changes besides."""
-        names = self._sample.names
-        column, before, after = names.index(name), look.before, look.after
-        if self._sample.is_continuous[column]:
+        column, before, after = self._sample.names.index(name), look.before, look.after
+        if self.is_continuous(name):
             missing = functional.huber_loss((after - before)[:, column], look.alphas)
         else:
             wanted = look.alphas.sign() * after[:, column]
             missing = functional.softplus(_MARGIN - wanted).mean()
-        kept = [names.index(other) for other in look.kept if other in names]
+        labels = enumerate(self._sample.names)
+        kept = [i for i, label in labels if any(are_alike(label, other) for other in look.kept)]
+        kept = [i for i in kept if i != column]
         held = functional.huber_loss(after[:, kept], before[:, kept], reduction="none")
         return missing + _HELD * held.sum(1).mean() + _COLOURS * look.recoloured
 
@@ -181,8 +188,11 @@ def _chosen(examples: Examples) -> tuple[Rows, int]:
     is_labelled = ~np.isnan(examples.values).all(1)
     training = _some(np.flatnonzero(is_labelled & ~examples.held_out), _MOST)
     held_out = _some(np.flatnonzero(is_labelled & examples.held_out), _MOST_HELD_OUT)
-    if len(training) < FEWEST or not len(held_out):
-        msg = f"{len(training):,} labelled faces are too few to refine directions with; it takes {FEWEST:,}"
+    if len(training) < FEWEST:
+        msg = f"{len(training):,} labelled training faces are too few to refine directions with; it takes {FEWEST:,}"
+        raise DataError(msg)
+    if not len(held_out):
+        msg = "no labelled face is held out, to see whether a refined direction helps; label more"
         raise DataError(msg)
     return np.concatenate([training, held_out]), len(training)
 

@@ -157,7 +157,7 @@ def morph(
 
 
 def shares_of_faces(count: int, steps: int, *, loop: bool = False) -> Tensor:
-    """How much of each latent that `morph` returns is of each of `count` faces: (T, count), 0 to 1."""
+    """How near each latent that `morph` returns is to each of `count` faces: (T, count), 0 to 1."""
     return _through(torch.eye(count), steps, "lerp", None, loop=loop)
 
 

@@ -11,25 +11,27 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from facevae.attributes.directions import regularised
+from facevae.attributes.directions import core_attributes, regularised
 from facevae.attributes.samples import Examples
-from facevae.latent_space.edits import kept_by_default
-from facevae.latent_space.judging import Judge, Progress
+from facevae.data.conversion import Progress
+from facevae.latent_space.edits import kept_by_default, plan_edit
+from facevae.latent_space.judging import Judge
 from facevae.models.bundle import Bundle
 from facevae.system.runtime import Stream, generator
 
-_STEPS = 200  # for each attribute
+_STEPS = 150  # for each attribute
 _LEARNING_RATE, _LAST_RATE = 5e-3, 5e-4  # at first, and at the end
 _PRIOR = 0.05  # weight of the squared length of a refinement, in standard deviations of the latents
-_WORKS = 0.95  # share of edits that do what was asked; more may not be worth what else changes
+_WORKS = 0.95  # of what was asked; more may not be worth what else changes
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What edits of held-out faces by ±1.5 did before an attribute was refined, and what they do.
+    """What edits of held-out faces by ±1.5 did before attributes were refined, and what they do.
 
-    The share of faces in which a classifier then sees the label that was asked for; for a continuous
-    label its mean change, in standard deviations for α = 1.
+    The share of faces in which the classifier then sees the label that was asked for; for a
+    continuous label its mean change, in standard deviations for α = 1. It is the classifier that
+    turned the directions, so another one may see less.
     """
 
     before: float
@@ -44,46 +46,62 @@ def refine_attributes(
 ) -> tuple[dict[str, Refinement], dict[str, str]]:
     """Refine directions and interactions of the attributes `names` of a model, in place.
 
-    The names are among those of the examples' labels. The results are what became of those that were
-    refined, and why the others were left as they were. A refinement that does not help on held-out
-    faces is not kept. Raises `DataError` if labelled faces are too few.
+    The names are among those of the examples' labels, and none was learned by the paper's means. The
+    results are what became of those that were refined, and why the others were left as they were. A
+    refinement that does not help on held-out faces is not kept. Raises `DataError` if labelled faces
+    are too few.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         judge = Judge(bundle, examples, progress)
-        methods = {attribute.name: attribute.method for attribute in bundle.attributes}
-        refinements: dict[str, Refinement] = {}
-        reasons = {
-            name: "it was learned by the paper's means"
-            if methods[name] == "mean"
-            else judge.why_blind(name)
-            for name in names
-        }
+        core = {bundle.attributes[i].name for i in core_attributes(bundle.attributes)}
+        # η of the others are made of the directions of these too
+        names = sorted(names, key=lambda name: name not in core)
+        reasons = {name: judge.why_blind(name) for name in names}
         before = {name: judge.measured(bundle, name) for name in names if not reasons[name]}
         for name, (_, effect) in before.items():
-            if effect >= _WORKS:
-                reasons[name] = f"{_WORKS:.0%} of its edits or more work already"
-        chosen = [name for name in names if not reasons[name]]
-        refined = _refined(bundle, judge, chosen, progress)
-        for name in chosen:
-            candidate = _with_attribute_of(refined, bundle, name)
-            loss, effect = judge.measured(candidate, name)
-            if loss < before[name][0]:
-                bundle.directions, bundle.interactions = (
-                    candidate.directions,
-                    candidate.interactions,
+            if _is_enough(judge, name, effect):
+                reasons[name] = "its edits do enough already"
+        turns = [_Turn(bundle, name) for name in names if not reasons[name]]
+        _take(turns, bundle, judge, progress)
+
+        refined = replace(bundle)
+        with torch.no_grad():
+            for turn in turns:
+                refined = turn.applied(refined)
+            accepted = []
+            for turn in turns:
+                reasons[turn.name] = _objection(
+                    judge, turn.name, before[turn.name][0], bundle, refined
                 )
-                refinements[name] = Refinement(before[name][1], effect)
-            else:
-                reasons[name] = "it would not help"
-    return refinements, {name: reason for name, reason in reasons.items() if reason}
+                accepted += [turn] * (not reasons[turn.name])
+            for turn in accepted:
+                after = turn.applied(bundle)
+                bundle.directions, bundle.interactions = after.directions, after.interactions
+    return {
+        turn.name: Refinement(before[turn.name][1], judge.measured(bundle, turn.name)[1])
+        for turn in accepted
+    }, {name: reason for name, reason in reasons.items() if reason}
 
 
-def _refined(bundle: Bundle, judge: Judge, names: Sequence[str], progress: Progress) -> Bundle:
-    """A model like `bundle` with refined directions and interactions, which take turns."""
+def _is_enough(judge: Judge, name: str, effect: float) -> bool:
+    """Whether edits do what was asked, so that more is not worth what else may change."""
+    return abs(effect - 1) <= 1 - _WORKS if judge.is_continuous(name) else effect >= _WORKS
+
+
+def _objection(judge: Judge, name: str, loss: float, bundle: Bundle, refined: Bundle) -> str:
+    """What speaks against a refined attribute, of which `loss` was measured before, or nothing."""
+    if not judge.measured(refined, name)[0] < loss:
+        return "it would not help"
+    if plan_edit(refined, [name]).kept != plan_edit(bundle, [name]).kept:
+        return "it would no longer hold the same attributes still"
+    return ""
+
+
+def _take(turns: Sequence["_Turn"], bundle: Bundle, judge: Judge, progress: Progress) -> None:
+    """Fit the steps of all attributes, which take turns, in place."""
+    if not turns:
+        return
     current, numbers = replace(bundle), generator(0, Stream.REFINEMENT)
-    if not names:
-        return current
-    turns = [_Turn(bundle, name) for name in names]
     optimizer = torch.optim.Adam([turn.whitened for turn in turns], _LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(
         optimizer, 1.0, _LAST_RATE / _LEARNING_RATE, _STEPS
@@ -99,7 +117,6 @@ def _refined(bundle: Bundle, judge: Judge, names: Sequence[str], progress: Progr
                 current = turn.applied(current)
             progress("Refining", step * len(turns) + number + 1, _STEPS * len(turns))
         schedule.step()
-    return current
 
 
 class _Turn:
@@ -136,23 +153,9 @@ class _Turn:
         after = self._before + self.moved @ self._root.T
         assert bundle.directions is not None  # noqa: S101 - set together with attributes
         assert bundle.interactions is not None  # noqa: S101
-        row = torch.tensor([self._row], device=after.device)
+        is_it = (torch.arange(len(bundle.directions)) == self._row).to(after.device)
         return replace(
             bundle,
-            directions=bundle.directions.index_copy(0, row, after[:1]),
-            interactions=bundle.interactions.index_copy(0, row, after[None, 1:]),
+            directions=torch.where(is_it[:, None], after[0], bundle.directions),
+            interactions=torch.where(is_it[:, None, None], after[1:], bundle.interactions),
         )
-
-
-def _with_attribute_of(refined: Bundle, bundle: Bundle, name: str) -> Bundle:
-    """A model like `bundle`, with the direction and interactions of an attribute in `refined`."""
-    is_it = torch.tensor([a.name == name for a in bundle.attributes], device=bundle.device)
-    assert refined.directions is not None  # noqa: S101 - set together with attributes
-    assert refined.interactions is not None  # noqa: S101
-    assert bundle.directions is not None  # noqa: S101
-    assert bundle.interactions is not None  # noqa: S101
-    return replace(
-        bundle,
-        directions=torch.where(is_it[:, None], refined.directions, bundle.directions),
-        interactions=torch.where(is_it[:, None, None], refined.interactions, bundle.interactions),
-    )

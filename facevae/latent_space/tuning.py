@@ -71,24 +71,21 @@ def tune(
 def draw_edits(
     plain: VAE, tuned: VAE, starts: Tensor, edited: Tensor, texture: float
 ) -> tuple[Pixels, Pixels]:
-    """Pictures (…, S, S, 3) by a tuned decoder, of latents `starts` and of their edits, (N, D).
+    """Pictures by a tuned decoder: of latents `starts`, and of their edits (N, D).
 
-    `starts` is (N, D), or (1, D) for edits of one face. Where an edit changes a lot, it is as the
-    plain decoder draws it (see `redrawn`). Raises `UsageError` if pictures are not finite.
+    There are N starts, or one for all. The pictures are pixels (1 or N, S, S, 3) and (N, S, S, 3).
+    Where an edit changes a lot, it is as the plain decoder draws it (see `redrawn`). Raises
+    `UsageError` if pictures are not finite.
     """
-    count, latents = len(starts), torch.cat([starts, edited])
-    pictures = to_pixels(decode(tuned, latents, texture))
-    drawn_starts, drawn = pictures[:count], pictures[count:]
-    if tuned is not plain:
-        plain_pictures = to_pixels(decode(plain, latents, texture))
-        pairs = zip(drawn, plain_pictures[count:], strict=True)
-        drawn = np.stack(
-            [
-                redrawn(*pair, drawn_starts[row % count], plain_pictures[row % count])
-                for row, pair in enumerate(pairs)
-            ]
-        )
-    return drawn_starts, drawn
+    latents = torch.cat([starts, edited])
+    first, drawn = np.split(to_pixels(decode(tuned, latents, texture)), [len(starts)])
+    if tuned is plain:
+        return first, drawn
+    plain_first, plain_drawn = np.split(to_pixels(decode(plain, latents, texture)), [len(starts)])
+    before = [[*part] * (len(edited) // len(starts)) for part in (first, plain_first)]
+    return first, np.stack(
+        [redrawn(*pictures) for pictures in zip(drawn, plain_drawn, *before, strict=True)]
+    )
 
 
 def _fit(

@@ -14,8 +14,8 @@ age, smile or glasses flipped, among faces whose reconstruction the classifier w
 `--tuned N` measures on N faces only, and adds edits with a decoder that is tuned to each photo, as
 `facevae arith` makes them by default: that takes 3 to 5 s for each face. Flips and changes are then
 counted against the photo itself. Edits are those of the model's own attributes, or of attributes
-that are learned from the labels where it has none. `--compare` adds these in any case, which are not
-refined, and other methods of finding the direction. `--photos` and `--photo-labels` measure on another
+that are learned from the labels if it lacks one of them. `--compare` adds these in any case, which are
+not refined, and other methods of finding the direction. `--photos` and `--photo-labels` measure on another
 collection of faces, such as FFHQ with its features.
 """
 
