@@ -22,7 +22,7 @@ from facevae.system.runtime import Stream, generator
 _STEPS = 150  # for each attribute
 _LEARNING_RATE, _LAST_RATE = 5e-3, 5e-4  # at first, and at the end
 _PRIOR = 0.05  # weight of the squared length of a refinement, in standard deviations of the latents
-_WORKS = 0.95  # of what was asked; more may not be worth what else changes
+_WORKS = 0.9  # of what was asked; more may not be worth what else changes
 
 
 @dataclass(frozen=True)
