@@ -273,7 +273,7 @@ def test_the_training_set_teaches_with_its_own_held_out_faces(run, trained, data
 def test_what_is_learned_from_labels_may_be_refined(run, trained, monkeypatch):
     """By a classifier that is trained on the faces, here a tiny one, and a few of them."""
     monkeypatch.setattr(classifier, "load_image_features", TinyFeatures)
-    monkeypatch.setattr(judging, "FEWEST", 5)
+    monkeypatch.setattr(judging, "_FEWEST", 5)
     monkeypatch.setattr(refining, "_STEPS", 3)
     monkeypatch.setattr(judging.Judge, "why_blind", lambda *_: "")
     # so few faces show nothing: losses and effects before, losses after, effects after

@@ -56,7 +56,7 @@ def eyes(monkeypatch):
             "train_classifier": lambda *_: found,
             "reduced": lambda images: images,
             "SIDE": 32,
-            "FEWEST": 100,
+            "_FEWEST": 100,
             "_FEWEST_OF_KIND": 20,
             "_FEWEST_HELD_OUT": 5,
             "_COLOURS": 0.0,
@@ -185,7 +185,7 @@ def test_attributes_of_few_faces_are_left_alone(eyes, monkeypatch, limits):
 
 def test_an_attribute_that_none_of_the_faces_looked_at_has_is_left_alone(eyes, monkeypatch):
     monkeypatch.setattr(judging, "_MOST", 2)
-    monkeypatch.setattr(judging, "FEWEST", 2)
+    monkeypatch.setattr(judging, "_FEWEST", 2)
     examples = examples_of(eyes)
     examples.values[[0, COUNT - HELD_OUT - 1], 1] = 1
     _, reasons = refine_attributes(tiny_bundle(), examples, ["Male"])

@@ -1,8 +1,8 @@
-"""Small random changes of faces in geometry and colour, as training data for a prior.
+"""Small random changes of faces in geometry and colour, for priors and classifiers to learn from.
 
 The changes follow Karras et al. 2020 (Training Generative Adversarial Networks with Limited Data).
-As in Karras et al. 2022, section 5, the model is conditioned on them, so that it can then be asked
-for unchanged faces.
+As in Karras et al. 2022, section 5, a prior is conditioned on them, so that it can then be asked for
+unchanged faces.
 """
 
 import math

@@ -19,7 +19,7 @@ from facevae.latent_space.edits import plan_edit
 from facevae.models.bundle import Bundle
 from facevae.system.runtime import training_precision
 
-FEWEST = 1000  # labelled training faces
+_FEWEST = 1000  # labelled training faces
 _FEWEST_OF_KIND, _FEWEST_HELD_OUT = 100, 10  # training and held-out faces of each kind
 _MOST, _MOST_HELD_OUT = 20_000, 2000  # training and held-out faces that are looked at
 _CLEAR = 0.7  # balanced accuracy of a classifier that can see an attribute
@@ -188,8 +188,8 @@ def _chosen(examples: Examples) -> tuple[Rows, int]:
     is_labelled = ~np.isnan(examples.values).all(1)
     training = _some(np.flatnonzero(is_labelled & ~examples.held_out), _MOST)
     held_out = _some(np.flatnonzero(is_labelled & examples.held_out), _MOST_HELD_OUT)
-    if len(training) < FEWEST:
-        msg = f"{len(training):,} labelled training faces are too few to refine directions with; it takes {FEWEST:,}"
+    if len(training) < _FEWEST:
+        msg = f"{len(training):,} labelled training faces are too few to refine directions with; it takes {_FEWEST:,}"
         raise DataError(msg)
     if not len(held_out):
         msg = "no labelled face is held out, to see whether a refined direction helps; label more"

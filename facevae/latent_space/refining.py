@@ -68,19 +68,17 @@ def refine_attributes(
         with torch.no_grad():
             for turn in turns:
                 refined = turn.applied(refined)
-            accepted = []
             for turn in turns:
-                reasons[turn.name] = _objection(
-                    judge, turn.name, before[turn.name][0], bundle, refined
-                )
-                accepted += [turn] * (not reasons[turn.name])
+                loss = before[turn.name][0]
+                reasons[turn.name] = _objection(judge, turn.name, loss, bundle, refined)
+            accepted = [turn for turn in turns if not reasons[turn.name]]
             for turn in accepted:
                 after = turn.applied(bundle)
                 bundle.directions, bundle.interactions = after.directions, after.interactions
-    return {
-        turn.name: Refinement(before[turn.name][1], judge.measured(bundle, turn.name)[1])
-        for turn in accepted
-    }, {name: reason for name, reason in reasons.items() if reason}
+    refinements = {}
+    for name in [turn.name for turn in accepted]:
+        refinements[name] = Refinement(before[name][1], judge.measured(bundle, name)[1])
+    return refinements, {name: reason for name, reason in reasons.items() if reason}
 
 
 def _is_enough(judge: Judge, name: str, effect: float) -> bool:
