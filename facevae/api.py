@@ -22,7 +22,7 @@ from facevae.data.image_tensors import from_pixels, to_pixels
 from facevae.data.images import centred_square, open_picture, upright
 from facevae.errors import ImageError, UsageError
 from facevae.faces.alignment import place
-from facevae.latent_space.edits import plan_edit
+from facevae.latent_space.edits import edit_faces, plan_edit
 from facevae.latent_space.latents import PathKind, decode, latents_of_seeds, posteriors
 from facevae.latent_space.latents import morph as morph_latents
 from facevae.latent_space.tuning import tune
@@ -58,9 +58,11 @@ class Model:
     line.
     """
 
-    def __init__(self, bundle: Bundle, name: str) -> None:
+    def __init__(self, bundle: Bundle, name: str, *, untuned: Bundle | None = None) -> None:
+        """`untuned` is the model before it was tuned, which decides what an edit shows."""
         self.bundle = bundle
         self.name = name
+        self._untuned = untuned or bundle
 
     def __repr__(self) -> str:
         return (
@@ -132,7 +134,8 @@ class Model:
         if not len(images):
             msg = "tuned([]): needs a picture at least"
             raise UsageError(msg)
-        return Model(tune(self.bundle, images, self._encoded(images), texture).bundle, self.name)
+        tuned = tune(self.bundle, images, self._encoded(images), texture).bundle
+        return Model(tuned, self.name, untuned=self._untuned)
 
     def decode(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> list[Image.Image]:
         """Pictures of latents, (size, size) in RGB.
@@ -195,8 +198,9 @@ class Model:
         An amount of 1 is the difference between the average face with the attribute and the average
         face without it, or one standard deviation of an attribute that has numbers. `keep` names
         attributes to hold still (default: gender, age, smile and glasses; `["none"]`: none;
-        `["all"]`: all that can be). The directions are those of each face as it is given, so edits
-        one after the other are not quite one edit by the sum of their amounts.
+        `["all"]`: all that can be). Amounts are what the model's encoder sees in decoded pictures, so
+        editing takes several times as long as decoding. The directions are those of each face as it
+        is given, so edits one after the other are not quite one edit by the sum of their amounts.
         """
         is_sound = isinstance(amounts, Mapping) and all(
             isinstance(name, str) and _is_finite(amount) for name, amount in amounts.items()
@@ -212,7 +216,7 @@ class Model:
         edit = plan_edit(self.bundle, list(amounts), keep)
         starts = self._latents(latents)
         alphas = torch.tensor([list(amounts.values())]).expand(len(starts), -1)
-        return edit.apply(starts, alphas).cpu()
+        return edit_faces(self._untuned, edit, starts, alphas).cpu()
 
     def _latents(self, given: Latents) -> Tensor:
         """Latents as float32 (N, D) on the model's device. Raises `UsageError` for anything else."""

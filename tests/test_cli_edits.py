@@ -17,7 +17,7 @@ from facevae.errors import UsageError
 from facevae.faces.alignment import load_face, place_photo
 from facevae.faces.detail import with_detail, with_details
 from facevae.latent_space import tuning
-from facevae.latent_space.edits import measure_edit, plan_edit
+from facevae.latent_space.edits import edit_faces, measure_edit, plan_edit
 from facevae.latent_space.latents import decode, encode_pixels, latents_of_seeds, morph
 from facevae.latent_space.tuning import draw_edits, tune
 from facevae.models.bundle import save
@@ -47,7 +47,7 @@ def edited(attrs, alphas, keep=None, seed=3):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, attrs, keep)
     latents = latents_of_seeds(bundle, [seed]).repeat(len(alphas), 1)
-    return to_pixels(decode(bundle.vae, edit.apply(latents, torch.tensor(alphas))))
+    return to_pixels(decode(bundle.vae, edit_faces(bundle, edit, latents, torch.tensor(alphas))))
 
 
 def alike(a, b):
@@ -123,7 +123,7 @@ def test_what_is_reported_is_measured_on_each_picture(run):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, ["smile"])
     latents = latents_of_seeds(bundle, [3])
-    after = edit.apply(latents.repeat(3, 1), torch.tensor([[0.0], [1], [2]]))
+    after = edit_faces(bundle, edit, latents.repeat(3, 1), torch.tensor([[0.0], [1], [2]]))
     pixels = to_pixels(decode(bundle.vae, torch.cat([latents, after])))
     expected = measure_edit(bundle, edit, from_pixels(pixels))
     assert values["distance"] == pytest.approx(expected.distance.tolist(), abs=1e-3)
@@ -170,7 +170,7 @@ def test_a_morph_holds_an_attribute_all_the_way(run):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, ["smile"])
     way = morph(bundle, latents_of_seeds(bundle, [3, 4]), 4)
-    expected = decode(bundle.vae, edit.apply(way, torch.full((4, 1), 2.0)))
+    expected = decode(bundle.vae, edit_faces(bundle, edit, way, torch.full((4, 1), 2.0)))
     assert alike(pixels_of("smile.png"), np.concatenate(list(to_pixels(expected)), axis=1))
     assert not alike(pixels_of("smile.png"), pixels_of("plain.png"))
 
@@ -351,7 +351,7 @@ def test_a_photo_gets_its_face_back_from_the_tuned_decoder(finished):
     finished("arith", "small.png", "-a", "smile", "--alpha", 1, "--paste", "-o", "whole.png")
     bundle, latents = tuned_to("small.png")
     edit = plan_edit(bundle, ["smile"])
-    ends = torch.cat([latents, edit.apply(latents, torch.ones(1, 1))])
+    ends = torch.cat([latents, edit_faces(bundle, edit, latents, torch.ones(1, 1))])
     plain = with_texture(tiny_bundle()).vae
     (unedited,), (edited,) = draw_edits(plain, bundle.vae, ends[:1], ends[1:], 0.0)
     placed = place_photo(Path("small.png"), None)

@@ -117,7 +117,7 @@ def arith(
 
     from facevae.cli.outputs import check_sequence
     from facevae.data.image_tensors import to_pixels
-    from facevae.latent_space.edits import plan_edit, sum_of_faces
+    from facevae.latent_space.edits import edit_faces, plan_edit, sum_of_faces
     from facevae.latent_space.latents import decode, read_face
     from facevae.latent_space.tuning import draw_edits
 
@@ -137,7 +137,7 @@ def arith(
     added, removed = ([read_faces[name][1] for name in names] for names in (plus, minus))
     summed = sum_of_faces(bundle, subject.latent, added, removed)
     repeated = summed.repeat(len(alphas), 1)
-    edited = edit.apply(repeated, torch.tensor(alphas)) if edit else repeated
+    edited = edit_faces(bundle, edit, repeated, torch.tensor(alphas)) if edit else repeated
 
     drawing, tuned = tune_to(console, bundle, read_faces, texture, tune=tune)
     (unedited,) = to_pixels(decode(drawing.vae, subject.latent[None], texture))

@@ -97,7 +97,7 @@ def morph(
 
     from facevae.cli.outputs import check_sequence
     from facevae.data.image_tensors import to_pixels
-    from facevae.latent_space.edits import plan_edit, relative_distance
+    from facevae.latent_space.edits import edit_faces, plan_edit, relative_distance
     from facevae.latent_space.latents import decode, read_face, shares_of_faces, times_of
     from facevae.latent_space.latents import morph as morph_latents
     from facevae.latent_space.tuning import draw_edits
@@ -117,7 +117,8 @@ def morph(
     if edit:
         starts, stops = torch.tensor(ramps).T
         times = times_of(len(latents), loop=loop)[:, None]
-        latents = edit.apply(latents, (1 - times) * starts + times * stops)
+        alphas = (1 - times) * starts + times * stops
+        latents = edit_faces(bundle, edit, latents, alphas)
         warn_if_far(console, relative_distance(bundle, latents - unedited).max().item())
     drawing, tuned = tune_to(console, bundle, read, texture, tune=tune)
     photos = {i: read[name][0] for i, name in enumerate(faces) if tune and is_photo(name)}

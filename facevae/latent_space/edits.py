@@ -1,4 +1,7 @@
-"""Latent arithmetic with attributes: which scores to move, which to hold still, and the outcome."""
+"""Latent arithmetic with attributes: which scores to move, which to hold still, and the outcome.
+
+An edit is planned from names, applied to latents, and corrected by what its pictures show.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +15,15 @@ from facevae.attributes.directions import Attribute, core_attributes, regularise
 from facevae.attributes.interactions import Axes
 from facevae.attributes.names import match_attribute
 from facevae.errors import Argument, UsageError
-from facevae.latent_space.latents import combine, posteriors
+from facevae.latent_space.latents import combine, decode, posteriors
 from facevae.models.bundle import Bundle
 
 _MAX_STRETCH = 4.0  # a longer η, in lengths of the plain direction, cannot hold the others still
-_CHUNK = 64  # pictures encoded at a time
+_CHUNK = 64  # pictures decoded or encoded at a time
+_MAX_CORRECTED = 2.5  # the same of the step that corrects a score: longer ones would break faces
+_ROUNDS = 3  # of correction; each leaves about a tenth of what was missing
+_TOLERANCE, _MOST = 0.02, 0.3  # α: scores that are near enough, and corrections at most
+_LEAST = 0.5  # of a correction, that must show; otherwise a score is left as it was
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,10 @@ class Edit:
 
     `edited` and `kept` are their names. `scorers` (E + K, D) measure their scores, in this order.
     Each of `etas` (E, D) moves the score of one edited attribute by 1 and those of the others by 0.
-    Where a face lies along the K `axes` changes its η by `interactions` (E, K, D), which move none of
+    Where a face lies along the A `axes` changes its η by `interactions` (E, A, D), which move none of
     these scores. Asking for α = 1 moves a score by `signs` (E,), so asking for age moves Young by -1.
+    `corrections` (E + K, D) each move one of all these scores by 1 and the others by 0; they are 0
+    where scores are too alike for that, and of the paper's plain means.
     """
 
     edited: list[str]
@@ -36,6 +45,7 @@ class Edit:
     axes: Axes
     scorers: Tensor
     signs: Tensor
+    corrections: Tensor
 
     def apply(self, latents: Tensor, alphas: Tensor) -> Tensor:
         """Edited latents, w = w_new + Σ α · η, of latents (N, D) and alphas (N, E).
@@ -87,6 +97,10 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
     assert bundle.interactions is not None  # noqa: S101
     rows = [*edited, *kept]
     directions, scorers = bundle.directions[rows], bundle.scorers[rows]
+    steps, stretch = _unit_steps(directions, scorers)
+    can_correct = stretch < _MAX_CORRECTED
+    if any(bundle.attributes[i].method == "mean" for i in edited):
+        can_correct &= False
     return Edit(
         [names[i] for i in edited],
         [names[i] for i in kept],
@@ -96,6 +110,7 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
         bundle.axes,
         scorers,
         torch.tensor([float(sign) for _, sign in matches]).to(bundle.scorers),
+        torch.where(can_correct[:, None].to(steps.device), steps, 0.0),
     )
 
 
@@ -151,18 +166,29 @@ def edit_directions(
     `kept`. With one attribute edited and none kept, η is the plain direction. Raises `UsageError`
     if attributes are so alike that one cannot move without another.
     """
-    rows, device = [*edited, *kept], directions.device
-    # not every device has float64
-    directions, scorers = directions[rows].cpu().double(), scorers[rows].cpu().double()
-    effects = directions @ scorers.T  # of a step along direction i on score j
-    inverse, info = torch.linalg.inv_ex(effects)
-    etas = inverse[: len(edited)] @ directions
-    stretch = etas.norm(dim=1) / directions[: len(edited)].norm(dim=1)
-    if int(info) or not bool((stretch < _MAX_STRETCH).all()):
+    rows = [*edited, *kept]
+    steps, stretch = _unit_steps(directions[rows], scorers[rows])
+    if not bool((stretch[: len(edited)] < _MAX_STRETCH).all()):
         reason = "the attributes to edit and to keep are too alike to separate; keep fewer with "
         raise UsageError(reason, Argument("keep"))
-    result: Tensor = etas.float().to(device)
-    return result
+    return steps[: len(edited)]
+
+
+def _unit_steps(directions: Tensor, scorers: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps (R, D) of which each moves one of the scores by 1 and the others by 0.
+
+    They are combinations of `directions` (R, D). The second result (R,), on the CPU, is their length
+    as a multiple of that of the plain direction: infinite, or not a number, where there is no step.
+    """
+    device = directions.device  # not every device has float64
+    directions, scorers = directions.cpu().double(), scorers.cpu().double()
+    effects = directions @ scorers.T  # of a step along direction i on score j
+    inverse, info = torch.linalg.inv_ex(effects)
+    steps = inverse @ directions
+    stretch = steps.norm(dim=1) / directions.norm(dim=1)
+    if int(info):
+        stretch = torch.full_like(stretch, math.inf)
+    return steps.float().to(device), stretch
 
 
 def without_effect(steps: Tensor, directions: Tensor, scorers: Tensor) -> Tensor:
@@ -173,6 +199,56 @@ def without_effect(steps: Tensor, directions: Tensor, scorers: Tensor) -> Tensor
     parts = moved @ torch.linalg.pinv(directions @ scorers.T)  # a damaged file may say 0
     result: Tensor = (steps - parts @ directions).float().to(device)
     return result
+
+
+# ---------------------------------------------------------------- applying
+
+
+def edit_faces(bundle: Bundle, edit: Edit, latents: Tensor, alphas: Tensor) -> Tensor:
+    """Latents (N, D), edited by alphas (N, E) so that their pictures show it.
+
+    `Edit.apply` moves scores of latents. Of the scores that the model's encoder sees in pictures, some
+    of that is lost in decoding, and what should be held still drifts. So the edit is corrected, face by
+    face, until the pictures' scores have moved by alphas, and the kept ones by nothing. An edit by 0 is
+    the face itself. Raises `UsageError` if pictures are not finite.
+    """
+    wanted = latents.new_zeros(len(latents), len(edit.scorers))
+    wanted[:, : len(edit.signs)] = alphas.to(latents) * edit.signs
+    edited = edit.apply(latents, alphas)
+    if not (len(latents) and edit.corrections.any()):
+        return edited
+    chunks = zip(latents.split(_CHUNK), edited.split(_CHUNK), wanted.split(_CHUNK), strict=True)
+    return torch.cat([_corrected(bundle, edit, *chunk) for chunk in chunks])
+
+
+def _corrected(
+    bundle: Bundle, edit: Edit, latents: Tensor, edited: Tensor, wanted: Tensor
+) -> Tensor:
+    """`edited` latents (N, D), with their pictures' scores corrected to have moved by (N, E + K)."""
+    goal = _shown_scores(bundle, edit, latents) + wanted
+    missing = goal - _shown_scores(bundle, edit, edited)
+    corrections, corrected = torch.zeros_like(wanted), edited
+    is_edited = torch.arange(wanted.shape[1]).to(wanted.device) < len(edit.signs)
+    can_correct = edit.corrections.any(1).expand_as(wanted)
+    for _ in range(_ROUNDS):
+        is_off = can_correct & (missing.abs() > _TOLERANCE)
+        if not is_off.any():
+            break
+        tried = (corrections + missing * is_off).clamp(-_MOST, _MOST)
+        still_missing = goal - _shown_scores(bundle, edit, edited + tried @ edit.corrections)
+        # a smile as broad as can be becomes no broader, but the face would become another one
+        steps, response = tried - corrections, missing - still_missing
+        is_vain = is_off & is_edited & (response * steps.sign() < _LEAST * steps.abs())
+        can_correct = can_correct & ~is_vain
+        corrections, missing = torch.where(is_vain, corrections, tried), still_missing
+        corrected = edited + corrections @ edit.corrections
+    return corrected
+
+
+def _shown_scores(bundle: Bundle, edit: Edit, latents: Tensor) -> Tensor:
+    """Scores (N, E + K) that the encoder sees in the pictures of latents (N, D)."""
+    images = decode(bundle.vae, latents).to(bundle.device)
+    return edit.scores(posteriors(bundle.vae, [images])[0])
 
 
 # ---------------------------------------------------------------- measuring

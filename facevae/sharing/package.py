@@ -10,7 +10,7 @@ from facevae.config import TRUE_TEXTURE, WHOLE_TEXTURE
 from facevae.data.image_tensors import to_pixels
 from facevae.data.images import Pixels, grid, save_picture
 from facevae.errors import UsageError
-from facevae.latent_space.edits import plan_edit
+from facevae.latent_space.edits import edit_faces, plan_edit
 from facevae.latent_space.latents import decode, latents_of_seeds, morph
 from facevae.models.bundle import Bundle
 from facevae.models.formats import FORMAT
@@ -101,7 +101,7 @@ def draw_pictures(bundle: Bundle) -> tuple[dict[str, Pixels], list[int]]:
     if bundle.directions is not None:
         alphas = torch.tensor(ALPHAS, device=bundle.device)[:, None]
         names = [bundle.attributes[i].name for i in shown_attributes(bundle)]
-        edits = [plan_edit(bundle, [name]) for name in names]
-        swept = [edit.apply(faces[seeds[:1]].repeat(len(alphas), 1), alphas) for edit in edits]
+        repeated = faces[seeds[:1]].repeat(len(alphas), 1)
+        swept = [edit_faces(bundle, plan_edit(bundle, [name]), repeated, alphas) for name in names]
         pictures[ATTRIBUTES] = sheet(torch.cat(swept), len(ALPHAS))
     return pictures, seeds

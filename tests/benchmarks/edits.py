@@ -15,7 +15,7 @@ age, smile or glasses flipped, among faces whose reconstruction the classifier w
 `facevae arith` makes them by default: that takes 3 to 5 s for each face. Flips and changes are then
 counted against the photo itself. Edits are those of the model's own attributes, or of attributes
 that are learned from the labels if it lacks one of them. `--compare` adds these in any case, which are
-not refined, and other methods of finding the direction. `--photos` and `--photo-labels` measure on another
+not refined, edits that are not corrected, and other methods of finding the direction. `--photos` and `--photo-labels` measure on another
 collection of faces, such as FFHQ with its features.
 """
 
@@ -46,7 +46,7 @@ from facevae.data.pictures import Picture, find_files
 from facevae.errors import ImageError
 from facevae.faces.alignment import load_faces_of
 from facevae.faces.detail import with_detail
-from facevae.latent_space.edits import plan_edit
+from facevae.latent_space.edits import edit_faces, plan_edit
 from facevae.latent_space.latents import decode, posteriors
 from facevae.latent_space.learning import add_attributes, examples_of_faces
 from facevae.latent_space.tuning import draw_edits, tune
@@ -180,6 +180,16 @@ def along(directions: Callable[[str], Tensor]) -> Way:
 
 def as_arith(bundle: Bundle) -> Way:
     """Edits as `facevae arith` makes them."""
+
+    def way(name: str, latents: Tensor, alpha: float) -> Tensor:
+        edit = plan_edit(bundle, [name])
+        return edit_faces(bundle, edit, latents, alpha * edit.signs.expand(len(latents), 1))
+
+    return way
+
+
+def uncorrected(bundle: Bundle) -> Way:
+    """The same without corrections by what pictures show."""
 
     def way(name: str, latents: Tensor, alpha: float) -> Tensor:
         edit = plan_edit(bundle, [name])
@@ -431,7 +441,8 @@ def main() -> None:
         test_faces = test_faces.some(arguments.tuned)
     ways = {"facevae arith --no-tune": as_arith(bundle)}
     if arguments.compare:
-        ways |= {"not refined": as_arith(unrefined)} | other_ways(unrefined, examples)
+        ways |= {"not corrected": uncorrected(bundle), "not refined": as_arith(unrefined)}
+        ways |= other_ways(unrefined, examples)
     seen = {
         title: look(way, bundle, classifier, test_faces, arguments.alpha)
         for title, way in ways.items()
