@@ -58,11 +58,9 @@ class Model:
     line.
     """
 
-    def __init__(self, bundle: Bundle, name: str, *, untuned: Bundle | None = None) -> None:
-        """`untuned` is the model before it was tuned, which decides what an edit shows."""
+    def __init__(self, bundle: Bundle, name: str) -> None:
         self.bundle = bundle
         self.name = name
-        self._untuned = untuned or bundle
 
     def __repr__(self) -> str:
         return (
@@ -134,8 +132,7 @@ class Model:
         if not len(images):
             msg = "tuned([]): needs a picture at least"
             raise UsageError(msg)
-        tuned = tune(self.bundle, images, self._encoded(images), texture).bundle
-        return Model(tuned, self.name, untuned=self._untuned)
+        return Model(tune(self.bundle, images, self._encoded(images), texture).bundle, self.name)
 
     def decode(self, latents: Latents, *, texture: float = TRUE_TEXTURE) -> list[Image.Image]:
         """Pictures of latents, (size, size) in RGB.
@@ -216,7 +213,7 @@ class Model:
         edit = plan_edit(self.bundle, list(amounts), keep)
         starts = self._latents(latents)
         alphas = torch.tensor([list(amounts.values())]).expand(len(starts), -1)
-        return edit_faces(self._untuned, edit, starts, alphas).cpu()
+        return edit_faces(self.bundle, edit, starts, alphas).cpu()
 
     def _latents(self, given: Latents) -> Tensor:
         """Latents as float32 (N, D) on the model's device. Raises `UsageError` for anything else."""

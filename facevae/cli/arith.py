@@ -136,10 +136,10 @@ def arith(
     read_faces |= {name: read(name) for name in dict.fromkeys([*plus, *minus]) if name != face}
     added, removed = ([read_faces[name][1] for name in names] for names in (plus, minus))
     summed = sum_of_faces(bundle, subject.latent, added, removed)
-    repeated = summed.repeat(len(alphas), 1)
-    edited = edit_faces(bundle, edit, repeated, torch.tensor(alphas)) if edit else repeated
 
     drawing, tuned = tune_to(console, bundle, read_faces, texture, tune=tune)
+    repeated = summed.repeat(len(alphas), 1)
+    edited = edit_faces(drawing, edit, repeated, torch.tensor(alphas)) if edit else repeated
     (unedited,) = to_pixels(decode(drawing.vae, subject.latent[None], texture))
     (start,), drawn = draw_edits(bundle.vae, drawing.vae, summed[None], edited, texture)
     keeps_detail = tune and is_photo(face)

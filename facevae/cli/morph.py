@@ -113,14 +113,14 @@ def morph(
     latents = morph_latents(bundle, ends, steps, path, loop=loop)
     sides = bundle.config.size, bundle.config.size
     check_sequence(target, len(latents), sides, animate=moving)
+    drawing, tuned = tune_to(console, bundle, read, texture, tune=tune)
     unedited = latents
     if edit:
         starts, stops = torch.tensor(ramps).T
         times = times_of(len(latents), loop=loop)[:, None]
         alphas = (1 - times) * starts + times * stops
-        latents = edit_faces(bundle, edit, latents, alphas)
+        latents = edit_faces(drawing, edit, latents, alphas)
         warn_if_far(console, relative_distance(bundle, latents - unedited).max().item())
-    drawing, tuned = tune_to(console, bundle, read, texture, tune=tune)
     photos = {i: read[name][0] for i, name in enumerate(faces) if tune and is_photo(name)}
     drawn_ends = to_pixels(decode(drawing.vae, ends, texture))
     shares = shares_of_faces(len(faces), steps, loop=loop)

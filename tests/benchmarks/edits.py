@@ -279,15 +279,16 @@ def look_tuned(bundle: Bundle, classifier: Classifier, faces: LabelledFaces, amo
 
     Also prints how like their photos the pictures are.
     """
-    way, features = as_arith(bundle), load_image_features(CPU)
+    features = load_image_features(CPU)
     likeness: dict[str, list[Tensor]] = {"plain": [], "tuned": []}
     lacks = {key: lacking(faces, *key) for key in product(faces.edited, (1, -1))}
     before, decibels = [], []
     after: dict[tuple[str, int], list[Tensor]] = {key: [] for key in lacks}
     for row, (image, latent) in enumerate(zip(faces.images, faces.latents[:, None], strict=True)):
         edits = [key for key in lacks if lacks[key][row]]
-        latents = torch.cat([latent, *(way(name, latent, sign * amount) for name, sign in edits)])
         tuning = tune(bundle, image[None], latent, TRUE_TEXTURE)
+        way = as_arith(tuning.bundle)
+        latents = torch.cat([latent, *(way(name, latent, sign * amount) for name, sign in edits)])
         decibels.append(torch.cat([tuning.before, tuning.after]))
         vaes = bundle.vae, tuning.bundle.vae
         (unedited,), drawn = draw_edits(*vaes, latents[:1], latents[1:], TRUE_TEXTURE)
