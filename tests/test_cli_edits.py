@@ -47,7 +47,13 @@ def edited(attrs, alphas, keep=None, seed=3):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, attrs, keep)
     latents = latents_of_seeds(bundle, [seed]).repeat(len(alphas), 1)
-    return to_pixels(decode(bundle.vae, edit_faces(bundle, edit, latents, torch.tensor(alphas))))
+    rows = torch.tensor(alphas)
+    return to_pixels(decode(bundle.vae, edit_faces(bundle, edit, latents, rows, drawn_by(bundle))))
+
+
+def drawn_by(bundle):
+    """Latents → images of whole levels, as they are written."""
+    return lambda latents: from_pixels(to_pixels(decode(bundle.vae, latents)))
 
 
 def alike(a, b):
@@ -123,7 +129,8 @@ def test_what_is_reported_is_measured_on_each_picture(run):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, ["smile"])
     latents = latents_of_seeds(bundle, [3])
-    after = edit_faces(bundle, edit, latents.repeat(3, 1), torch.tensor([[0.0], [1], [2]]))
+    alphas = torch.tensor([[0.0], [1], [2]])
+    after = edit_faces(bundle, edit, latents.repeat(3, 1), alphas, drawn_by(bundle))
     pixels = to_pixels(decode(bundle.vae, torch.cat([latents, after])))
     expected = measure_edit(bundle, edit, from_pixels(pixels))
     assert values["distance"] == pytest.approx(expected.distance.tolist(), abs=1e-3)
@@ -151,6 +158,15 @@ def test_of_an_edit_that_leaves_faces_behind_there_is_a_warning(run, monkeypatch
         assert ("may fall apart" in done.stderr) == is_warned
 
 
+def test_a_photo_shows_what_was_asked(here):
+    """As the packaged model sees what is written: the tuned decoder's edit, with the photo's detail."""
+    command = ("arith", PORTRAIT, "-a", "glasses", "--alpha", 1.5, "-o", "x.png", "--json")
+    (moved,) = json.loads(here(*command, "-m", "default").stdout)["moved"]
+    assert moved.pop("Eyeglasses") == pytest.approx(1.5, abs=0.12)
+    assert moved.keys() == {"Male", "Young", "Smiling"}
+    assert max(map(abs, moved.values())) < 0.12
+
+
 def test_without_attributes_nothing_is_reported(run):
     done = run("arith", "a.png", "--plus", "b.png", "-o", "x.png", "--json")
     assert set(json.loads(done.stdout)) == {"model", "outputs", "attributes", "alphas", "tuned"}
@@ -170,7 +186,9 @@ def test_a_morph_holds_an_attribute_all_the_way(run):
     bundle = tiny_bundle()
     edit = plan_edit(bundle, ["smile"])
     way = morph(bundle, latents_of_seeds(bundle, [3, 4]), 4)
-    expected = decode(bundle.vae, edit_faces(bundle, edit, way, torch.full((4, 1), 2.0)))
+    expected = decode(
+        bundle.vae, edit_faces(bundle, edit, way, torch.full((4, 1), 2.0), drawn_by(bundle))
+    )
     assert alike(pixels_of("smile.png"), np.concatenate(list(to_pixels(expected)), axis=1))
     assert not alike(pixels_of("smile.png"), pixels_of("plain.png"))
 
@@ -350,10 +368,17 @@ def test_a_photo_gets_its_face_back_from_the_tuned_decoder(finished):
     draw_face(0, SIDE).save("small.png")
     finished("arith", "small.png", "-a", "smile", "--alpha", 1, "--paste", "-o", "whole.png")
     bundle, latents = tuned_to("small.png")
+    plain, photo = with_texture(tiny_bundle()).vae, load_face(Path("small.png"), SIDE, None)
+
+    def drawn(edited):
+        return draw_edits(plain, bundle.vae, latents, edited, 0.0)
+
+    def seen(edited):
+        (unedited,), pictures = drawn(edited)
+        return from_pixels(np.stack([with_detail(one, unedited, photo) for one in pictures]))
+
     edit = plan_edit(bundle, ["smile"])
-    ends = torch.cat([latents, edit_faces(bundle, edit, latents, torch.ones(1, 1))])
-    plain = with_texture(tiny_bundle()).vae
-    (unedited,), (edited,) = draw_edits(plain, bundle.vae, ends[:1], ends[1:], 0.0)
+    (unedited,), (edited,) = drawn(edit_faces(bundle, edit, latents, torch.ones(1, 1), seen))
     placed = place_photo(Path("small.png"), None)
     assert nearly(pixels_of("whole.png"), placed.paste(edited, unedited))
 

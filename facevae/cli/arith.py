@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from facevae.cli import options
+from facevae.cli.drawing import EditDrawing, Subject, read_in_place
 from facevae.cli.edits import (
     Attr,
     Keep,
@@ -29,10 +29,7 @@ from facevae.latent_space.face_names import is_photo
 from facevae.system.console import Console
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from facevae.data.images import Pixels
-    from facevae.faces.framing import Placed
     from facevae.latent_space.edits import Edit
     from facevae.models.bundle import Bundle
 
@@ -116,19 +113,18 @@ def arith(
     import torch
 
     from facevae.cli.outputs import check_sequence
-    from facevae.data.image_tensors import to_pixels
     from facevae.latent_space.edits import edit_faces, plan_edit, sum_of_faces
-    from facevae.latent_space.latents import decode, read_face
-    from facevae.latent_space.tuning import draw_edits
+    from facevae.latent_space.latents import read_face
 
     bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
 
     read = partial(read_face, bundle, align=align, number=face_number)
-    if paste:
-        subject = _read_in_place(console, bundle, face, face_number, align=align)
-    else:
-        subject = _Subject(*read(face))
+    subject = (
+        read_in_place(console, bundle, face, face_number, align=align)
+        if paste
+        else Subject(*read(face))
+    )
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
     sides = subject.original.shape[:2]
     check_sequence(target, len(alphas) + compare, sides, animate=moving, columns=columns)
@@ -137,49 +133,22 @@ def arith(
     added, removed = ([read_faces[name][1] for name in names] for names in (plus, minus))
     summed = sum_of_faces(bundle, subject.latent, added, removed)
 
-    drawing, tuned = tune_to(console, bundle, read_faces, texture, tune=tune)
-    repeated = summed.repeat(len(alphas), 1)
-    edited = edit_faces(drawing, edit, repeated, torch.tensor(alphas)) if edit else repeated
-    (unedited,) = to_pixels(decode(drawing.vae, subject.latent[None], texture))
-    (start,), drawn = draw_edits(bundle.vae, drawing.vae, summed[None], edited, texture)
+    tuned_bundle, tuned = tune_to(console, bundle, read_faces, texture, tune=tune)
     keeps_detail = tune and is_photo(face)
-    show = partial(subject.show, instead_of=unedited, keeps_detail=keeps_detail)
-    frames = np.stack([show(picture) for picture in drawn])
+    drawing = EditDrawing(subject, bundle, tuned_bundle, summed, texture, keeps_detail=keeps_detail)
+    latents = summed.repeat(len(alphas), 1)
+    if edit:
+        latents = edit_faces(bundle, edit, latents, torch.tensor(alphas), drawing.images)
+    start, frames = drawing.written(latents)
     more: dict[str, object] = {"attributes": attrs, "alphas": alphas, "tuned": tuned}
     if edit:
-        pictures = np.stack([subject.cut(picture) for picture in (show(start), *frames)])
+        pictures = np.stack([subject.cut(picture) for picture in (start, *frames)])
         seen = "the photo" if paste or keeps_detail else "its own picture"
         more |= _report(console, bundle, edit, pictures, seen)
     if compare:
         frames = np.concatenate([subject.original[None], frames])
     written = write_frames(target, frames, moving=moving, fps=fps, columns=columns)
     report_result(console, used, written, more)
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """The face to edit: pixels (S, S, 3), latent (D,), and with --paste its place in the photo."""
-
-    pixels: "Pixels"
-    latent: "Tensor"
-    placed: "Placed | None" = None
-
-    @property
-    def original(self) -> "Pixels":
-        """What an edit is shown beside: the face, or the whole photo."""
-        return self.placed.photo if self.placed else self.pixels
-
-    def show(self, drawn: "Pixels", instead_of: "Pixels", *, keeps_detail: bool) -> "Pixels":
-        """A drawn face (S, S, 3) as it is written: in its photo, or with its detail, or as it is."""
-        from facevae.faces.detail import with_detail
-
-        if self.placed:
-            return self.placed.paste(drawn, instead_of)
-        return with_detail(drawn, instead_of, self.pixels) if keeps_detail else drawn
-
-    def cut(self, shown: "Pixels") -> "Pixels":
-        """The face (S, S, 3) in what `show` returned."""
-        return self.placed.again(shown, len(self.pixels)) if self.placed else shown
 
 
 def _check(
@@ -201,22 +170,6 @@ def _check(
     if paste and not is_photo(face):
         msg = f"{face}: --paste puts an edit back into a photo, and this is not a photo"
         raise UsageError(msg)
-
-
-def _read_in_place(
-    console: Console, bundle: "Bundle", photo: str, number: int, *, align: bool
-) -> _Subject:
-    """Read the face to edit, with its place in the photo; warns if it is seen from the side."""
-    from facevae.faces.alignment import place_photo
-    from facevae.latent_space.latents import encode_pixels
-    from facevae.system.files import expanded
-
-    framing = bundle.framing if align else None
-    placed = place_photo(expanded(photo), framing, number)
-    if placed.is_profile:
-        console.warn(f"{photo}: the face looks far to a side; edits work best from the front")
-    pixels = placed.cut(bundle.config.size)
-    return _Subject(pixels, encode_pixels(bundle, pixels[None])[0], placed)
 
 
 def _report(

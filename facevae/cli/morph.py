@@ -1,11 +1,13 @@
 """`morph`: turn one face into another."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal
 
 import typer
 
 from facevae.cli import options
+from facevae.cli.drawing import MorphDrawing
 from facevae.cli.edits import (
     Attr,
     Keep,
@@ -22,12 +24,7 @@ from facevae.errors import UsageError
 from facevae.latent_space.face_names import is_photo
 from facevae.system.console import Console
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from facevae.data.images import Pixels
-
-_CHUNK = 256  # pictures decoded at a time
+_CHUNK = 64  # pictures drawn at a time
 
 
 def morph(
@@ -96,11 +93,9 @@ def morph(
     import torch
 
     from facevae.cli.outputs import check_sequence
-    from facevae.data.image_tensors import to_pixels
     from facevae.latent_space.edits import edit_faces, plan_edit, relative_distance
-    from facevae.latent_space.latents import decode, read_face, shares_of_faces, times_of
     from facevae.latent_space.latents import morph as morph_latents
-    from facevae.latent_space.tuning import draw_edits
+    from facevae.latent_space.latents import read_face, shares_of_faces, times_of
 
     bundle, used = open_model(console, located, device)
     edit = plan_edit(bundle, attrs, kept) if attrs else None
@@ -113,53 +108,28 @@ def morph(
     latents = morph_latents(bundle, ends, steps, path, loop=loop)
     sides = bundle.config.size, bundle.config.size
     check_sequence(target, len(latents), sides, animate=moving)
-    drawing, tuned = tune_to(console, bundle, read, texture, tune=tune)
-    unedited = latents
-    if edit:
-        starts, stops = torch.tensor(ramps).T
-        times = times_of(len(latents), loop=loop)[:, None]
-        alphas = (1 - times) * starts + times * stops
-        latents = edit_faces(drawing, edit, latents, alphas)
-        warn_if_far(console, relative_distance(bundle, latents - unedited).max().item())
+    tuned_bundle, tuned = tune_to(console, bundle, read, texture, tune=tune)
     photos = {i: read[name][0] for i, name in enumerate(faces) if tune and is_photo(name)}
-    drawn_ends = to_pixels(decode(drawing.vae, ends, texture))
+    drawing = MorphDrawing(bundle, tuned_bundle, ends, photos, texture)
     shares = shares_of_faces(len(faces), steps, loop=loop)
-    chunks = []
-    for start, end, share in zip(
-        unedited.split(_CHUNK), latents.split(_CHUNK), shares.split(_CHUNK), strict=True
+    starts, stops = torch.tensor(ramps).view(-1, 2).T
+    times = times_of(len(latents), loop=loop)[:, None]
+    alphas = (1 - times) * starts + times * stops
+    chunks, distances = [], [0.0]
+    for before, share, alpha_rows in zip(
+        latents.split(_CHUNK), shares.split(_CHUNK), alphas.split(_CHUNK), strict=True
     ):
-        if edit and drawing is not bundle:
-            _, drawn = draw_edits(bundle.vae, drawing.vae, start, end, texture)
-        else:
-            drawn = to_pixels(decode(drawing.vae, end, texture))
-        chunks.append(_with_details(drawn, share, drawn_ends, photos))
+        after = before
+        if edit:
+            seen = partial(drawing.images, before, share)
+            after = edit_faces(bundle, edit, before, alpha_rows, seen)
+            distances += relative_distance(bundle, after - before).tolist()
+        chunks.append(drawing.frames(before, share, after))
         console.progress("Morphing", sum(map(len, chunks)), len(latents))
+    warn_if_far(console, max(distances))
     frames = np.concatenate(chunks)
     written = write_frames(target, frames, moving=moving, fps=fps)
     report_result(console, used, written, {"num_pictures": len(frames), "tuned": tuned})
-
-
-def _with_details(
-    drawn: "Pixels", shares: "Tensor", drawn_ends: "Pixels", photos: "Mapping[int, Pixels]"
-) -> "Pixels":
-    """Drawn frames (T, S, S, 3) with detail of the photos among the F ends, by their places there.
-
-    `shares` (T, F) say how much of each end is in each frame; `drawn_ends` (F, S, S, 3) are what the
-    decoder made of the ends.
-    """
-    import numpy as np
-
-    from facevae.faces.detail import coloured_like, with_details
-
-    frames = [
-        with_details(
-            picture, [(row[i], drawn_ends[i], photo) for i, photo in photos.items() if row[i]]
-        )
-        for picture, row in zip(drawn, shares.tolist(), strict=True)
-    ]
-    if len(photos) == len(drawn_ends):
-        frames = coloured_like(np.concatenate(list(photos.values())), *frames)
-    return np.stack(frames)
 
 
 def _ramps(attrs: Sequence[str], alpha: Sequence[str] | None) -> list[tuple[float, float]]:

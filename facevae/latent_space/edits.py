@@ -4,7 +4,7 @@ An edit is planned from names, applied to latents, and corrected by what its pic
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from facevae.latent_space.latents import combine, decode, posteriors
 from facevae.models.bundle import Bundle
 
 _MAX_STRETCH = 4.0  # a longer η, in lengths of the plain direction, cannot hold the others still
-_CHUNK = 64  # pictures decoded or encoded at a time
+_CHUNK = 64  # pictures drawn or encoded at a time
 _MAX_CORRECTED = 2.5  # the same of the step that corrects a score: longer ones would break faces
 _ROUNDS = 3  # of correction; each leaves about a tenth of what was missing
 _TOLERANCE, _MOST = 0.02, 0.3  # α: scores that are near enough, and corrections at most
@@ -204,38 +204,50 @@ def without_effect(steps: Tensor, directions: Tensor, scorers: Tensor) -> Tensor
 # ---------------------------------------------------------------- applying
 
 
-def edit_faces(bundle: Bundle, edit: Edit, latents: Tensor, alphas: Tensor) -> Tensor:
+Draw = Callable[[Tensor], Tensor]
+"""Latents (N, D) → images (N, 3, S, S) in [0, 1]."""
+
+
+def edit_faces(
+    bundle: Bundle, edit: Edit, latents: Tensor, alphas: Tensor, draw: Draw | None = None
+) -> Tensor:
     """Latents (N, D), edited by alphas (N, E) so that their pictures show it.
 
     `Edit.apply` moves scores of latents. Of the scores that the model's encoder sees in pictures, some
-    of that is lost in decoding, and what should be held still drifts. So the edit is corrected, face by
-    face, until the pictures' scores have moved by alphas, and the kept ones by nothing. An edit by 0 is
-    the face itself. Raises `UsageError` if pictures are not finite.
+    of that is lost in drawing them, and what should be held still drifts. So the edit is corrected,
+    face by face, until the pictures' scores have moved by alphas, and the kept ones by nothing. An
+    edit by 0 is the face itself. `draw` makes the pictures; None is the model's decoder. Raises
+    `UsageError` if pictures are not finite.
     """
     wanted = latents.new_zeros(len(latents), len(edit.scorers))
     wanted[:, : len(edit.signs)] = alphas.to(latents) * edit.signs
     edited = edit.apply(latents, alphas)
     if not (len(latents) and edit.corrections.any()):
         return edited
+
+    def shown(chunk: Tensor) -> Tensor:
+        images = draw(chunk) if draw else decode(bundle.vae, chunk)
+        return edit.scores(posteriors(bundle.vae, [images.to(bundle.device)])[0])
+
     chunks = zip(latents.split(_CHUNK), edited.split(_CHUNK), wanted.split(_CHUNK), strict=True)
-    return torch.cat([_corrected(bundle, edit, *chunk) for chunk in chunks])
+    parts = [_corrected(edit, after, shown(before) + by, shown) for before, after, by in chunks]
+    return torch.cat(parts)
 
 
 def _corrected(
-    bundle: Bundle, edit: Edit, latents: Tensor, edited: Tensor, wanted: Tensor
+    edit: Edit, edited: Tensor, goal: Tensor, shown: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """`edited` latents (N, D), with their pictures' scores corrected to have moved by (N, E + K)."""
-    goal = _shown_scores(bundle, edit, latents) + wanted
-    missing = goal - _shown_scores(bundle, edit, edited)
-    corrections, corrected = torch.zeros_like(wanted), edited
-    is_edited = torch.arange(wanted.shape[1]).to(wanted.device) < len(edit.signs)
-    can_correct = edit.corrections.any(1).expand_as(wanted)
+    """`edited` latents (N, D), corrected so that the scores `shown` of them are `goal`, (N, E + K)."""
+    corrections, corrected = torch.zeros_like(goal), edited
+    missing = goal - shown(edited)
+    is_edited = torch.arange(goal.shape[1]).to(goal.device) < len(edit.signs)
+    can_correct = edit.corrections.any(1).expand_as(goal)
     for _ in range(_ROUNDS):
         is_off = can_correct & (missing.abs() > _TOLERANCE)
         if not is_off.any():
             break
         tried = (corrections + missing * is_off).clamp(-_MOST, _MOST)
-        still_missing = goal - _shown_scores(bundle, edit, edited + tried @ edit.corrections)
+        still_missing = goal - shown(edited + tried @ edit.corrections)
         # a smile as broad as can be becomes no broader, but the face would become another one
         steps, response = tried - corrections, missing - still_missing
         is_vain = is_off & is_edited & (response * steps.sign() < _LEAST * steps.abs())
@@ -243,12 +255,6 @@ def _corrected(
         corrections, missing = torch.where(is_vain, corrections, tried), still_missing
         corrected = edited + corrections @ edit.corrections
     return corrected
-
-
-def _shown_scores(bundle: Bundle, edit: Edit, latents: Tensor) -> Tensor:
-    """Scores (N, E + K) that the encoder sees in the pictures of latents (N, D)."""
-    images = decode(bundle.vae, latents).to(bundle.device)
-    return edit.scores(posteriors(bundle.vae, [images])[0])
 
 
 # ---------------------------------------------------------------- measuring

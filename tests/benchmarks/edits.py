@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from facevae.attributes.samples import Examples
+from facevae.cli.drawing import EditDrawing, Subject
 from facevae.config import TRUE_TEXTURE
 from facevae.data.batches import batches_of
 from facevae.data.dataset import Faces, load_faces
@@ -45,11 +46,10 @@ from facevae.data.labels import Labels
 from facevae.data.pictures import Picture, find_files
 from facevae.errors import ImageError
 from facevae.faces.alignment import load_faces_of
-from facevae.faces.detail import with_detail
-from facevae.latent_space.edits import edit_faces, plan_edit
+from facevae.latent_space.edits import Draw, edit_faces, plan_edit
 from facevae.latent_space.latents import decode, posteriors
 from facevae.latent_space.learning import add_attributes, examples_of_faces
-from facevae.latent_space.tuning import draw_edits, tune
+from facevae.latent_space.tuning import tune
 from facevae.models.bundle import Bundle
 from facevae.models.loading import load_model
 from facevae.networks.image_features import ImageFeatures, load_image_features
@@ -178,12 +178,13 @@ def along(directions: Callable[[str], Tensor]) -> Way:
     return lambda name, latents, alpha: latents + alpha * directions(name)
 
 
-def as_arith(bundle: Bundle) -> Way:
-    """Edits as `facevae arith` makes them."""
+def as_arith(bundle: Bundle, draw: Draw | None = None) -> Way:
+    """Edits as `facevae arith` makes them; `draw` makes pictures of them, None by the decoder."""
 
     def way(name: str, latents: Tensor, alpha: float) -> Tensor:
         edit = plan_edit(bundle, [name])
-        return edit_faces(bundle, edit, latents, alpha * edit.signs.expand(len(latents), 1))
+        alphas = alpha * edit.signs.expand(len(latents), 1)
+        return edit_faces(bundle, edit, latents, alphas, draw)
 
     return way
 
@@ -286,20 +287,20 @@ def look_tuned(bundle: Bundle, classifier: Classifier, faces: LabelledFaces, amo
     after: dict[tuple[str, int], list[Tensor]] = {key: [] for key in lacks}
     for row, (image, latent) in enumerate(zip(faces.images, faces.latents[:, None], strict=True)):
         edits = [key for key in lacks if lacks[key][row]]
-        tuning = tune(bundle, image[None], latent, TRUE_TEXTURE)
-        way = as_arith(tuning.bundle)
-        latents = torch.cat([latent, *(way(name, latent, sign * amount) for name, sign in edits)])
+        photo, tuning = to_pixels(image), tune(bundle, image[None], latent, TRUE_TEXTURE)
         decibels.append(torch.cat([tuning.before, tuning.after]))
-        vaes = bundle.vae, tuning.bundle.vae
-        (unedited,), drawn = draw_edits(*vaes, latents[:1], latents[1:], TRUE_TEXTURE)
-        photo = to_pixels(image)
-        shown = [with_detail(pixels, unedited, photo) for pixels in drawn]
-        pictures = from_pixels(np.stack([photo, *shown]))
+        subject = Subject(photo, latent[0])
+        drawing = EditDrawing(
+            subject, bundle, tuning.bundle, latent[0], TRUE_TEXTURE, keeps_detail=True
+        )
+        way = as_arith(bundle, drawing.images)
+        latents = torch.cat([way(name, latent, sign * amount) for name, sign in edits])
+        pictures = from_pixels(np.concatenate([photo[None], drawing.written(latents)[1]]))
         logits = classifier.look(pictures)
         before.append(logits[0])
         for key, seen in zip(edits, logits[1:], strict=True):
             after[key].append(seen)
-        likeness["plain"].append(alike(features, image, decode(bundle.vae, latents[1:])))
+        likeness["plain"].append(alike(features, image, decode(bundle.vae, latents)))
         likeness["tuned"].append(alike(features, image, pictures[1:]))
     plain, tuned = torch.stack(decibels).mean(0)
     means = {title: torch.cat(parts).mean() for title, parts in likeness.items()}
