@@ -56,6 +56,10 @@ def drawn_by(bundle):
     return lambda latents: from_pixels(to_pixels(decode(bundle.vae, latents)))
 
 
+def signed(value):
+    return f"{value:+.2f}".replace("-0.00", "+0.00")
+
+
 def alike(a, b):
     return a.shape == b.shape and abs(a.astype(int) - b.astype(int)).max() <= 1
 
@@ -114,12 +118,12 @@ def test_what_is_kept_is_as_asked_and_said(run, keep, kept):
     (moved,) = values["moved"]
     assert list(moved) == ["Smiling", *kept]
     line = next(line for line in done.stderr.splitlines() if line.startswith("moved "))
-    assert f"moved Smiling {moved['Smiling']:+.2f}" in line
+    assert f"moved Smiling {signed(moved['Smiling'])}" in line
     still = [name for name in kept if abs(moved[name]) <= 0.3]
     not_still = [name for name in kept if name not in still]
     for title, names in (("held still", still), ("but also moved", not_still)):
         said = re.search(rf"; {title}: ([^;]*);", line)
-        assert (said[1] if said else "") == ", ".join(f"{n} {moved[n]:+.2f}" for n in names)
+        assert (said[1] if said else "") == ", ".join(f"{n} {signed(moved[n])}" for n in names)
     assert f"{values['distance'][0]:.0%} of the way to someone else" in line
 
 
@@ -139,7 +143,7 @@ def test_what_is_reported_is_measured_on_each_picture(run):
     # in words it is of the picture that went farthest
     farthest = int(np.argmax(values["distance"]))
     assert (
-        f"the farthest of 3: moved Smiling {values['moved'][farthest]['Smiling']:+.2f}"
+        f"the farthest of 3: moved Smiling {signed(values['moved'][farthest]['Smiling'])}"
         in done.stderr
     )
 

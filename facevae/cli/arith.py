@@ -120,11 +120,10 @@ def arith(
     edit = plan_edit(bundle, attrs, kept) if attrs else None
 
     read = partial(read_face, bundle, align=align, number=face_number)
-    subject = (
-        read_in_place(console, bundle, face, face_number, align=align)
-        if paste
-        else Subject(*read(face))
-    )
+    if paste:
+        subject = read_in_place(console, bundle, face, face_number, align=align)
+    else:
+        subject = Subject(*read(face))
     columns = len(options.parse_sweep(sweeps[0])) if len(sweeps) == _MAX_SWEEPS else None
     sides = subject.original.shape[:2]
     check_sequence(target, len(alphas) + compare, sides, animate=moving, columns=columns)
@@ -196,7 +195,7 @@ def _report(
         "held still:": [name for name in edit.kept if name not in also_moved],
     }
     parts = [
-        f"{title} {', '.join(f'{name} {changes[name]:+.2f}' for name in group)}"
+        f"{title} {', '.join(f'{name} {_signed(changes[name])}' for name in group)}"
         for title, group in groups.items()
         if group
     ]
@@ -211,6 +210,10 @@ def _report(
 
 def _rounded(value: float) -> float:
     return round(value, 4)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # never -0.00
 
 
 def _alphas(

@@ -24,8 +24,6 @@ from facevae.errors import UsageError
 from facevae.latent_space.face_names import is_photo
 from facevae.system.console import Console
 
-_CHUNK = 64  # pictures drawn at a time
-
 
 def morph(
     faces: Annotated[
@@ -93,7 +91,7 @@ def morph(
     import torch
 
     from facevae.cli.outputs import check_sequence
-    from facevae.latent_space.edits import edit_faces, plan_edit, relative_distance
+    from facevae.latent_space.edits import CHUNK, edit_faces, plan_edit, relative_distance
     from facevae.latent_space.latents import morph as morph_latents
     from facevae.latent_space.latents import read_face, shares_of_faces, times_of
 
@@ -117,7 +115,7 @@ def morph(
     alphas = (1 - times) * starts + times * stops
     chunks, distances = [], [0.0]
     for before, share, alpha_rows in zip(
-        latents.split(_CHUNK), shares.split(_CHUNK), alphas.split(_CHUNK), strict=True
+        latents.split(CHUNK), shares.split(CHUNK), alphas.split(CHUNK), strict=True
     ):
         after = before
         if edit:

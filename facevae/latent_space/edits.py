@@ -19,7 +19,7 @@ from facevae.latent_space.latents import combine, decode, posteriors
 from facevae.models.bundle import Bundle
 
 _MAX_STRETCH = 4.0  # a longer η, in lengths of the plain direction, cannot hold the others still
-_CHUNK = 64  # pictures drawn or encoded at a time
+CHUNK = 64  # pictures drawn or encoded at a time
 _MAX_CORRECTED = 2.5  # the same of the step that corrects a score: longer ones would break faces
 _ROUNDS = 3  # of correction; each leaves about a tenth of what was missing
 _TOLERANCE, _MOST = 0.02, 0.3  # α: scores that are near enough, and corrections at most
@@ -100,7 +100,7 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
     steps, stretch = _unit_steps(directions, scorers)
     can_correct = stretch < _MAX_CORRECTED
     if any(bundle.attributes[i].method == "mean" for i in edited):
-        can_correct &= False
+        can_correct = torch.zeros_like(can_correct)
     return Edit(
         [names[i] for i in edited],
         [names[i] for i in kept],
@@ -216,8 +216,8 @@ def edit_faces(
     `Edit.apply` moves scores of latents. Of the scores that the model's encoder sees in pictures, some
     of that is lost in drawing them, and what should be held still drifts. So the edit is corrected,
     face by face, until the pictures' scores have moved by alphas, and the kept ones by nothing. An
-    edit by 0 is the face itself. `draw` makes the pictures; None is the model's decoder. Raises
-    `UsageError` if pictures are not finite.
+    edit by 0 is the face itself. `draw` makes the pictures, of at most `CHUNK` latents at a time, in
+    order; None is the model's decoder. Raises `UsageError` if pictures are not finite.
     """
     wanted = latents.new_zeros(len(latents), len(edit.scorers))
     wanted[:, : len(edit.signs)] = alphas.to(latents) * edit.signs
@@ -229,7 +229,7 @@ def edit_faces(
         images = draw(chunk) if draw else decode(bundle.vae, chunk)
         return edit.scores(posteriors(bundle.vae, [images.to(bundle.device)])[0])
 
-    chunks = zip(latents.split(_CHUNK), edited.split(_CHUNK), wanted.split(_CHUNK), strict=True)
+    chunks = zip(latents.split(CHUNK), edited.split(CHUNK), wanted.split(CHUNK), strict=True)
     parts = [_corrected(edit, after, shown(before) + by, shown) for before, after, by in chunks]
     return torch.cat(parts)
 
@@ -265,7 +265,7 @@ def measure_edit(bundle: Bundle, edit: Edit, images: Tensor) -> Outcome:
 
     All are encoded again, so the outcome is about the pictures and not the latents behind them.
     """
-    latents, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in images.split(_CHUNK)))
+    latents, _ = posteriors(bundle.vae, (part.to(bundle.device) for part in images.split(CHUNK)))
     moved, steps = edit.scores(latents) - edit.scores(latents[:1]), latents - latents[:1]
     return Outcome(moved[1:], relative_distance(bundle, steps[1:]))
 
