@@ -346,6 +346,15 @@ def test_what_is_edited_is_not_pushed_where_it_follows_no_more(bundle, monkeypat
     assert (edit.scores(shown(None, edited)) - before)[:, 1:].abs().max() < 0.02
 
 
+def test_edits_by_a_little_more_differ_by_little():
+    """So that corrections do not leap from frame to frame where a face follows no more."""
+    packaged, _ = load_model()
+    edit, alphas = plan_edit(packaged, ["smile"]), torch.linspace(0.6, 1.6, 21)[:, None]
+    ends = edit_faces(packaged, edit, latents_of_seeds(packaged, [2]).repeat(21, 1), alphas)
+    steps = relative_distance(packaged, ends[1:] - ends[:-1])
+    assert steps.max() < 2.5 * steps.mean()
+
+
 def test_scores_that_are_too_alike_are_not_corrected(bundle):
     edit = plan_edit(bundle, ["glasses"], ["male"])
     assert (edit.corrections.norm(dim=1) > 0).all()

@@ -18,12 +18,15 @@ from facevae.errors import Argument, UsageError
 from facevae.latent_space.latents import combine, decode, posteriors
 from facevae.models.bundle import Bundle
 
-_MAX_STRETCH = 4.0  # a longer η, in lengths of the plain direction, cannot hold the others still
 CHUNK = 64  # pictures drawn or encoded at a time
+_MAX_STRETCH = 4.0  # a longer η, in lengths of the plain direction, cannot hold the others still
 _MAX_CORRECTED = 2.5  # the same of the step that corrects a score: longer ones would break faces
 _ROUNDS = 3  # of correction; each leaves about a tenth of what was missing
 _TOLERANCE, _MOST = 0.02, 0.3  # α: scores that are near enough, and corrections at most
-_LEAST = 0.5  # of a correction, that must show; otherwise a score is left as it was
+_NO_RESPONSE, _RESPONSE = (
+    0.25,
+    0.75,
+)  # shares of a correction that show: none of it is taken, all is
 
 
 @dataclass(frozen=True)
@@ -230,31 +233,36 @@ def edit_faces(
         return edit.scores(posteriors(bundle.vae, [images.to(bundle.device)])[0])
 
     chunks = zip(latents.split(CHUNK), edited.split(CHUNK), wanted.split(CHUNK), strict=True)
-    parts = [_corrected(edit, after, shown(before) + by, shown) for before, after, by in chunks]
-    return torch.cat(parts)
+    return torch.cat([_corrected(edit, *chunk, shown) for chunk in chunks])
 
 
 def _corrected(
-    edit: Edit, edited: Tensor, goal: Tensor, shown: Callable[[Tensor], Tensor]
+    edit: Edit, latents: Tensor, edited: Tensor, wanted: Tensor, shown: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """`edited` latents (N, D), corrected so that the scores `shown` of them are `goal`, (N, E + K)."""
-    corrections, corrected = torch.zeros_like(goal), edited
-    missing = goal - shown(edited)
-    is_edited = torch.arange(goal.shape[1]).to(goal.device) < len(edit.signs)
-    can_correct = edit.corrections.any(1).expand_as(goal)
+    """`edited` latents (N, D), corrected so that the scores `shown` of them have moved by `wanted`.
+
+    That is (N, E + K), from those of the unedited `latents`.
+    """
+    goal = shown(latents) + wanted
+    corrections, missing = torch.zeros_like(goal), goal - shown(edited)
+    can_correct = edit.corrections.any(1)
     for _ in range(_ROUNDS):
         is_off = can_correct & (missing.abs() > _TOLERANCE)
         if not is_off.any():
             break
         tried = (corrections + missing * is_off).clamp(-_MOST, _MOST)
-        still_missing = goal - shown(edited + tried @ edit.corrections)
+        steps = tried - corrections
+        response = missing - (goal - shown(edited + tried @ edit.corrections))
         # a smile as broad as can be becomes no broader, but the face would become another one
-        steps, response = tried - corrections, missing - still_missing
-        is_vain = is_off & is_edited & (response * steps.sign() < _LEAST * steps.abs())
-        can_correct = can_correct & ~is_vain
-        corrections, missing = torch.where(is_vain, corrections, tried), still_missing
-        corrected = edited + corrections @ edit.corrections
-    return corrected
+        is_asked = (wanted != 0) & (steps != 0)
+        shares = torch.where(is_asked, _share_taken(response / steps), 1.0)
+        corrections, missing = corrections + shares * steps, missing - shares * response
+    return edited + corrections @ edit.corrections
+
+
+def _share_taken(responses: Tensor) -> Tensor:
+    """How much of a step to take if this share of it shows: without leaps, as between frames."""
+    return ((responses - _NO_RESPONSE) / (_RESPONSE - _NO_RESPONSE)).clamp(0, 1)
 
 
 # ---------------------------------------------------------------- measuring
