@@ -32,7 +32,10 @@ _COLOURS, _CELLS = 100.0, 8  # weight of changed colours, of so many parts of th
 
 
 class Judge:
-    """Knows labelled faces, and sees attributes in pictures of a model's decoder."""
+    """Knows labelled faces, and sees attributes in pictures of a model's decoder.
+
+    Edits are judged as `Edit.apply` makes them, before they are corrected by what the encoder sees.
+    """
 
     def __init__(self, bundle: Bundle, examples: Examples, progress: Progress) -> None:
         """Train a classifier on what the decoder makes of the faces.
