@@ -100,14 +100,14 @@ def plan_edit(bundle: Bundle, wanted: Sequence[str], keep: Sequence[str] | None 
     assert bundle.interactions is not None  # noqa: S101
     rows = [*edited, *kept]
     directions, scorers = bundle.directions[rows], bundle.scorers[rows]
-    steps, stretch = _unit_steps(directions, scorers)
+    steps, stretch = _unit_steps(directions, scorers, len(edited))
     can_correct = stretch < _MAX_CORRECTED
     if any(bundle.attributes[i].method == "mean" for i in edited):
         can_correct = torch.zeros_like(can_correct)
     return Edit(
         [names[i] for i in edited],
         [names[i] for i in kept],
-        edit_directions(bundle.directions, bundle.scorers, edited, kept),
+        steps[: len(edited)],
         # not those of the kept attributes, which would add more noise than they mend
         without_effect(bundle.interactions[edited], directions, scorers),
         bundle.axes,
@@ -170,18 +170,15 @@ def edit_directions(
     if attributes are so alike that one cannot move without another.
     """
     rows = [*edited, *kept]
-    steps, stretch = _unit_steps(directions[rows], scorers[rows])
-    if not bool((stretch[: len(edited)] < _MAX_STRETCH).all()):
-        reason = "the attributes to edit and to keep are too alike to separate; keep fewer with "
-        raise UsageError(reason, Argument("keep"))
-    return steps[: len(edited)]
+    return _unit_steps(directions[rows], scorers[rows], len(edited))[0][: len(edited)]
 
 
-def _unit_steps(directions: Tensor, scorers: Tensor) -> tuple[Tensor, Tensor]:
+def _unit_steps(directions: Tensor, scorers: Tensor, num_edited: int) -> tuple[Tensor, Tensor]:
     """Steps (R, D) of which each moves one of the scores by 1 and the others by 0.
 
     They are combinations of `directions` (R, D). The second result (R,), on the CPU, is their length
-    as a multiple of that of the plain direction: infinite, or not a number, where there is no step.
+    as a multiple of that of the plain direction. Raises `UsageError` if one of the first `num_edited`
+    is too long, or none.
     """
     device = directions.device  # not every device has float64
     directions, scorers = directions.cpu().double(), scorers.cpu().double()
@@ -191,6 +188,9 @@ def _unit_steps(directions: Tensor, scorers: Tensor) -> tuple[Tensor, Tensor]:
     stretch = steps.norm(dim=1) / directions.norm(dim=1)
     if int(info):
         stretch = torch.full_like(stretch, math.inf)
+    if not bool((stretch[:num_edited] < _MAX_STRETCH).all()):
+        reason = "the attributes to edit and to keep are too alike to separate; keep fewer with "
+        raise UsageError(reason, Argument("keep"))
     return steps.float().to(device), stretch
 
 
